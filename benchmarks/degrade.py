@@ -1,0 +1,92 @@
+"""Forward models of the benchmark: code of its own, so that no model is judged by the operator it inverts.
+
+Truth is an isotropic image padded so that every factor divides it; degraded images share its field of view edges.
+"""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+Volume = NDArray[np.float32]
+FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
+
+
+@frozen
+class Case:
+    """A degradation: ``kspace`` halves the resolution of all axes, ``slices`` makes thick slices along one."""
+
+    name: str
+    factors: tuple[int, int, int]
+    profile: str
+
+    @property
+    def group(self) -> str:
+        """Name of the case without the axis."""
+        return self.name.rstrip("ijk")
+
+    @property
+    def psf(self) -> str:
+        """The point-spread function as a user would state it (mm, for truth of 1 mm)."""
+        kinds = ["gaussian" if self.profile == "gaussian" and f > 1 else "kspace" for f in self.factors]
+        return ",".join(f"{k}:{f}" for k, f in zip(kinds, self.factors, strict=True))
+
+
+def all_cases() -> list[Case]:
+    """k-space x2 and slices of 3, 4 and 5 mm along each axis."""
+    cases = [Case("kspace2", (2, 2, 2), "kspace")]
+    for thickness in (3, 4, 5):
+        for axis in range(3):
+            factors = [1, 1, 1]
+            factors[axis] = thickness
+            cases.append(Case(f"slices{thickness}{'ijk'[axis]}", (factors[0], factors[1], factors[2]), "gaussian"))
+    return cases
+
+
+def crop_kspace(volume: Volume, axis: int, factor: int) -> Volume:
+    """Keep the middle ``1 / factor`` of k-space along an axis; samples at the centres of ``factor`` voxels."""
+    n = volume.shape[axis]
+    m = n // factor
+    spectrum = np.moveaxis(np.fft.fft(volume.astype(np.float64), axis=axis), axis, -1)
+    k = np.fft.fftfreq(n, 1 / n)
+    # Centre of the first block of voxels lies (factor - 1) / 2 voxels after the first voxel.
+    spectrum = spectrum * np.exp(2j * np.pi * k * (factor - 1) / 2 / n)
+    kept = np.zeros((*spectrum.shape[:-1], m), dtype=complex)
+    order = np.fft.fftfreq(m, 1 / m).astype(int)
+    for index, frequency in enumerate(order):
+        if 2 * abs(frequency) == m:  # the edge of the window is shared by both signs
+            kept[..., index] = (spectrum[..., frequency % n] + spectrum[..., -frequency % n]) / 2
+        else:
+            kept[..., index] = spectrum[..., frequency % n]
+    return np.moveaxis(np.fft.ifft(kept, axis=-1).real / factor, -1, axis).astype(np.float32)
+
+
+def thick_slices(volume: Volume, axis: int, thickness: int) -> Volume:
+    """Contiguous slices with a Gaussian profile of FWHM ``thickness`` voxels, outside of the image is zero."""
+    moved = np.moveaxis(volume, axis, -1)
+    n = moved.shape[-1]
+    centres = np.arange(n // thickness) * thickness + (thickness - 1) / 2
+    distance = np.arange(n)[:, None] - centres[None, :]
+    profile = np.exp(-0.5 * (distance / (thickness * FWHM_TO_SIGMA)) ** 2)
+    profile /= np.sqrt(2 * np.pi) * thickness * FWHM_TO_SIGMA
+    return np.moveaxis(moved.astype(np.float64) @ profile, -1, axis).astype(np.float32)
+
+
+def rician(volume: Volume, sigma: float, seed: int) -> Volume:
+    """Magnitude of the image with Gaussian noise of ``sigma`` in both channels."""
+    rng = np.random.default_rng(seed)
+    real, imaginary = (rng.normal(scale=sigma, size=volume.shape) for _ in range(2))
+    return np.hypot(volume + real, imaginary).astype(np.float32)
+
+
+def degrade(truth: nib.Nifti1Image, case: Case, sigma: float, seed: int) -> nib.Nifti1Image:
+    """Degraded image of a case with Rician noise; same field of view as ``truth``."""
+    volume = np.asanyarray(truth.dataobj, dtype=np.float32)
+    for axis, factor in enumerate(case.factors):
+        if factor > 1:
+            volume = (crop_kspace if case.profile == "kspace" else thick_slices)(volume, axis, factor)
+    scale = np.diag([*case.factors, 1.0])
+    scale[:3, 3] = (np.array(case.factors) - 1) / 2
+    return nib.Nifti1Image(rician(volume, sigma, seed), truth.affine @ scale)

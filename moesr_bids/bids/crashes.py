@@ -1,0 +1,73 @@
+"""What Nipype's crash files say, in one line each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import attrs
+
+from moesr_bids.bids.collect import RawImage
+
+_ERROR_LINE = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit)\w*): (.+)$")
+
+
+@attrs.frozen
+class Crash:
+    """A failed step.
+
+    Attributes
+    ----------
+    node : str
+        Full name of the Nipype node.
+    reason : str
+        The error's own message.
+    path : pathlib.Path
+        The crash file.
+
+    """
+
+    node: str
+    reason: str
+    path: Path
+
+    @property
+    def step(self) -> str:
+        """Name of the step within its image."""
+        return self.node.rsplit(".", 1)[-1]
+
+
+def read_crash(path: Path) -> Crash:
+    """Read a Nipype crash file in text format."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    node = re.search(r"^Node: (\S+)", text, re.MULTILINE)
+    reasons = [match[2] for line in text.splitlines() if (match := _ERROR_LINE.match(line))]
+    # Nipype puts its own NodeExecutionError around the error; the step's own comes last.
+    reason = reasons[-1] if reasons else text.strip().splitlines()[-1]
+    return Crash(node=node[1] if node else "unknown", reason=reason.strip(), path=path)
+
+
+def crashes_by_image(folder: Path, images: Iterable[RawImage], *, since: float) -> dict[RawImage, Crash]:
+    """Find the first crash of each image.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The ``logs`` folder, with a folder of crash files per participant.
+    images : iterable of RawImage
+        Images of the run.
+    since : float
+        Time stamp of the start of the run; older files belong to earlier runs.
+
+    """
+    by_workflow = {image.workflow_name: image for image in images}
+    found: dict[RawImage, Crash] = {}
+    for path in sorted(folder.glob("sub-*/crash-*.txt"), key=lambda path: path.stat().st_mtime):
+        if path.stat().st_mtime < since:
+            continue
+        crash = read_crash(path)
+        for part in crash.node.split("."):
+            if part in by_workflow:
+                found.setdefault(by_workflow[part], crash)
+    return found

@@ -1,0 +1,46 @@
+"""Files at the root of the derivatives: ``dataset_description.json``, ``.bidsignore`` and the saved settings."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from moesr_bids import __version__
+from moesr_bids.atomic import write_text
+from moesr_bids.config import Settings
+
+BIDS_VERSION = "1.10.0"
+BIDSIGNORE = ("*.html", "figures", "group_*", "*_xfm.*", "*.part*")
+
+
+def dataset_description(settings: Settings) -> dict[str, Any]:
+    """Return the content of ``dataset_description.json``."""
+    generator: dict[str, Any] = {"Name": "moesr-bids", "Version": __version__}
+    if tag := os.environ.get("MOESR_BIDS_CONTAINER_TAG"):
+        generator["Container"] = {"Type": os.environ.get("MOESR_BIDS_CONTAINER_TYPE", "docker"), "Tag": tag}
+    return {
+        "Name": "moesr-bids: super-resolved anatomical MRI",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [generator],
+        "DatasetLinks": {"raw": settings.bids_dir.as_uri()},
+        "SourceDatasets": [{"URL": settings.bids_dir.as_uri()}],
+        "HowToAcknowledge": "Cite the works listed in logs/CITATION.md.",
+    }
+
+
+def prepare_output_folder(settings: Settings) -> None:
+    """Make the output folder and its root files."""
+    output_dir = settings.output_dir
+    (output_dir / "logs").mkdir(parents=True, exist_ok=True)
+    write_text(output_dir / "dataset_description.json", json.dumps(dataset_description(settings), indent=2) + "\n")
+    write_text(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
+
+
+def save_settings(settings: Settings, name: str) -> Path:
+    """Save the settings as ``logs/<name>.toml``, in the form that ``--config-file`` reads."""
+    path = settings.output_dir / "logs" / f"{name}.toml"
+    write_text(path, settings.to_toml())
+    return path

@@ -1,0 +1,123 @@
+"""Names of the derivatives of an image, and whether they are there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.config import Settings
+
+# Order of entities in file names by the BIDS schema; raw entities not listed here come before all of these.
+_LATE_ENTITIES = ("space", "split", "recording", "chunk", "seg", "res", "den", "label", "desc", "from", "to", "mode")
+
+
+def derivative_path(
+    image: RawImage, *, suffix: str | None = None, extension: str = ".nii.gz", **entities: str | None
+) -> str:
+    """Return the path of a derivative below the output root.
+
+    All entities of the raw image are kept, so that two images never share a name.
+
+    Parameters
+    ----------
+    image : RawImage
+        Image that the derivative comes from.
+    suffix : str, optional
+        BIDS suffix; the image's own by default.
+    extension : str
+        File extension with its dot.
+    **entities : str or None
+        Further entities by short key, such as ``res="0p7mm"``; None leaves one out.
+
+    """
+    merged = {**image.entities, **{key: value for key, value in entities.items() if value is not None}}
+    early = [key for key in merged if key not in _LATE_ENTITIES]
+    late = [key for key in _LATE_ENTITIES if key in merged]
+    name = "_".join([f"{key}-{merged[key]}" for key in (*early, *late)] + [suffix or image.suffix]) + extension
+    folder = f"sub-{image.participant}" + (f"/ses-{image.session}" if image.session else "")
+    return f"{folder}/anat/{name}"
+
+
+def figure_path(image: RawImage, desc: str, extension: str) -> str:
+    """Return the path of a reportlet below the output root."""
+    name = Path(derivative_path(image, desc=desc, extension=extension)).name
+    return f"sub-{image.participant}/figures/{name}"
+
+
+def output_paths(image: RawImage, settings: Settings) -> dict[str, str]:
+    """Return the NIfTI and transform derivatives of an image.
+
+    Returns
+    -------
+    dict
+        ``moesr``, ``residual``, ``preproc``, ``mask``, and per template ``to-<template>`` and ``from-<template>``,
+        each with its path below the output root.
+
+    """
+    res = settings.resolution_label
+    # The T1w has the plain mask name; other contrasts have grids of their own and say so.
+    space = None if image.suffix == "T1w" else image.suffix
+    paths = {
+        "moesr": derivative_path(image, res=res, desc="moesr"),
+        "residual": derivative_path(image, desc="residual"),
+        "preproc": derivative_path(image, desc="preproc"),
+        "mask": derivative_path(image, space=space, res=res, desc="brain", suffix="mask"),
+    }
+    for template in settings.output_spaces:
+        name = template.replace(":", "")
+        common = {"mode": "image", "suffix": "xfm", "extension": ".h5"}
+        paths[f"to-{template}"] = derivative_path(image, **{"from": image.suffix, "to": name}, **common)
+        paths[f"from-{template}"] = derivative_path(image, **{"from": name, "to": image.suffix}, **common)
+    return paths
+
+
+def sidecar_of(path: str) -> str:
+    """Return the path of the JSON file beside a derivative."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{name.split('.', 1)[0]}.json"
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def settings_hash(image: RawImage, settings: Settings, input_sha256: str) -> str:
+    """Return the digest of all that decides the outputs of `image`."""
+    return settings.output_hash({"input": input_sha256, "metadata": dict(image.metadata)})
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty dictionary where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def finished_record(image: RawImage, settings: Settings) -> Mapping[str, Any] | None:
+    """Return the ``Moesr`` block of an image whose outputs are all there and made with the same settings.
+
+    The sidecar of the main output is written last, so its presence says that the others were whole.
+
+    Returns
+    -------
+    Mapping or None
+        None when the image has to be processed.
+
+    """
+    sidecar = settings.output_dir / sidecar_of(output_paths(image, settings)["moesr"])
+    record = read_sidecar(sidecar).get("Moesr")
+    if not isinstance(record, dict) or not image.path.exists():
+        return None
+    outputs = record.get("Outputs") or []
+    if not outputs or not all((settings.output_dir / path).is_file() for path in outputs):
+        return None
+    same = record.get("SettingsHash") == settings_hash(image, settings, sha256(image.path))
+    return record if same else None

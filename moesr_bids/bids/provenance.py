@@ -1,0 +1,126 @@
+"""Sidecars of the derivatives: where each file comes from and what was done to make it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moesr_bids import __version__
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.config import Settings
+
+# Facts that become blocks of their own in the ``Moesr`` object, by the step that states them.
+_BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField"}
+_MEASURED = ("Seconds", "PeakMemoryGB")
+
+
+def moesr_block(
+    settings: Settings,
+    steps: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    settings_hash: str,
+    input_sha256: str,
+    outputs: Sequence[str],
+) -> dict[str, Any]:
+    """Return the ``Moesr`` object of the main sidecar.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run.
+    steps : sequence of (str, Mapping)
+        Name of each step and the record it returned, in order. Registrations are named ``register:<template>``.
+    settings_hash, input_sha256 : str
+        Digests that tell whether the outputs are still what a new run would make.
+    outputs : sequence of str
+        Paths of all outputs of the image below the output root.
+
+    """
+    records = dict(steps)
+    warnings = [warning for _, record in steps for warning in record.get("Warnings", [])]
+    block: dict[str, Any] = {"Version": __version__}
+    block |= {key: value for key, value in records["super_resolve"].items() if key not in ("Warnings", *_MEASURED)}
+    block["RandomSeed"] = settings.random_seed
+    for step, name in _BLOCKS.items():
+        block[name] = _facts(records.get(step, {}))
+    block["Registration"] = {
+        step.partition(":")[2]: _facts(record) for step, record in steps if step.startswith("register:")
+    }
+    block["Warnings"] = warnings
+    block["Steps"] = [{"Step": step, **{key: record.get(key) for key in _MEASURED}} for step, record in steps]
+    block["Seconds"] = round(sum(float(record.get("Seconds") or 0) for _, record in steps), 1)
+    block["PeakMemoryGB"] = max((float(record.get("PeakMemoryGB") or 0) for _, record in steps), default=0.0)
+    block |= {"SettingsHash": settings_hash, "InputSHA256": input_sha256, "Outputs": list(outputs)}
+    return block
+
+
+def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in ("Warnings", *_MEASURED)}
+
+
+def sidecars(
+    image: RawImage, settings: Settings, paths: Mapping[str, str], block: Mapping[str, Any], *, skull_stripped: bool
+) -> dict[str, dict[str, Any]]:
+    """Return the JSON content for each derivative.
+
+    Parameters
+    ----------
+    image : RawImage
+        Image that the derivatives come from.
+    settings : Settings
+        Settings of the run.
+    paths : Mapping
+        Output key to path below the output root; see `moesr_bids.bids.outputs.output_paths`.
+    block : Mapping
+        The ``Moesr`` object.
+    skull_stripped : bool
+        Whether the input came without skull.
+
+    Returns
+    -------
+    dict
+        Output key to sidecar content.
+
+    """
+    raw = f"bids:raw:{image.relative}"
+    preproc = f"bids::{paths['preproc']}"
+    grid = f"{settings.resolution:g} mm isotropic grid along the axes of the input, over its field of view"
+    contents: dict[str, dict[str, Any]] = {
+        "moesr": {
+            "Description": f"Super-resolved image (model {settings.model}), consistent with the acquired image",
+            "Sources": [raw, preproc],
+            "SkullStripped": skull_stripped,
+            "SpatialReference": "orig",
+            "Resolution": grid,
+            "Moesr": dict(block),
+        },
+        "residual": {
+            "Description": "Bias-corrected input minus the acquisition operator applied to the super-resolved image",
+            "Units": "noise standard deviations",
+            "Sources": [preproc, f"bids::{paths['moesr']}"],
+            "SkullStripped": skull_stripped,
+            "SpatialReference": "orig",
+        },
+        "preproc": {
+            "Description": "Input with the bias field removed, on its own grid",
+            "Sources": [raw],
+            "SkullStripped": skull_stripped,
+            "SpatialReference": "orig",
+        },
+        "mask": {
+            "Type": "Brain",
+            "Sources": [preproc],
+            "SpatialReference": "orig" if "space-" not in paths["mask"] else f"bids::{paths['moesr']}",
+            "Resolution": grid,
+        },
+    }
+    for key in paths:
+        if key.startswith(("to-", "from-")):
+            template = key.partition("-")[2]
+            contents[key] = {
+                "Description": "ITK composite transform for antsApplyTransforms",
+                "Type": "affine",
+                "Template": template,
+                "Sources": [preproc],
+            }
+    return contents

@@ -1,0 +1,74 @@
+"""Metadata of raw images by the BIDS inheritance principle.
+
+PyBIDS stops indexing the whole data set at the first broken JSON file; here a broken file costs only its own image
+its metadata, and the reason is kept for the report.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def _entities(name: str) -> tuple[frozenset[str], str]:
+    *entities, suffix = name.split(".", 1)[0].split("_")
+    return frozenset(entities), suffix
+
+
+def sidecar_files(image: Path, root: Path) -> list[Path]:
+    """Return the JSON files that apply to `image`, from the least to the most specific.
+
+    Parameters
+    ----------
+    image : pathlib.Path
+        Image below `root`.
+    root : pathlib.Path
+        Root of the BIDS data set.
+
+    Returns
+    -------
+    list of pathlib.Path
+        Files whose suffix is the image's and whose entities are all among the image's.
+
+    """
+    entities, suffix = _entities(image.name)
+    found: list[Path] = []
+    for folder in reversed([parent for parent in image.parents if parent.is_relative_to(root)]):
+        here = [path for path in folder.glob(f"*{suffix}.json") if _applies(path, entities, suffix)]
+        found += sorted(here, key=lambda path: len(_entities(path.name)[0]))
+    return found
+
+
+def _applies(path: Path, entities: frozenset[str], suffix: str) -> bool:
+    candidate, candidate_suffix = _entities(path.name)
+    return candidate_suffix == suffix and candidate <= entities
+
+
+def read_metadata(image: Path, root: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Read and merge the sidecars of an image.
+
+    Returns
+    -------
+    metadata : dict
+        Merged keys; more specific files win.
+    warnings : tuple of str
+        One sentence for each file that could not be used, or for the lack of any.
+
+    """
+    metadata: dict[str, Any] = {}
+    warnings: list[str] = []
+    files = sidecar_files(image, root)
+    for path in files:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            warnings.append(f"sidecar {path.relative_to(root)} was not used: it is not readable JSON ({error})")
+            continue
+        if isinstance(content, dict):
+            metadata.update(content)
+        else:
+            warnings.append(f"sidecar {path.relative_to(root)} was not used: it holds no JSON object")
+    if not files:
+        warnings.append("no JSON sidecar: slice thickness and acquisition type are taken from the voxel size")
+    return metadata, tuple(warnings)

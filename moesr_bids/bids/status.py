@@ -1,0 +1,90 @@
+"""What became of every image: one small file each, and one table made from them.
+
+A file per image lets many jobs write at once without locks; the table is made anew from all of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import attrs
+
+from moesr_bids.atomic import write_text
+
+COLUMNS = ("participant_id", "session_id", "image", "state", "step", "reason", "seconds", "peak_memory_gb")
+STATES = ("running", "done", "skipped", "failed")
+
+
+@attrs.frozen(kw_only=True)
+class ImageStatus:
+    """State of one image.
+
+    Attributes
+    ----------
+    participant_id, session_id : str
+        With their prefixes; ``n/a`` where there is no session.
+    image : str
+        Path of the raw image below its data set, or ``n/a``.
+    state : str
+        ``running``, ``done``, ``skipped`` (outputs were complete) or ``failed``.
+    step : str
+        Step that failed, or the last one finished.
+    reason : str
+        Why it failed, or why it was skipped.
+    seconds, peak_memory_gb : float or None
+        Sum over steps, and largest over steps, in GiB.
+    crash_file : str
+        Path of the crash file below the output folder.
+
+    """
+
+    participant_id: str
+    session_id: str = "n/a"
+    image: str = "n/a"
+    state: str = "running"
+    step: str = "n/a"
+    reason: str = "n/a"
+    seconds: float | None = None
+    peak_memory_gb: float | None = None
+    crash_file: str = "n/a"
+
+    @property
+    def key(self) -> str:
+        """Name of the status file without extension."""
+        return self.participant_id if self.image == "n/a" else Path(self.image).name.split(".", 1)[0]
+
+
+def write_status(output_dir: Path, status: ImageStatus) -> None:
+    """Write the status of an image and make the table anew."""
+    folder = output_dir / "logs" / "status"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / f"{status.key}.json", json.dumps(attrs.asdict(status), indent=2) + "\n")
+
+
+def read_statuses(output_dir: Path) -> list[ImageStatus]:
+    """Read all status files, sorted by name; files that cannot be read are left out."""
+    known = {field.name for field in attrs.fields(ImageStatus)}
+    statuses = []
+    for path in sorted((output_dir / "logs" / "status").glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        statuses.append(ImageStatus(**{key: value for key, value in content.items() if key in known}))
+    return statuses
+
+
+def write_table(output_dir: Path) -> Path:
+    """Write ``logs/status.tsv`` from all status files and return its path."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for status in read_statuses(output_dir):
+        row = attrs.asdict(status)
+        writer.writerow(["n/a" if row[name] is None else " ".join(str(row[name]).split()) for name in COLUMNS])
+    path = output_dir / "logs" / "status.tsv"
+    write_text(path, stream.getvalue())
+    return path

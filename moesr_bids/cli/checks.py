@@ -1,0 +1,146 @@
+"""Checks of the command line that need more than its words: folders, participants, models, templates."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from moesr_bids.config import EMBEDDED_TEMPLATE, SUFFIXES, Settings
+
+
+class UsageError(Exception):
+    """The command line asks for what cannot be; the message is one sentence for the user."""
+
+
+def read_filters(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
+    """Read a BIDS filter file: suffix (or ``anat`` for all) to PyBIDS filters.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing, no JSON object of objects, or names an unknown suffix.
+
+    """
+    if path is None:
+        return {}
+    try:
+        filters = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"BIDS filter file {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"BIDS filter file {path} is not valid JSON: {error}") from None
+    if not isinstance(filters, dict) or not all(isinstance(value, dict) for value in filters.values()):
+        raise UsageError(f'BIDS filter file {path} must look like {{"T1w": {{"acquisition": "mprage"}}}}')
+    allowed = {*SUFFIXES, *(suffix.lower() for suffix in SUFFIXES), "anat"}
+    if unknown := sorted(set(filters) - allowed):
+        raise UsageError(f"BIDS filter file {path}: {unknown[0]} is none of {', '.join(SUFFIXES)}, anat")
+    by_lower = dict(zip(map(str.lower, SUFFIXES), SUFFIXES, strict=True))
+    return {by_lower.get(key.lower(), key): value for key, value in filters.items()}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean ...?)`` with the known word most like `word`, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _check_folders(settings: Settings) -> None:
+    bids_dir, output_dir, work_dir = settings.bids_dir, settings.output_dir, settings.work_dir
+    if not bids_dir.is_dir():
+        raise UsageError(f"input folder {bids_dir} does not exist")
+    if _is_inside(output_dir, bids_dir):
+        raise UsageError(f"output folder {output_dir} lies inside the input {bids_dir}; choose one outside it")
+    if _is_inside(bids_dir, output_dir):
+        raise UsageError(f"input {bids_dir} lies inside the output folder {output_dir}; choose another output folder")
+    if _is_inside(work_dir, bids_dir):
+        raise UsageError(f"work folder {work_dir} lies inside the input {bids_dir}; choose another with --work-dir")
+    if work_dir.resolve() == output_dir.resolve():
+        raise UsageError(f"work folder and output folder are both {work_dir}; choose another with --work-dir")
+    for folder, option in ((output_dir, "the output folder"), (work_dir, "--work-dir")):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}, given as {option}, is a file")
+
+
+def _check_participants(settings: Settings) -> None:
+    folders = {path.name.removeprefix("sub-") for path in settings.bids_dir.glob("sub-*") if path.is_dir()}
+    if not folders:
+        raise UsageError(f"{settings.bids_dir} holds no participant (no folder sub-*); is it a BIDS data set?")
+    for label in settings.participant_label:
+        if label not in folders:
+            raise UsageError(f"participant {label} is not in {settings.bids_dir}{nearest(label, sorted(folders))}")
+    chosen = settings.participant_label or tuple(folders)
+    sessions = {
+        path.name.removeprefix("ses-") for label in chosen for path in settings.bids_dir.glob(f"sub-{label}/ses-*")
+    }
+    for label in settings.session_label:
+        if label not in sessions:
+            raise UsageError(f"session {label} is not in {settings.bids_dir}{nearest(label, sorted(sessions))}")
+
+
+def _check_choices(settings: Settings) -> None:
+    from moesr_bids.sr.models import MODEL_NAMES
+
+    if settings.model not in MODEL_NAMES:
+        raise UsageError(
+            f"model {settings.model} is none of {', '.join(MODEL_NAMES)}{nearest(settings.model, MODEL_NAMES)}"
+        )
+    if settings.use_plugin:
+        from moesr_bids.workflows.execution import read_plugin
+
+        try:
+            read_plugin(settings.use_plugin)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    if settings.device == "cuda" and not any(
+        Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+    ):
+        raise UsageError("--device cuda: this machine shows no NVIDIA GPU; use --device cpu")
+
+
+def _check_templates(settings: Settings) -> None:
+    others = [name for name in settings.output_spaces if name != EMBEDDED_TEMPLATE]
+    if not others:
+        return
+    from moesr_bids.preproc.template import TemplateNotFoundError, load_template
+
+    for name in others:
+        try:
+            load_template(name)
+        except TemplateNotFoundError as error:
+            raise UsageError(str(error)) from None
+
+
+def _check_writable(settings: Settings) -> None:
+    for folder in (settings.output_dir, settings.work_dir):
+        parent = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise UsageError(f"no permission to write to {folder}")
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse settings that cannot work.
+
+    Raises
+    ------
+    UsageError
+        With one sentence that says what is wrong and what to do.
+
+    """
+    _check_folders(settings)
+    if settings.analysis_level == "group":
+        if not settings.output_dir.is_dir():
+            raise UsageError(f"output folder {settings.output_dir} does not exist; run the participant level first")
+        return
+    _check_participants(settings)
+    _check_choices(settings)
+    _check_templates(settings)
+    if not settings.dry_run:
+        _check_writable(settings)

@@ -1,0 +1,43 @@
+"""Lines for the person who waits: what runs, what is done, what failed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from moesr_bids.bids.collect import RawImage
+
+# Steps too short to be worth a line.
+_QUIET_STEPS = frozenset({"files", "records"})
+
+
+def say(text: str) -> None:
+    """Print a line with the time of day."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+
+
+class Progress:
+    """Nipype status callback that prints a line per step.
+
+    Parameters
+    ----------
+    images : list of RawImage
+        Images of the run.
+
+    """
+
+    def __init__(self, images: list[RawImage]) -> None:
+        self._images = {image.workflow_name: image.stem for image in images}
+        self._started: dict[str, float] = {}
+
+    def __call__(self, node: Any, status: str) -> None:
+        """Take note of ``start``, ``end`` or ``exception`` of a node."""
+        if node.name in _QUIET_STEPS:
+            return
+        image = next((self._images[part] for part in node.fullname.split(".") if part in self._images), node.fullname)
+        if status == "start":
+            self._started[node.fullname] = time.monotonic()
+            return
+        begun = self._started.pop(node.fullname, None)
+        took = "from an earlier run" if begun is None else f"{time.monotonic() - begun:.0f} s"
+        say(f"{image}: {node.name} {'failed' if status == 'exception' else 'done'} ({took})")

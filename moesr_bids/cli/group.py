@@ -1,0 +1,19 @@
+"""The group level: tables and page over the derivatives of all participants."""
+
+from __future__ import annotations
+
+from moesr_bids.config import Settings
+
+
+def run_group(settings: Settings) -> int:
+    """Write ``group_*.tsv`` and ``group.html``; exit code 1 when there is nothing to report on."""
+    from moesr_bids.cli.console import say
+    from moesr_bids.reports.group import build_group
+
+    paths = build_group(settings.output_dir)
+    if not paths:
+        say(f"{settings.output_dir} holds no finished image; run the participant level first")
+        return 1
+    for path in paths:
+        say(f"wrote {path}")
+    return 0

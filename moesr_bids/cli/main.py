@@ -1,0 +1,50 @@
+"""The BIDS App command ``moesr-bids``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moesr_bids.config import Settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``moesr-bids`` and return its exit code: 0 all went well, 1 something failed, 2 bad usage."""
+    from moesr_bids.cli.parser import parse_settings
+
+    settings = parse_settings(sys.argv[1:] if argv is None else argv)
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(settings.verbose, 2)]
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    # Compute nodes have no network: neither Nipype nor TemplateFlow may look for one at import.
+    os.environ.setdefault("NO_ET", "1")
+    os.environ.setdefault("NIPYPE_NO_ET", "1")
+    os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "off")
+    from moesr_bids.cli.checks import UsageError
+
+    try:
+        return _run(settings)
+    except UsageError as error:
+        print(f"moesr-bids: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # A full or read-only disk, most often: the message names the file, a traceback would bury it.
+        print(f"moesr-bids: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(settings: Settings) -> int:
+    if settings.analysis_level == "group":
+        from moesr_bids.cli.group import run_group
+
+        return run_group(settings)
+    from moesr_bids.cli.participant import run_participants
+
+    return run_participants(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""Command line of ``moesr-bids``: options, and the settings they make."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moesr_bids import __version__
+from moesr_bids.cli.checks import UsageError, check_settings, read_filters
+from moesr_bids.config import EMBEDDED_TEMPLATE, SUFFIXES, Settings
+from moesr_bids.resources import available_cpus, available_memory_gb
+
+MEMORY_UNITS_GB = {"K": 1024**-2, "M": 1024**-1, "G": 1.0, "T": 1024.0}
+
+
+def memory_gb(text: str) -> float:
+    """Read an amount of memory such as ``8G`` or ``16000M``; a bare number means megabytes, as in fMRIPrep.
+
+    Returns
+    -------
+    float
+        Memory in GiB.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If `text` is no positive amount.
+
+    """
+    number, unit = text.strip().upper().removesuffix("B").removesuffix("I"), "M"
+    if number and number[-1] in MEMORY_UNITS_GB:
+        number, unit = number[:-1], number[-1]
+    try:
+        amount = float(number) * MEMORY_UNITS_GB[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write for example 8G or 16000M") from None
+    if not amount > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not more than zero")
+    return amount
+
+
+def _label(prefix: str) -> Any:
+    return lambda text: text.removeprefix(prefix)
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return int(text)
+
+
+def _resolution(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.3 <= value <= 3.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a voxel size between 0.3 and 3 mm")
+    return value
+
+
+def _with_dashes(argument: str) -> str:
+    """Turn ``--work_dir`` into ``--work-dir``, so that both spellings are accepted; values stay as they are."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``moesr-bids``."""
+    parser = argparse.ArgumentParser(
+        prog="moesr-bids",
+        description="Super-resolve the T1w, T2w and FLAIR images of a BIDS data set and write BIDS derivatives.",
+        epilog="Example: moesr-bids /data /out participant --participant-label 01 02 --nprocs 4 --mem 16G",
+    )
+    parser.add_argument("bids_dir", type=Path, help="folder of the BIDS data set")
+    parser.add_argument("output_dir", type=Path, help="folder for the derivatives; made when missing")
+    parser.add_argument(
+        "analysis_level",
+        choices=["participant", "group"],
+        help="participant: process images; group: tables and page over all finished participants",
+    )
+    parser.add_argument("--version", action="version", version=f"moesr-bids {__version__}")
+
+    data = parser.add_argument_group("which images")
+    data.add_argument(
+        "--participant-label",
+        nargs="+",
+        default=[],
+        type=_label("sub-"),
+        metavar="LABEL",
+        help="participants to process, with or without sub- (default: all)",
+    )
+    data.add_argument(
+        "--session-label",
+        nargs="+",
+        default=[],
+        type=_label("ses-"),
+        metavar="LABEL",
+        help="sessions to process, with or without ses- (default: all)",
+    )
+    data.add_argument(
+        "--bids-filter-file",
+        type=Path,
+        metavar="FILE",
+        help='JSON of PyBIDS filters per suffix, e.g. {"T1w": {"acquisition": "mprage"}}',
+    )
+    data.add_argument(
+        "--suffixes",
+        nargs="+",
+        choices=SUFFIXES,
+        default=list(SUFFIXES),
+        help="contrasts to process (default: all three)",
+    )
+    data.add_argument("--skip-bids-validation", action="store_true", help="do not run the BIDS validator on the input")
+    data.add_argument(
+        "--bids-database-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of a PyBIDS database: read when there, else written, so that later runs start fast",
+    )
+
+    sr = parser.add_argument_group("super-resolution")
+    sr.add_argument(
+        "--resolution",
+        type=_resolution,
+        default=0.7,
+        metavar="MM",
+        help="voxel size of the output in mm, isotropic (default: 0.7)",
+    )
+    sr.add_argument("--model", default="classical", help="super-resolution model (default: classical)")
+    sr.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where the model runs; cuda stops when there is no GPU, auto says what it took",
+    )
+    sr.add_argument(
+        "--output-spaces",
+        nargs="+",
+        default=[EMBEDDED_TEMPLATE],
+        metavar="TEMPLATE",
+        help=f"templates to register to, by TemplateFlow name; {EMBEDDED_TEMPLATE} comes with the package (default)",
+    )
+    sr.add_argument("--random-seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: 0)")
+
+    run = parser.add_argument_group("resources and execution")
+    run.add_argument(
+        "--nprocs",
+        "--nthreads",
+        "--n-cpus",
+        dest="nprocs",
+        type=_positive_int,
+        metavar="N",
+        help="CPUs to use in all (default: all that this process may use)",
+    )
+    run.add_argument(
+        "--omp-nthreads",
+        type=_positive_int,
+        metavar="N",
+        help="threads of one process (default: as --nprocs, at most 8)",
+    )
+    run.add_argument(
+        "--mem",
+        "--mem-mb",
+        dest="mem_gb",
+        type=memory_gb,
+        metavar="SIZE",
+        help="memory that running steps may use together, e.g. 8G (units K, M, G, T; default: 90%% of what is free)",
+    )
+    run.add_argument(
+        "-w", "--work-dir", type=Path, metavar="DIR", help="folder for intermediate files (default: ./work)"
+    )
+    run.add_argument("--clean-workdir", action="store_true", help="delete the intermediate files after success")
+    run.add_argument(
+        "--dry-run", action="store_true", help="print what would be done with grid sizes, memory and time, and stop"
+    )
+    run.add_argument("--reports-only", action="store_true", help="only write the reports again, from the derivatives")
+    run.add_argument("--boilerplate-only", action="store_true", help="only write the methods text (logs/CITATION.md)")
+    run.add_argument("--stop-on-first-crash", action="store_true", help="stop all work when one step fails")
+    run.add_argument(
+        "--config-file",
+        type=Path,
+        metavar="FILE",
+        help="TOML with options by name, such as a run writes to logs/; the command line wins",
+    )
+    run.add_argument("--write-graph", action="store_true", help="write the workflow graph to logs/graph.dot")
+    run.add_argument(
+        "--use-plugin",
+        type=Path,
+        metavar="FILE",
+        help="YAML with a Nipype plugin and its plugin_args instead of MultiProc",
+    )
+    run.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv for debugging")
+    return parser
+
+
+def _config_arguments(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    """Turn a TOML file of options into command-line arguments, so that both are checked the same way."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"configuration file {path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"configuration file {path} is not valid TOML: {error}") from None
+    known = {string for action in parser._actions for string in action.option_strings}
+    arguments: list[str] = []
+    for key, value in table.items():
+        option = _with_dashes(f"--{key}")
+        if option not in known or option == "--config-file":
+            raise UsageError(f"configuration file {path}: {key} is no option; see moesr-bids --help")
+        if option == "--verbose":
+            arguments += [option] * int(value)
+        elif value is True:
+            arguments.append(option)
+        elif value is not False:
+            arguments += [option, *map(str, value if isinstance(value, list) else [value])]
+    return arguments
+
+
+def parse_settings(argv: Sequence[str]) -> Settings:
+    """Parse and check the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments without the program name.
+
+    Returns
+    -------
+    Settings
+        Checked settings with absolute paths.
+
+    Raises
+    ------
+    SystemExit
+        With code 2 and one sentence when the command line asks for what cannot be.
+
+    """
+    parser = build_parser()
+    argv = [_with_dashes(argument) for argument in argv]
+    args = parser.parse_args(argv)
+    try:
+        if args.config_file:
+            # Positional arguments first: options that take several values would swallow them.
+            positional = [str(args.bids_dir), str(args.output_dir), args.analysis_level]
+            from_file = parser.parse_args([*positional, *_config_arguments(args.config_file, parser)])
+            if args.verbose:
+                from_file.verbose = 0
+            # Values already in the namespace act as defaults, so that the command line wins.
+            args = parser.parse_args(argv, namespace=from_file)
+        settings = _settings(args)
+        check_settings(settings)
+    except UsageError as error:
+        parser.exit(2, f"moesr-bids: error: {error}\n")
+    return settings
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    nprocs = args.nprocs or available_cpus()
+    work_dir = args.work_dir or Path("work")
+    return Settings(
+        bids_dir=_absolute(args.bids_dir),
+        output_dir=_absolute(args.output_dir),
+        analysis_level=args.analysis_level,
+        work_dir=_absolute(work_dir),
+        participant_label=tuple(dict.fromkeys(args.participant_label)),
+        session_label=tuple(dict.fromkeys(args.session_label)),
+        bids_filters=read_filters(args.bids_filter_file),
+        bids_filter_file=args.bids_filter_file and _absolute(args.bids_filter_file),
+        bids_database_dir=args.bids_database_dir and _absolute(args.bids_database_dir),
+        skip_bids_validation=args.skip_bids_validation,
+        suffixes=tuple(dict.fromkeys(args.suffixes)),
+        resolution=args.resolution,
+        model=args.model,
+        output_spaces=tuple(dict.fromkeys(args.output_spaces)),
+        device=args.device,
+        nprocs=nprocs,
+        omp_nthreads=min(args.omp_nthreads or min(nprocs, 8), nprocs),
+        mem_gb=args.mem_gb or 0.9 * available_memory_gb(),
+        random_seed=args.random_seed,
+        clean_workdir=args.clean_workdir,
+        dry_run=args.dry_run,
+        reports_only=args.reports_only,
+        boilerplate_only=args.boilerplate_only,
+        stop_on_first_crash=args.stop_on_first_crash,
+        write_graph=args.write_graph,
+        use_plugin=args.use_plugin and _absolute(args.use_plugin),
+        verbose=args.verbose,
+    )
+
+
+def _absolute(path: Path) -> Path:
+    # Not resolve(): the user's own path, symbolic links and all, should stand in logs and sidecars.
+    return Path(os.path.abspath(path))  # noqa: PTH100

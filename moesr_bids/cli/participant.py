@@ -1,0 +1,188 @@
+"""The participant level: collect, plan, run, and tell what became of every image."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
+from moesr_bids.bids.crashes import Crash, crashes_by_image
+from moesr_bids.bids.dataset import prepare_output_folder, save_settings
+from moesr_bids.bids.outputs import finished_record
+from moesr_bids.bids.status import ImageStatus, write_status, write_table
+from moesr_bids.cli.checks import UsageError
+from moesr_bids.cli.console import Progress, say
+from moesr_bids.cli.plan import print_plan
+from moesr_bids.config import Settings
+
+
+def run_participants(settings: Settings) -> int:
+    """Run the participant level.
+
+    Returns
+    -------
+    int
+        0 when every image is done, 1 when anything failed.
+
+    """
+    if settings.reports_only:
+        return _write_reports(settings, participant_labels(settings))
+    images = collect_images(settings)
+    if settings.dry_run:
+        print_plan(images, settings)
+        return 0
+    prepare_output_folder(settings)
+    if settings.boilerplate_only:
+        _build(images, settings, use_gpu=False)
+        say(f"wrote {settings.output_dir / 'logs' / 'CITATION.md'}")
+        return 0
+    if not settings.skip_bids_validation:
+        _validate(settings)
+    save_settings(settings, time.strftime("run-%Y%m%dT%H%M%S"))
+
+    started = time.time()
+    finished = {image: record for image in images if (record := finished_record(image, settings)) is not None}
+    todo = [image for image in images if image not in finished]
+    for image in finished:
+        write_status(settings.output_dir, _skipped(image, finished[image]))
+    for image in todo:
+        write_status(settings.output_dir, _status(image, state="running"))
+    say(
+        f"{len(images)} images of {len({image.participant for image in images})} participants: "
+        f"{len(todo)} to process, {len(finished)} already complete"
+    )
+
+    error = _run(todo, settings) if todo else None
+    statuses = [*_outcomes(todo, settings, started, error), *_without_images(images, settings)]
+    for status in statuses:
+        write_status(settings.output_dir, status)
+    table = write_table(settings.output_dir)
+    report_code = _write_reports(settings, participant_labels(settings))
+    failed = [status for status in statuses if status.state == "failed"]
+    for status in failed:
+        say(f"FAILED {status.key} at {status.step}: {status.reason}")
+    say(
+        f"{len(todo) - sum(s.image != 'n/a' for s in failed)} done, {len(finished)} skipped, {len(failed)} failed; "
+        f"status of every image: {table}"
+    )
+    if settings.clean_workdir and not failed:
+        _clean(settings, {image.participant for image in images})
+    return 1 if failed or report_code else 0
+
+
+def _build(images: Sequence[RawImage], settings: Settings, *, use_gpu: bool) -> Any:
+    from moesr_bids.cli.citation import write_citation
+    from moesr_bids.workflows.base import init_moesr_wf
+
+    workflow = init_moesr_wf(images=images, settings=settings, use_gpu=use_gpu)
+    write_citation(workflow.visit_desc(), settings.output_dir)
+    return workflow
+
+
+def _run(images: Sequence[RawImage], settings: Settings) -> Exception | None:
+    """Run the workflow; return the error with which Nipype ended, if any."""
+    from moesr_bids.workflows.execution import configure_nipype, make_plugin, visible_gpus
+
+    gpus = 0 if settings.device == "cpu" else visible_gpus()
+    configure_nipype(settings)
+    workflow = _build(images, settings, use_gpu=gpus > 0)
+    if settings.write_graph:
+        graph = settings.output_dir / "logs" / "graph.dot"
+        workflow.write_hierarchical_dotfile(dotfilename=str(graph), colored=True)
+        say(f"wrote {graph}")
+    try:
+        workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=Progress(list(images))))
+    except Exception as error:  # What failed, and why, is read per image from the crash files.
+        return error
+    return None
+
+
+def _validate(settings: Settings) -> None:
+    from moesr_bids.bids.validation import count_errors
+
+    try:
+        errors = count_errors(settings.bids_dir)
+    except RuntimeError as error:
+        raise UsageError(str(error)) from None
+    if errors:
+        listed = "; ".join(f"{code} in {files} files" for code, files in list(errors.items())[:5])
+        say(f"the BIDS validator finds errors in {settings.bids_dir}: {listed}. Images that can be read are processed.")
+
+
+def _status(image: RawImage, **fields: Any) -> ImageStatus:
+    session = f"ses-{image.session}" if image.session else "n/a"
+    return ImageStatus(participant_id=f"sub-{image.participant}", session_id=session, image=image.relative, **fields)
+
+
+def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"seconds": record.get("Seconds"), "peak_memory_gb": record.get("PeakMemoryGB")}
+
+
+def _skipped(image: RawImage, record: Mapping[str, Any]) -> ImageStatus:
+    return _status(image, state="skipped", step="publish", reason="outputs were complete", **_measured(record))
+
+
+def _outcomes(
+    images: Sequence[RawImage], settings: Settings, started: float, error: Exception | None
+) -> list[ImageStatus]:
+    crashes = crashes_by_image(settings.output_dir / "logs", images, since=started)
+    outcomes = []
+    for image in images:
+        record = finished_record(image, settings)
+        if record is not None and image not in crashes:
+            outcomes.append(_status(image, state="done", step="publish", **_measured(record)))
+        else:
+            outcomes.append(_failure(image, crashes.get(image), error, settings))
+    return outcomes
+
+
+def _failure(image: RawImage, crash: Crash | None, error: Exception | None, settings: Settings) -> ImageStatus:
+    if crash is None:
+        reason = f"not finished: the run ended early ({error})" if error else "not finished"
+        return _status(image, state="failed", step="run", reason=reason.splitlines()[0])
+    relative = crash.path.relative_to(settings.output_dir).as_posix()
+    return _status(image, state="failed", step=crash.step, reason=crash.reason, crash_file=relative)
+
+
+def _without_images(images: Sequence[RawImage], settings: Settings) -> list[ImageStatus]:
+    have = {image.participant for image in images}
+    wanted = ", ".join(settings.suffixes)
+    return [
+        ImageStatus(
+            participant_id=f"sub-{label}",
+            state="failed",
+            step="collect",
+            reason=f"no {wanted} image that the options select",
+        )
+        for label in participant_labels(settings)
+        if label not in have
+    ]
+
+
+def _write_reports(settings: Settings, participants: Sequence[str]) -> int:
+    from moesr_bids.reports.individual import build_participant_report
+
+    code = 0
+    for label in participants:
+        try:
+            path = build_participant_report(settings.output_dir, f"sub-{label}")
+        except Exception as error:  # A report that cannot be written must not hide the others, nor the exit code.
+            say(f"FAILED report of sub-{label}: {error}")
+            code = 1
+        else:
+            say(f"report: {path}")
+    return code
+
+
+def _clean(settings: Settings, participants: set[str]) -> None:
+    from moesr_bids.workflows.base import WORKFLOW_NAME, participant_workflow_name
+
+    folder: Path = settings.work_dir / WORKFLOW_NAME
+    for label in participants:
+        shutil.rmtree(folder / participant_workflow_name(label), ignore_errors=True)
+    if folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
+    say(f"removed the intermediate files in {folder}")

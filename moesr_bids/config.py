@@ -1,0 +1,122 @@
+"""The settings of one run: immutable, passed by argument, saved beside the outputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from moesr_bids import __version__
+
+SUFFIXES = ("T1w", "T2w", "FLAIR")
+EMBEDDED_TEMPLATE = "MNI152NLin2009aSym"
+
+# What decides the voxels and the sidecars of an output; how fast or where it was computed does not belong here.
+_OUTPUT_SETTINGS = ("resolution", "model", "output_spaces", "random_seed")
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What the user asked for.
+
+    Attributes
+    ----------
+    bids_dir, output_dir, work_dir : pathlib.Path
+        Absolute paths.
+    analysis_level : str
+        ``participant`` or ``group``.
+    participant_label, session_label : tuple of str
+        Labels without ``sub-`` and ``ses-``; empty means all.
+    bids_filters : Mapping
+        Suffix (or ``anat``) to PyBIDS entity filters.
+    suffixes : tuple of str
+        Contrasts to process.
+    resolution : float
+        Voxel size of the target grid, in mm.
+    model : str
+        Name of the super-resolution model.
+    output_spaces : tuple of str
+        Template names that images are registered to.
+    device : str
+        ``auto``, ``cpu`` or ``cuda``.
+    nprocs, omp_nthreads : int
+        Processes of the workflow together, and threads of one process.
+    mem_gb : float
+        Memory in GiB that running nodes may claim together.
+    random_seed : int
+        Seed of all that draws random numbers.
+
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    analysis_level: str
+    work_dir: Path
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    bids_filters: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    bids_filter_file: Path | None = None
+    bids_database_dir: Path | None = None
+    skip_bids_validation: bool = False
+    suffixes: tuple[str, ...] = SUFFIXES
+    resolution: float = 0.7
+    model: str = "classical"
+    output_spaces: tuple[str, ...] = (EMBEDDED_TEMPLATE,)
+    device: str = "auto"
+    nprocs: int = 1
+    omp_nthreads: int = 1
+    mem_gb: float = 8.0
+    random_seed: int = 0
+    clean_workdir: bool = False
+    dry_run: bool = False
+    reports_only: bool = False
+    boilerplate_only: bool = False
+    stop_on_first_crash: bool = False
+    write_graph: bool = False
+    use_plugin: Path | None = None
+    verbose: int = 0
+
+    @property
+    def resolution_label(self) -> str:
+        """BIDS ``res-`` label of the target grid, e.g. ``0p7mm``."""
+        return f"{self.resolution:g}mm".replace(".", "p")
+
+    def output_hash(self, extra: Mapping[str, Any]) -> str:
+        """Return a digest of all that decides an output: settings, package version and `extra` (the input).
+
+        Parameters
+        ----------
+        extra : Mapping
+            JSON-serialisable facts about the input image.
+
+        Returns
+        -------
+        str
+            Sixteen hexadecimal digits.
+
+        """
+        facts = {name: getattr(self, name) for name in _OUTPUT_SETTINGS}
+        text = json.dumps({**facts, **extra, "version": __version__}, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_toml(self) -> str:
+        """Return the settings as TOML whose keys are option names, so that ``--config-file`` reads it back."""
+        import tomli_w
+
+        table: dict[str, Any] = {}
+        for name, value in attrs.asdict(self, recurse=False).items():
+            if name in {"bids_dir", "output_dir", "analysis_level", "bids_filters"} or value in (None, False, ()):
+                continue
+            option = {"mem_gb": "mem", "verbose": "verbose"}.get(name, name).replace("_", "-")
+            if name == "mem_gb":
+                value = f"{value:g}G"
+            elif isinstance(value, tuple):
+                value = list(value)
+            elif isinstance(value, Path):
+                value = str(value)
+            table[option] = value
+        return tomli_w.dumps(table)

@@ -1,0 +1,34 @@
+"""What all interfaces of the package share: they say what they did, how long it took and how much memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nipype.interfaces.base import SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base.support import Bunch
+
+from moesr_bids.resources import measured
+
+
+class RecordedOutputSpec(TraitedSpec):
+    """Outputs of every recorded interface."""
+
+    record = traits.Dict(desc="facts about the run: JSON-serialisable, with Seconds and PeakMemoryGB")
+
+
+class RecordedInterface(SimpleInterface):
+    """An interface whose output ``record`` states what it did.
+
+    Subclasses implement `_run_recorded`, set ``self._results`` and return the facts as a dictionary.
+    """
+
+    output_spec = RecordedOutputSpec
+
+    def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _run_interface(self, runtime: Bunch) -> Bunch:
+        with measured() as used:
+            facts = self._run_recorded(runtime)
+        self._results["record"] = {**facts, "Seconds": used.seconds, "PeakMemoryGB": used.peak_memory_gb}
+        return runtime

@@ -1,0 +1,89 @@
+"""Bring the finished files of an image into the output folder.
+
+niworkflows' DerivativesDataSink is not used here: it writes in place (a kill leaves half a file), drops entities that
+its patterns lack (two outputs, one name) and replaces ``Resolution``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, traits
+from nipype.interfaces.base.support import Bunch
+
+from moesr_bids import atomic
+from moesr_bids.bids.outputs import figure_path, output_paths, settings_hash, sha256, sidecar_of
+from moesr_bids.bids.provenance import moesr_block, sidecars
+from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
+
+
+class _PublishInputSpec(BaseInterfaceInputSpec):
+    image = traits.Any(mandatory=True, nohash=True, desc="RawImage that the files come from")
+    settings = traits.Any(mandatory=True, nohash=True, desc="Settings of the run")
+    keys = traits.List(Str, mandatory=True, desc="output keys, in the order of files")
+    files = traits.List(File(exists=True), mandatory=True, desc="files to publish")
+    figure_files = traits.List(File(exists=True), desc="reportlets named <desc>.<extension>")
+    steps = traits.List(Str, mandatory=True, desc="step names, in the order of records")
+    records = traits.List(traits.Dict, mandatory=True, desc="what each step recorded")
+
+
+class _PublishOutputSpec(RecordedOutputSpec):
+    out_files = traits.List(Str, desc="published files")
+
+
+class Publish(RecordedInterface):
+    """Write derivatives, sidecars and figures; the sidecar of the main output comes last and marks completeness."""
+
+    input_spec = _PublishInputSpec
+    output_spec = _PublishOutputSpec
+    # Outputs may have been removed since: whether they are there is not the cache's to know.
+    _always_run = True
+
+    def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
+        image, settings = self.inputs.image, self.inputs.settings
+        output_dir: Path = settings.output_dir
+        expected = output_paths(image, settings)
+        paths = {key: expected[key] for key in self.inputs.keys}
+        figures = {
+            figure_path(image, Path(file).name.split(".", 1)[0], "".join(Path(file).suffixes)): Path(file)
+            for file in (self.inputs.figure_files or [])
+        }
+        steps = list(zip(self.inputs.steps, self.inputs.records, strict=True))
+        contents = sidecars(
+            image,
+            settings,
+            paths,
+            moesr_block(
+                settings,
+                steps,
+                settings_hash=settings_hash(image, settings, input_hash := sha256(image.path)),
+                input_sha256=input_hash,
+                outputs=sorted([*paths.values(), *map(sidecar_of, paths.values()), *figures]),
+            ),
+            skull_stripped=bool(dict(steps)["brain_mask"].get("SkullStripped", False)),
+        )
+        sources = dict(zip(self.inputs.keys, map(Path, self.inputs.files), strict=True))
+        marker = output_dir / sidecar_of(paths["moesr"])
+        marker.unlink(missing_ok=True)
+        for key, path in paths.items():
+            _publish_file(sources[key], output_dir / path)
+            if key != "moesr":
+                _publish_json(contents[key], output_dir / sidecar_of(path))
+        for path, source in figures.items():
+            _publish_file(source, output_dir / path)
+        _publish_json(contents["moesr"], marker)
+        self._results["out_files"] = [str(output_dir / path) for path in paths.values()]
+        return {}
+
+
+def _publish_file(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.remove_leftovers(target)
+    atomic.copy_file(source, target)
+
+
+def _publish_json(content: dict[str, Any], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(target, json.dumps(content, indent=2) + "\n")

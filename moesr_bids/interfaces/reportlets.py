@@ -1,0 +1,70 @@
+"""Nipype interface of the reportlets: the figures of one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, isdefined, traits
+from nipype.interfaces.base.support import Bunch
+
+from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
+
+
+class _ImageReportletsInputSpec(BaseInterfaceInputSpec):
+    preproc_file = File(exists=True, mandatory=True, desc="bias-corrected image, own grid")
+    mask_file = File(exists=True, mandatory=True, desc="brain mask, own grid")
+    bias_file = File(exists=True, desc="natural logarithm of the bias field, own grid")
+    sr_file = File(exists=True, desc="super-resolved image, target grid")
+    residual_file = File(exists=True, desc="input minus A(output) in noise units, own grid")
+    warped_file = File(exists=True, requires=["template_file"], desc="image in the template's space")
+    template_file = File(exists=True, requires=["warped_file"], desc="template image")
+    template_mask_file = File(exists=True, desc="brain mask of the template: its outline is drawn")
+    template_name = Str("template", usedefault=True, desc="name of the template, shown on its side")
+
+
+class _ImageReportletsOutputSpec(RecordedOutputSpec):
+    out_files = traits.List(File, desc="figures, each named <desc>.<extension>")
+
+
+class ImageReportlets(RecordedInterface):
+    """Draw the figures that the given files allow.
+
+    ``brainmask.png`` always; ``bias.png`` with the field, ``registration.html`` with template and registered image,
+    ``slider.html`` with the super-resolved image, ``residual.png`` with the residual.
+    """
+
+    input_spec = _ImageReportletsInputSpec
+    output_spec = _ImageReportletsOutputSpec
+
+    def _given(self, name: str) -> Path | None:
+        value = getattr(self.inputs, name)
+        return Path(value) if isdefined(value) else None
+
+    def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
+        # matplotlib takes a second to import, which no one should wait for who only builds the workflow
+        from moesr_bids.reports.figures import plot_bias, plot_mask
+        from moesr_bids.reports.residual import plot_residual
+        from moesr_bids.reports.slider import plot_registration, plot_slider
+
+        folder = Path(runtime.cwd)
+        preproc, mask = Path(self.inputs.preproc_file), Path(self.inputs.mask_file)
+        figures = [plot_mask(preproc, mask, folder / "brainmask.png")]
+        if field := self._given("bias_file"):
+            figures.append(plot_bias(preproc, field, folder / "bias.png", mask_path=mask))
+        if (template := self._given("template_file")) and (warped := self._given("warped_file")):
+            figures.append(
+                plot_registration(
+                    template,
+                    warped,
+                    folder / "registration.html",
+                    template_mask_path=self._given("template_mask_file"),
+                    template_name=self.inputs.template_name,
+                )
+            )
+        if output := self._given("sr_file"):
+            figures.append(plot_slider(preproc, output, folder / "slider.html", mask_path=mask))
+        if residual := self._given("residual_file"):
+            figures.append(plot_residual(residual, mask, folder / "residual.png"))
+        self._results["out_files"] = [str(figure) for figure in figures]
+        return {"Figures": [figure.name for figure in figures]}

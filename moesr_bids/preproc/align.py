@@ -1,0 +1,243 @@
+"""Affine and deformable alignment with ANTs, started from several positions, with fixed seeds.
+
+A thin layer over antsRegistration (Avants et al. 2011, doi:10.1016/j.neuroimage.2010.09.025) that keeps its files in
+one folder, and the search for a starting position on which the robustness of everything else rests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from moesr_bids.preproc.images import RAS_TO_LPS
+
+if TYPE_CHECKING:
+    from ants.core.ants_image import ANTsImage
+
+HISTOGRAM_BINS = 32
+
+
+class AlignmentError(RuntimeError):
+    """Two images could not be aligned; the message says why."""
+
+
+@attrs.frozen
+class Start:
+    """A position to start from: maps a world point x of the fixed image to ``scale R (x - fixed) + moving``.
+
+    Attributes
+    ----------
+    fixed, moving : tuple of float
+        Points that are laid onto each other, world RAS mm.
+    pitch : float
+        Rotation about the left-right axis, degrees; positive is nose down in the moving image.
+    scale : float
+        Size of the moving head relative to the fixed one.
+
+    """
+
+    fixed: tuple[float, float, float]
+    moving: tuple[float, float, float]
+    pitch: float = 0.0
+    scale: float = 1.0
+
+    def matrix(self) -> NDArray[np.float64]:
+        """Return the 4 x 4 matrix in world RAS mm."""
+        angle = np.deg2rad(self.pitch)
+        rotation = np.array(
+            [[1, 0, 0], [0, np.cos(angle), np.sin(angle)], [0, -np.sin(angle), np.cos(angle)]], dtype=float
+        )
+        matrix = np.eye(4)
+        matrix[:3, :3] = self.scale * rotation
+        matrix[:3, 3] = np.asarray(self.moving) - matrix[:3, :3] @ np.asarray(self.fixed)
+        return matrix
+
+
+def write_affine(matrix: NDArray[np.float64], path: Path) -> Path:
+    """Write a world RAS matrix (fixed to moving, mm) as an ITK affine transform (.mat, LPS)."""
+    import ants
+
+    lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
+    transform = ants.create_ants_transform(
+        transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], offset=lps[:3, 3], precision="double"
+    )
+    ants.write_transform(transform, str(path))
+    return path
+
+
+def read_affine(path: Path) -> NDArray[np.float64]:
+    """Read an ITK affine transform (.mat) as a world RAS matrix (4 x 4, fixed to moving, mm)."""
+    import ants
+
+    transform = ants.read_transform(str(path))
+    parameters = np.asarray(transform.parameters, dtype=float)
+    centre = np.asarray(transform.fixed_parameters, dtype=float)
+    lps = np.eye(4)
+    lps[:3, :3] = parameters[:9].reshape(3, 3)
+    # ITK stores x -> A (x - c) + c + t.
+    lps[:3, 3] = parameters[9:12] + centre - lps[:3, :3] @ centre
+    return RAS_TO_LPS @ lps @ RAS_TO_LPS
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what compiled code prints off the standard output."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as sink:
+            os.dup2(sink.fileno(), 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _schedule(levels: Sequence[tuple[int, int, float]]) -> list[str]:
+    """Return antsRegistration's options for levels of (iterations, shrink factor, smoothing in voxels)."""
+    iterations, shrinks, sigmas = zip(*levels, strict=True)
+    return [
+        "--convergence", f"[{'x'.join(map(str, iterations))},1e-6,10]",
+        "--shrink-factors", "x".join(map(str, shrinks)),
+        "--smoothing-sigmas", "x".join(f"{sigma:g}" for sigma in sigmas) + "vox",
+    ]  # fmt: skip
+
+
+@attrs.frozen
+class Pair:
+    """Two images to align and the region of the fixed one that counts.
+
+    Attributes
+    ----------
+    fixed, moving : ANTsImage
+    mask : ANTsImage
+        On the fixed grid.
+    moving_mask : ANTsImage or None
+        On the moving grid; None where the whole moving image counts.
+    folder : Path
+        Where transform files are written.
+    seed : int
+        Seed of the metric's sampling.
+    depths : tuple of ANTsImage, optional
+        How deep each voxel of the fixed and of the moving image lies under the surface; aligned beside the intensities.
+    depth_weight : float
+        Weight of the depths' mean square difference relative to the information's.
+
+    """
+
+    fixed: ANTsImage
+    moving: ANTsImage
+    mask: ANTsImage
+    folder: Path
+    seed: int = 1
+    moving_mask: ANTsImage | None = None
+    depths: tuple[ANTsImage, ANTsImage] | None = None
+    depth_weight: float = 0.5
+
+    def _metric(self, name: str, parameter: int, sampling: float | None) -> list[str]:
+        from ants.internal import get_pointer_string
+
+        images = f"{get_pointer_string(self.fixed)},{get_pointer_string(self.moving)}"
+        points = "" if sampling is None else f",Regular,{sampling:g}"
+        return ["--metric", f"{name}[{images},1,{parameter}{points}]"]
+
+    def _depth_metric(self, sampling: float) -> list[str]:
+        from ants.internal import get_pointer_string
+
+        if self.depths is None:
+            return []
+        images = ",".join(get_pointer_string(image) for image in self.depths)
+        return ["--metric", f"MeanSquares[{images},{self.depth_weight:g},0,Regular,{sampling:g}]"]
+
+    def _run(self, prefix: str, initial: Path, stages: list[str]) -> None:
+        import ants
+        from ants.internal import get_pointer_string
+
+        # The C++ side takes addresses in memory: the masks of one type must outlive the call.
+        masks = [self.mask.clone("unsigned char")]
+        options = get_pointer_string(masks[0])
+        if self.moving_mask is not None:
+            masks.append(self.moving_mask.clone("unsigned char"))
+        options += f",{get_pointer_string(masks[1])}" if len(masks) == 2 else ",NA"
+        arguments = [
+            "--dimensionality", "3", "--float", "1", "--random-seed", str(self.seed), "-z", "1",
+            "--initial-moving-transform", str(initial), *stages,
+            "--masks", f"[{options}]", "--output", str(self.folder / prefix),
+        ]  # fmt: skip
+        try:
+            with quiet():
+                ants.registration(arguments, None)
+        except RuntimeError as error:
+            raise AlignmentError(f"antsRegistration failed: {error}") from error
+
+    def affine(
+        self,
+        prefix: str,
+        initial: Path,
+        levels: Sequence[tuple[int, int, float]],
+        kinds: Sequence[str] = ("Rigid", "Affine"),
+        sampling: float = 0.5,
+        step: float = 0.1,
+    ) -> Path:
+        """Maximise Mattes mutual information over transforms of the given kinds, one after the other.
+
+        Returns
+        -------
+        Path
+            ITK affine (.mat), fixed to moving.
+
+        """
+        stages: list[str] = []
+        for kind in kinds:
+            stages += ["--transform", f"{kind}[{step}]"]
+            stages += [*self._metric("MI", HISTOGRAM_BINS, sampling), *self._depth_metric(sampling), *_schedule(levels)]
+        self._run(prefix, initial, stages)
+        return self.folder / f"{prefix}0GenericAffine.mat"
+
+    def deform(self, prefix: str, initial: Path, levels: Sequence[tuple[int, int, float]], metric: str = "CC",
+               radius: int = 3, gradient_step: float = 0.15, flow_sigma: float = 3.0) -> tuple[Path, Path, Path]:  # fmt: skip
+        """Refine with symmetric diffeomorphic normalisation (SyN, Avants et al. 2008, doi:10.1016/j.media.2007.06.004).
+
+        Returns
+        -------
+        affine, warp, inverse_warp : Path
+            ITK affine (.mat) and displacement fields.
+
+        """
+        stages = ["--transform", f"SyN[{gradient_step},{flow_sigma},0]"]
+        stages += [*self._metric(metric, radius, None), *_schedule(levels)]
+        self._run(prefix, initial, stages)
+        stem = self.folder / prefix
+        return Path(f"{stem}0GenericAffine.mat"), Path(f"{stem}1Warp.nii.gz"), Path(f"{stem}1InverseWarp.nii.gz")
+
+    def information(self, transform: Path) -> float:
+        """Return the mutual information (nats) of the two images inside the mask under a transform to the moving image."""
+        import ants
+
+        with quiet():
+            warped = ants.apply_transforms(self.fixed, self.moving, [str(transform)], defaultvalue=0).numpy()
+        inside = self.mask.numpy() > 0
+        return mutual_information(self.fixed.numpy()[inside], warped[inside])
+
+
+def mutual_information(first: NDArray[np.floating], second: NDArray[np.floating], bins: int = HISTOGRAM_BINS) -> float:
+    """Return the mutual information of two samples in nats, from a joint histogram between 1st and 99th percentiles."""
+    scaled = []
+    for values in (first, second):
+        low, high = np.percentile(values, [1, 99])
+        if high <= low:
+            return 0.0
+        scaled.append(np.clip((values - low) / (high - low), 0, 1))
+    joint, _, _ = np.histogram2d(*scaled, bins=bins, range=[[0, 1], [0, 1]])
+    joint /= joint.sum()
+    outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    filled = joint > 0
+    return float((joint[filled] * np.log(joint[filled] / outer[filled])).sum())

@@ -1,0 +1,125 @@
+"""The embedded template as a target for brain extraction: tissue maps and a head-like image around the brain.
+
+The template has no skull. Around its mask a cerebrospinal-fluid, a skull and a scalp layer are drawn from the distance
+to the brain, so that the outline of a whole head cannot be taken for the outline of the brain. Mutual information
+does not mind which intensity a tissue has, only that it has one of its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from moesr_bids.preproc.images import BoolArray, FloatArray, resample_isotropic
+from moesr_bids.preproc.template import load_template
+
+# Outer edges of the drawn layers, mm from the brain (typical adult: fluid and dura 3, bone 6, scalp 6 mm thick).
+FLUID_MM, SKULL_MM, SCALP_MM, RIM_MM = 3.0, 9.0, 15.0, 19.0
+FLUID_VALUE, SKULL_VALUE, SCALP_VALUE, BRAIN_OFFSET = 0.25, 0.0, 1.6, 0.25
+MARGIN_MM = 24.0
+# Typical distance from the brain to the surface of the scalp, and the depth from which on all is "deep", mm.
+SCALP_SURFACE_MM = 13.0
+DEPTH_MM = 30.0
+# Mixing weight of a tissue that is absent from the atlas at a voxel but may be there.
+PRIOR_FLOOR = 1e-3
+
+
+@attrs.frozen(eq=False)
+class Atlas:
+    """The template on a coarse grid with a margin; all arrays have the same shape (i, j, k).
+
+    Attributes
+    ----------
+    affine : ndarray, shape (4, 4)
+        Voxel to MNI world, RAS mm.
+    brain : ndarray of float32
+        T1w brain, 0 outside the mask.
+    head : ndarray of float32
+        The brain inside drawn layers of fluid, skull and scalp.
+    mask : ndarray of float32
+        Share of each voxel that is brain, 0 to 1.
+    tissues : ndarray of float32, shape (3, i, j, k)
+        Share of white matter, grey matter and fluid; they sum to `mask`.
+    brain_depth, head_depth : ndarray of float32
+        How deep a voxel lies under the surface of the brain and of the scalp, `DEPTH_MM` and more being 1.
+    brain_region, head_region : ndarray of bool
+        Where the metric is computed for a brain and for a whole head.
+
+    """
+
+    affine: NDArray[np.float64]
+    brain: FloatArray
+    head: FloatArray
+    mask: FloatArray
+    tissues: FloatArray
+    brain_depth: FloatArray
+    head_depth: FloatArray
+    brain_region: BoolArray
+    head_region: BoolArray
+
+
+@lru_cache(maxsize=2)
+def load_atlas(zoom: float = 3.0) -> Atlas:
+    """Return the atlas with voxels of `zoom` mm."""
+    template = load_template()
+    if template.mask is None:
+        raise RuntimeError("the embedded template has no mask")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
+
+        maps = [load_mni152_wm_template(resolution=1), load_mni152_gm_template(resolution=1)]
+    pad = int(np.ceil(MARGIN_MM))
+    affine = template.image.affine.copy()
+    affine[:3, 3] -= pad * affine[:3, :3].sum(axis=1)
+
+    def coarse(values: NDArray[np.floating]) -> tuple[FloatArray, NDArray[np.float64]]:
+        return resample_isotropic(np.pad(np.asarray(values, dtype=np.float32), pad), affine, zoom)
+
+    whole = np.asarray(template.mask.dataobj) > 0
+    mask, coarse_affine = coarse(whole)
+    brain, _ = coarse(np.asarray(template.image.dataobj) * whole)
+    white, grey = (np.clip(coarse(np.asarray(tissue.dataobj))[0], 0, 1) for tissue in maps)
+    white, grey = np.minimum(white, mask), np.minimum(grey, mask)
+    excess = np.maximum(white + grey, 1e-6) / np.maximum(mask, 1e-6)
+    white, grey = white / np.maximum(excess, 1), grey / np.maximum(excess, 1)
+    inside = mask >= 0.5
+    distance = ndimage.distance_transform_edt(~inside) * zoom
+    head = np.where(inside, BRAIN_OFFSET + brain, SKULL_VALUE).astype(np.float32)
+    head[(distance > 0) & (distance <= FLUID_MM)] = FLUID_VALUE
+    head[(distance > SKULL_MM) & (distance <= SCALP_MM)] = SCALP_VALUE
+    calvarium = _calvarium(mask.shape, coarse_affine)
+    return Atlas(
+        affine=coarse_affine,
+        brain=brain,
+        head=head,
+        mask=mask,
+        tissues=np.stack([white, grey, np.maximum(mask - white - grey, 0)]),
+        brain_depth=depth_map(inside, zoom),
+        head_depth=depth_map((distance <= SCALP_SURFACE_MM) | ~calvarium, zoom),
+        brain_region=distance <= 3 * zoom,
+        head_region=(distance <= FLUID_MM) | ((distance <= RIM_MM) & calvarium),
+    )
+
+
+def depth_map(region: BoolArray, zoom: float) -> FloatArray:
+    """Return how deep each voxel lies under the surface of a region, from 0 outside to 1 at `DEPTH_MM`.
+
+    Where the region reaches the edge of the field of view it is taken to go on.
+    """
+    pad = int(np.ceil(DEPTH_MM / zoom))
+    depth = ndimage.distance_transform_edt(np.pad(region, pad, mode="edge"))[pad:-pad, pad:-pad, pad:-pad] * zoom
+    return np.asarray(np.minimum(depth / DEPTH_MM, 1), dtype=np.float32)
+
+
+def _calvarium(shape: tuple[int, ...], affine: NDArray[np.float64]) -> BoolArray:
+    """Return where the vault of the skull is: above face, skull base and neck, where the drawn layers are wrong."""
+    indices = np.indices(shape, dtype=np.float32).reshape(3, -1)
+    _, y, z = affine[:3, :3] @ indices + affine[:3, 3:]
+    above: BoolArray = z > np.where(y > 0, 5 + 0.2 * y, -25)
+    return above.reshape(shape)

@@ -1,0 +1,119 @@
+"""What an image shows before anything is known about it: head or brain, where it lies, where to start from."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from moesr_bids.preproc.align import Start
+from moesr_bids.preproc.images import BoolArray, FloatArray, ImageError
+
+# A brain that is larger than this, mL, is a head.
+LARGEST_BRAIN_ML = 2250.0
+# A head is bright at the scalp, dark in the skull: deepest such fall along the way in, in units of the brain's signal.
+LARGEST_FALL = 0.2
+# World point of the MNI brain's middle, and how far it lies under the top of an adult scalp (mm).
+BRAIN_CENTRE = (0.0, -18.0, 8.0)
+CENTRE_BELOW_TOP = 80.0
+TYPICAL_SCALE = 0.92
+
+
+@attrs.frozen(eq=False)
+class Foreground:
+    """The object in an image.
+
+    Attributes
+    ----------
+    region : ndarray of bool
+        The head or the brain, filled.
+    signal : float
+        98th percentile of the intensity, a robust "bright".
+    volume_ml : float
+    fall : float
+        Deepest fall of the 30th percentile of intensity from the surface inwards, relative to the signal 25 mm deep.
+    stripped : bool
+        Whether the skull is already gone.
+
+    """
+
+    region: BoolArray
+    signal: float
+    volume_ml: float
+    fall: float
+    stripped: bool
+
+
+def _largest(mask: BoolArray) -> BoolArray:
+    labels, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    return np.asarray(labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]))
+
+
+def find_foreground(data: FloatArray, affine: NDArray[np.float64]) -> Foreground:
+    """Find the object in an image with isotropic voxels of about 2 mm.
+
+    Raises
+    ------
+    ImageError
+        If there is no contrast, or nothing of the size of a head or brain stands out from the background.
+
+    """
+    zoom = float(voxel_sizes(affine).mean())
+    top = float(data.max())
+    if not top > float(np.percentile(data, 1)):
+        raise ImageError("the image is constant")
+    bright = data[data > 0.02 * top]
+    signal = float(np.percentile(bright, 98))
+    pad = 4
+    above = ndimage.binary_closing(np.pad(data > 0.1 * signal, pad), iterations=3)[pad:-pad, pad:-pad, pad:-pad]
+    region = ndimage.binary_fill_holes(_largest(ndimage.binary_opening(above, iterations=2)))
+    volume = float(region.sum()) * zoom**3 / 1000
+    if volume < 500:
+        raise ImageError(f"nothing of the size of a brain stands out from the background ({volume:.0f} mL)")
+    depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1, 1:-1] * zoom
+    fall = _deepest_fall(data, depth)
+    return Foreground(region, signal, volume, fall, stripped=volume <= LARGEST_BRAIN_ML and fall <= LARGEST_FALL)
+
+
+def _deepest_fall(data: FloatArray, depth: NDArray[np.float64]) -> float:
+    core = data[depth > 25]
+    if core.size == 0:
+        return 0.0
+    shells = [data[(depth > mm) & (depth <= mm + 2)] for mm in range(0, 24, 2)]
+    profile = np.array([np.percentile(shell, 30) for shell in shells if shell.size]) / max(float(np.median(core)), 1e-6)
+    return float((np.maximum.accumulate(profile) - profile).max())
+
+
+def starting_positions(foreground: Foreground, affine: NDArray[np.float64]) -> list[Start]:
+    """Return positions to start an affine registration of the template to this image from.
+
+    A brain is laid on the centre of the template's; for a head the centre is found from the top of the scalp (a neck
+    moves its centre of mass), from its centre of mass and from the centre of the field of view (cropped scans).
+    """
+    world = apply_affine(affine, np.argwhere(foreground.region))
+    middle = world.mean(axis=0)
+    if foreground.stripped:
+        scale = float(np.clip(np.cbrt(foreground.volume_ml / 1880.0), 0.7, 1.1))
+        return [Start((0.0, -18.0, 12.0), _point(middle), pitch, scale) for pitch in (0.0, -25.0, 25.0)]
+    top = np.percentile(world[:, 2], 99.9)
+    vault = world[world[:, 2] > top - 110]
+    across = np.median(vault[:, 0])
+    along = np.percentile(vault[:, 1], [2, 98]).mean()
+    field = apply_affine(affine, (np.array(foreground.region.shape) - 1) / 2)
+    anchors = [
+        (across, along, top - CENTRE_BELOW_TOP),
+        (across, along, field[2]),
+        (middle[0], middle[1], middle[2]),
+    ]
+    return [
+        Start(BRAIN_CENTRE, _point(anchor), pitch, TYPICAL_SCALE) for anchor in anchors for pitch in (0.0, -20.0, 20.0)
+    ]
+
+
+def _point(values: NDArray[np.floating] | tuple[float, ...]) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in values)
+    return x, y, z

@@ -1,0 +1,198 @@
+"""Check an image's header and data, and conform it to what all later steps expect.
+
+Nothing is resampled: the conformed image has the voxels and the axes of the input, as float32, with one affine.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import attrs
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from scipy import ndimage
+
+from moesr_bids.preproc.images import ImageError
+
+VOXEL_SIZE_MM = (0.2, 10.0)
+FIELD_OF_VIEW_MM = (60.0, 600.0)
+MIN_VOXELS = 8
+# Shears above this share of a voxel axis are no rounding: such a header cannot be told apart from a wrong one.
+MAX_SHEAR = 0.05
+AFFINE_TOLERANCE_MM = 0.05
+
+
+@attrs.frozen
+class ConformedImage:
+    """A checked image.
+
+    Attributes
+    ----------
+    image : nibabel.Nifti1Image
+        Three-dimensional float32 image with equal sform and qform, in millimetres.
+    warnings : tuple of str
+        What was odd and what was done about it.
+
+    """
+
+    image: nib.Nifti1Image
+    warnings: tuple[str, ...]
+
+
+def _load(path: Path) -> SpatialImage:
+    if path.is_symlink() and not path.exists():
+        raise ImageError(
+            f"{path}: the file's content was not fetched (a dangling link to {path.readlink()}); "
+            "fetch it first, e.g. with `datalad get`"
+        )
+    if not path.exists():
+        raise ImageError(f"{path}: no such file")
+    if not os.access(path, os.R_OK):
+        raise ImageError(f"{path}: no permission to read it")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path}: the file is empty; copy it again")
+    try:
+        return nib.load(path)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error) as e:
+        raise ImageError(f"{path}: not a NIfTI image ({e}); convert or copy it again") from e
+
+
+def _read_data(path: Path, image: SpatialImage) -> np.ndarray:
+    dtype = image.get_data_dtype()
+    if dtype.fields is not None or np.issubdtype(dtype, np.complexfloating):
+        raise ImageError(f"{path}: voxels are {dtype}, not magnitude values; export a magnitude image")
+    try:
+        return np.asanyarray(image.dataobj, dtype=np.float32)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ImageError(f"{path}: the voxel data is truncated or damaged ({error}); copy the file again") from error
+
+
+def _three_dimensional(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndarray:
+    extra = data.shape[3:]
+    if data.ndim < 3 or min(data.shape[:3]) < MIN_VOXELS:
+        raise ImageError(f"{path}: shape {data.shape} is no 3-D image of at least {MIN_VOXELS} voxels per axis")
+    if extra and np.prod(extra) != 1:
+        raise ImageError(
+            f"{path}: a series of {int(np.prod(extra))} volumes, where one 3-D image is expected; "
+            "choose or average the volumes first"
+        )
+    if extra:
+        warnings.append(f"stored as {data.ndim}-D with one volume; the extra axis was dropped")
+    return data.reshape(data.shape[:3])
+
+
+def _finite(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndarray:
+    bad = ~np.isfinite(data)
+    count = int(bad.sum())
+    if count == 0:
+        return data
+    if count == data.size:
+        raise ImageError(f"{path}: no voxel is a finite number; export the image again")
+    # Some tools mark the background with NaN; a hole inside the head is damage that no fill-in can make good.
+    labels, _ = ndimage.label(bad)
+    edge = np.unique(np.concatenate([np.take(labels, i, axis).ravel() for axis in range(3) for i in (0, -1)]))
+    inside = int((bad & ~np.isin(labels, edge[edge > 0])).sum())
+    if inside:
+        raise ImageError(f"{path}: {inside} voxels inside the image are NaN or infinite; export the image again")
+    warnings.append(f"{count} background voxels were NaN or infinite and were set to 0")
+    return np.where(bad, np.float32(0), data)
+
+
+def _check_contrast(path: Path, data: np.ndarray, warnings: list[str]) -> None:
+    low, high = float(data.min()), float(data.max())
+    if low == high:
+        raise ImageError(f"{path}: all voxels have the value {low:g}; export the image again")
+    if np.count_nonzero(data != data.flat[0]) < 1000:
+        raise ImageError(f"{path}: fewer than 1000 voxels differ from the background; this is no brain image")
+    if low < 0:
+        warnings.append(f"negative values down to {low:.4g}, unusual for a magnitude image; kept as they are")
+
+
+def _orthonormal(path: Path, affine: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """Return the nearest affine without shear: ITK directions are orthonormal."""
+    zooms = voxel_sizes(affine)
+    directions = affine[:3, :3] / zooms
+    left, _, right = np.linalg.svd(directions)
+    nearest = left @ right
+    shear = float(np.abs(directions - nearest).max())
+    if shear > MAX_SHEAR:
+        raise ImageError(f"{path}: the affine's axes are not at right angles (by {shear:.2f}); convert the image again")
+    if shear <= 1e-4:
+        return affine
+    warnings.append(f"the affine held a shear of {shear:.4f} of a voxel axis; the nearest rotation was taken")
+    conformed = affine.copy()
+    conformed[:3, :3] = nearest * zooms
+    return conformed
+
+
+def _affine(path: Path, image: SpatialImage, warnings: list[str]) -> np.ndarray:
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise ImageError(f"{path}: the affine cannot be inverted; convert the image again")
+    if isinstance(image, nib.Nifti1Image):
+        sform, scode = image.get_sform(coded=True)
+        qform, qcode = image.get_qform(coded=True)
+        if not scode and not qcode:
+            warnings.append("neither sform nor qform is set: left and right, and the position, are not known for sure")
+        elif scode and qcode:
+            corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape[:3]) - 1)
+            apart = np.linalg.norm(apply_affine(sform - qform, corners), axis=1).max()
+            if apart > AFFINE_TOLERANCE_MM:
+                warnings.append(f"sform and qform differ by up to {apart:.2f} mm; the sform was taken")
+        if image.header.get_xyzt_units()[0] in {"meter", "micron"}:
+            raise ImageError(f"{path}: voxel sizes are given in {image.header.get_xyzt_units()[0]}s; convert it to mm")
+    return _orthonormal(path, affine, warnings)
+
+
+def _check_geometry(path: Path, shape: tuple[int, ...], affine: np.ndarray, warnings: list[str]) -> None:
+    zooms = voxel_sizes(affine)
+    if zooms.min() < VOXEL_SIZE_MM[0] or zooms.max() > VOXEL_SIZE_MM[1]:
+        raise ImageError(
+            f"{path}: voxel sizes {np.round(zooms, 3).tolist()} mm are not between {VOXEL_SIZE_MM[0]} and "
+            f"{VOXEL_SIZE_MM[1]} mm; check the header"
+        )
+    extent = zooms * shape
+    if extent.min() < FIELD_OF_VIEW_MM[0] or extent.max() > FIELD_OF_VIEW_MM[1]:
+        raise ImageError(
+            f"{path}: the field of view {np.round(extent).astype(int).tolist()} mm is not that of a head "
+            f"({FIELD_OF_VIEW_MM[0]:g} to {FIELD_OF_VIEW_MM[1]:g} mm per axis)"
+        )
+    if extent.min() < 100:
+        warnings.append(f"the field of view is only {extent.min():.0f} mm along one axis: a slab, not a whole head")
+
+
+def conform(path: Path) -> ConformedImage:
+    """Check an image and bring it into one form.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        NIfTI image as acquired.
+
+    Returns
+    -------
+    ConformedImage
+        The same voxels as float32, axes and left- or right-handedness kept.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read or cannot be a head: one sentence with what to do.
+
+    """
+    warnings: list[str] = []
+    source = _load(path)
+    data = _finite(path, _three_dimensional(path, _read_data(path, source), warnings), warnings)
+    _check_contrast(path, data, warnings)
+    affine = _affine(path, source, warnings)
+    _check_geometry(path, data.shape, affine, warnings)
+    image = nib.Nifti1Image(data, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm", "sec")
+    return ConformedImage(image, tuple(warnings))

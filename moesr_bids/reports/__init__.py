@@ -1,0 +1,1 @@
+"""Individual and cohort reports, written from the files of an output folder alone."""

@@ -1,0 +1,132 @@
+"""Still figures of the preprocessing: brain mask and bias field. NIfTI files in, one PNG out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesr_bids.reports.drawing import (
+    draw_outline,
+    label_panel,
+    new_figure,
+    pixel_centres,
+    require_same_grid,
+    save,
+    show,
+)
+from moesr_bids.reports.planes import PLANES, Volume, bounding_box, foreground, intensity_window, plane
+
+
+def plot_mask(image_path: Path, mask_path: Path, out_file: Path, *, columns: int = 6) -> Path:
+    """Draw the outline of the brain mask on the image, in three planes.
+
+    Parameters
+    ----------
+    image_path : pathlib.Path
+        Image on its own grid; voxels are shown as acquired.
+    mask_path : pathlib.Path
+        Brain mask on the same grid.
+    out_file : pathlib.Path
+        PNG to write.
+    columns : int
+        Slices per plane.
+
+    Returns
+    -------
+    pathlib.Path
+        ``out_file``.
+
+    Raises
+    ------
+    ValueError
+        The two files have different grids, or one holds more than one volume.
+
+    """
+    image, mask = Volume.load(image_path), Volume.load(mask_path)
+    require_same_grid(image, mask, names=(image_path, mask_path))
+    # slices through the mask, the whole field of view in each: a mask in the neck must be seen
+    field_of_view = bounding_box(foreground(image), margin_mm=5)
+    brain = bounding_box(mask)
+    low, high = intensity_window(image, field_of_view)
+    figure = new_figure(2.0 * columns, 6.6)
+    panels = figure.subplots(3, columns, squeeze=False)
+    for axis in range(3):
+        for axes, index in zip(panels[axis], brain.positions(axis, columns, inset=0.08), strict=True):
+            show(axes, image, axis, index, field_of_view, cmap="gray", vmin=low, vmax=high)
+            draw_outline(axes, mask, axis, index, field_of_view)
+            label_panel(axes, f"{PLANES[axis]} {index}", left_right=axis != 0)
+    return save(figure, out_file)
+
+
+def plot_bias(
+    preproc_path: Path, log_field_path: Path, out_file: Path, *, mask_path: Path | None = None, columns: int = 2
+) -> Path:
+    """Show the image before the bias correction, the field in percent, and the corrected image.
+
+    The uncorrected image is the corrected one times the field. The field is shown relative to its median in the
+    mask, ``100 (exp(log field - median) - 1)``, with contours.
+
+    Parameters
+    ----------
+    preproc_path : pathlib.Path
+        Bias-corrected image on its own grid.
+    log_field_path : pathlib.Path
+        Natural logarithm of the bias field, same grid.
+    out_file : pathlib.Path
+        PNG to write.
+    mask_path : pathlib.Path, optional
+        Brain mask on the same grid; without it the foreground is used.
+    columns : int
+        Slices per plane.
+
+    Returns
+    -------
+    pathlib.Path
+        ``out_file``.
+
+    Raises
+    ------
+    ValueError
+        The files have different grids, or one holds more than one volume.
+
+    """
+    corrected, field = Volume.load(preproc_path), Volume.load(log_field_path)
+    require_same_grid(corrected, field, names=(preproc_path, log_field_path))
+    inside = foreground(corrected)
+    if mask_path is not None:
+        inside = Volume.load(mask_path)
+        require_same_grid(corrected, inside, names=(preproc_path, mask_path))
+    box = bounding_box(foreground(corrected), margin_mm=5)
+    brain = bounding_box(inside)
+    values = field.data[inside.data > 0]
+    middle = float(np.median(values)) if values.size else 0.0
+    percent = field.with_data(100 * np.expm1(field.data - middle))
+    uncorrected = corrected.with_data(corrected.data * np.exp(field.data - middle))
+    in_brain = np.abs(percent.data[inside.data > 0])
+    limit = max(5.0, float(np.ceil(np.percentile(in_brain, 99)))) if values.size else 5.0
+    low, high = intensity_window(corrected, brain)
+    grey = {"cmap": "gray", "vmin": low, "vmax": high}
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 1000) if limit / step <= 4 or step == 1000)
+    levels = np.arange(-10, 11) * step
+
+    figure = new_figure(12.0, 6.6)
+    panels = figure.subplots(3, 3 * columns, squeeze=False)
+    colored: Any = None
+    slices = [(axis, index) for axis in range(3) for index in brain.positions(axis, columns, inset=0.35)]
+    for column, (axis, index) in enumerate(slices):
+        where = f"{PLANES[axis]} {index}"
+        for row, volume, text in ((0, uncorrected, "before"), (1, uncorrected, "field"), (2, corrected, "after")):
+            show(panels[row, column], volume, axis, index, box, **grey)
+            label_panel(panels[row, column], f"{text}, {where}", left_right=axis != 0)
+        colored = show(panels[1, column], percent, axis, index, box, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.55)
+        pixels = plane(percent, axis, index, box)
+        lines = panels[1, column].contour(
+            *pixel_centres(percent, axis, pixels), pixels, levels=levels, colors="white", linewidths=0.6
+        )
+        panels[1, column].clabel(lines, fontsize=6, fmt="%d")
+    bar = figure.colorbar(colored, ax=list(panels[1]), shrink=0.9, pad=0.01)
+    bar.set_label("field, % of its median", color="white", fontsize=8)
+    bar.ax.tick_params(colors="white", labelsize=8)
+    return save(figure, out_file)

@@ -1,0 +1,200 @@
+"""Cohort tables and page, from the derivatives alone: ``group_<suffix>.tsv``, ``.json`` and ``group.html``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from moesr_bids.atomic import write_text
+from moesr_bids.reports.derivatives import ImageRecord, find_images
+from moesr_bids.reports.fragments import state_words, warnings_of
+from moesr_bids.reports.templates import render
+from moesr_bids.reports.values import NOT_AVAILABLE, number, stated
+
+
+@attrs.frozen
+class Column:
+    """A column of the cohort table.
+
+    Attributes
+    ----------
+    name : str
+        Column name.
+    value : Callable
+        Gives the value of an image, None where it has none.
+    description : str
+        For the data dictionary.
+    units : str or None
+        For the data dictionary.
+    heading : str or None
+        Heading on the page; None leaves the column to the table file.
+
+    """
+
+    name: str
+    value: Callable[[ImageRecord], Any]
+    description: str
+    units: str | None = None
+    heading: str | None = None
+
+
+def _get(*names: str | int) -> Callable[[ImageRecord], Any]:
+    """Return a reader of a value inside the ``Moesr`` block."""
+
+    def read(record: ImageRecord) -> Any:
+        value: Any = record.moesr
+        for name in names:
+            try:
+                value = value[name]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
+
+    return read
+
+
+def _registration_overlap(record: ImageRecord) -> float | None:
+    blocks = record.moesr.get("Registration")
+    facts = blocks.values() if isinstance(blocks, Mapping) else ()
+    overlaps = [block.get("Overlap") for block in facts if isinstance(block, Mapping)]
+    return min((overlap for overlap in overlaps if isinstance(overlap, int | float)), default=None)
+
+
+def _seconds(record: ImageRecord) -> Any:
+    return record.moesr.get("Seconds", record.status.get("seconds"))
+
+
+def _memory(record: ImageRecord) -> Any:
+    return record.moesr.get("PeakMemoryGB", record.status.get("peak_memory_gb"))
+
+
+_STATE = (
+    "done; skipped: done by an earlier run with the same settings; failed; running: started and not finished; "
+    "missing: recorded as done, but the main output or its sidecar is not there"
+)
+COLUMNS: tuple[Column, ...] = (
+    Column("participant_id", lambda record: record.participant, "Participant", heading="Participant"),
+    Column("session_id", lambda record: record.session, "Session", heading="Session"),
+    Column("image", lambda record: record.key, "Name of the input image without extension", heading="Image"),
+    Column("state", lambda record: record.state, _STATE, heading="State"),
+    Column("model", _get("Model"), "Super-resolution model", heading="Model"),
+    Column("input_zoom_i", _get("InputZooms", 0), "Voxel size of the input, first axis", "mm", "Input i, mm"),
+    Column("input_zoom_j", _get("InputZooms", 1), "Voxel size of the input, second axis", "mm", "Input j, mm"),
+    Column("input_zoom_k", _get("InputZooms", 2), "Voxel size of the input, third axis", "mm", "Input k, mm"),
+    Column("output_zoom", _get("OutputZooms", 0), "Voxel size of the isotropic output", "mm"),
+    Column("noise_std", _get("NoiseStd"), "Estimated standard deviation of the input's noise, in its intensity units"),
+    Column(
+        "noise_percent", _get("NoisePercent"), "Noise relative to the 99th percentile in the brain", "%", "Noise, %"
+    ),
+    Column(
+        "residual_std",
+        _get("Faithfulness", "ResidualStd"),
+        "Standard deviation in the brain of input minus A(output), in noise units; noise alone gives 1",
+        heading="Residual, noise units",
+    ),
+    Column(
+        "fraction_beyond_3",
+        _get("Faithfulness", "FractionBeyond3"),
+        "Share of brain voxels whose residual is beyond 3 noise units; noise alone gives 0.0027",
+        heading="Share beyond 3",
+    ),
+    Column("mask_volume_ml", _get("BrainMask", "VolumeML"), "Volume of the brain mask", "ml", "Mask, ml"),
+    Column("mask_overlap", _get("BrainMask", "Overlap"), "Overlap of brain mask and template, mask step"),
+    Column(
+        "registration_overlap",
+        _registration_overlap,
+        "Overlap of brain mask and template after registration; the least over the output spaces",
+        heading="Overlap",
+    ),
+    Column("bias_min_percent", _get("BiasField", "RangePercent", 0), "Least bias field in the brain", "%"),
+    Column("bias_max_percent", _get("BiasField", "RangePercent", 1), "Largest bias field in the brain", "%"),
+    Column("n_warnings", lambda record: len(warnings_of(record)), "Number of recorded warnings", heading="Warnings"),
+    Column("seconds", _seconds, "Processing time", "s", "Time, s"),
+    Column("peak_memory_gb", _memory, "Largest peak memory of a step", "GiB", "Memory, GiB"),
+    Column("step", lambda record: record.status.get("step"), "Step that failed, or the last one finished"),
+    Column("reason", lambda record: record.status.get("reason"), "Why the image failed or was skipped"),
+)
+
+
+def data_dictionary() -> dict[str, dict[str, str]]:
+    """Return the data dictionary of the cohort tables, by column."""
+    return {
+        column.name: {"Description": column.description} | ({"Units": column.units} if column.units else {})
+        for column in COLUMNS
+    }
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else stated(value)
+    return " ".join(text.split()) or NOT_AVAILABLE
+
+
+def _table(records: Sequence[ImageRecord]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
+    writer.writerow([column.name for column in COLUMNS])
+    for record in records:
+        writer.writerow([_cell(column.value(record)) for column in COLUMNS])
+    return stream.getvalue()
+
+
+def _row(out_dir: Path, record: ImageRecord, columns: Sequence[Column]) -> dict[str, Any]:
+    report = f"{record.participant}.html"
+    values = [column.value(record) for column in columns]
+    return {
+        "link": f"{report}#image-{record.key}" if (out_dir / report).exists() else None,
+        "state": record.state,
+        "cells": [number(value, 4) if isinstance(value, float) else _cell(value) for value in values],
+    }
+
+
+def _page(out_dir: Path, records: Sequence[ImageRecord], tables: Sequence[str]) -> str:
+    columns = [column for column in COLUMNS if column.heading]
+    incomplete = [record for record in records if not record.complete]
+    return render(
+        "group.html.j2",
+        columns=columns,
+        rows=[_row(out_dir, record, columns) for record in records],
+        incomplete=[
+            {"key": record.key, "words": state_words(record), "link": _row(out_dir, record, ())["link"]}
+            for record in incomplete
+        ],
+        participants=len({record.participant for record in records}),
+        tables=tables,
+    )
+
+
+def build_group(out_dir: Path) -> tuple[Path, ...]:
+    """Write the cohort tables and the cohort page of an output folder.
+
+    Parameters
+    ----------
+    out_dir : pathlib.Path
+        Output folder of the app; sidecars and ``logs/status`` are all that is read.
+
+    Returns
+    -------
+    tuple of pathlib.Path
+        ``group_<suffix>.tsv`` and ``.json`` per suffix, then ``group.html``; empty, and nothing written, where the
+        folder holds neither a sidecar of a main output nor a status file.
+
+    """
+    out_dir = Path(out_dir).absolute()
+    records = find_images(out_dir)
+    if not records:
+        return ()
+    written: list[Path] = []
+    for suffix in sorted({record.suffix for record in records if record.suffix}):
+        table, dictionary = out_dir / f"group_{suffix}.tsv", out_dir / f"group_{suffix}.json"
+        write_text(table, _table([record for record in records if record.suffix == suffix]))
+        write_text(dictionary, json.dumps(data_dictionary(), indent=2) + "\n")
+        written += [table, dictionary]
+    page = out_dir / "group.html"
+    write_text(page, _page(out_dir, records, [path.name for path in written if path.suffix == ".tsv"]))
+    return (*written, page)

@@ -1,0 +1,123 @@
+"""Report of one participant, ``sub-X.html``: assembled by nireports from files of the output folder alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+from nireports.assembler.report import Report, SubReport
+
+from moesr_bids.atomic import temporary_beside, write_text
+from moesr_bids.reports.derivatives import ImageRecord, find_images
+from moesr_bids.reports.fragments import errors_html, methods_html, summary_html, times_html, warnings_of
+from moesr_bids.reports.templates import render, template_dir
+from moesr_bids.reports.values import NOT_AVAILABLE, duration, number, stated, triple
+
+
+@attrs.frozen
+class Fragment:
+    """A part of the page that is no figure file, with the face of a nireports reportlet."""
+
+    name: str
+    components: list[tuple[str, str | None]]
+    title: str | None = None
+    subtitle: str | None = None
+    description: str | None = None
+
+
+def figure_name(key: str, desc: str, extension: str) -> str:
+    """Return the name of a figure of an image.
+
+    Examples
+    --------
+    >>> figure_name("sub-01_ses-1_T1w", "slider", ".html")
+    'sub-01_ses-1_desc-slider_T1w.html'
+
+    """
+    stem, _, suffix = key.rpartition("_")
+    return f"{stem}_desc-{desc}_{suffix}{extension}"
+
+
+def _write_fragments(figures: Path, records: list[ImageRecord]) -> None:
+    """Write the figures that show recorded facts, so that facts are kept in one place, the sidecar."""
+    figures.mkdir(parents=True, exist_ok=True)
+    for record in records:
+        write_text(figures / figure_name(record.key, "summary", ".html"), summary_html(record))
+        times = figures / figure_name(record.key, "times", ".html")
+        if record.moesr:
+            write_text(times, times_html(record.moesr))
+        else:
+            times.unlink(missing_ok=True)
+
+
+def _overview(records: list[ImageRecord]) -> str:
+    lines = [
+        {
+            "key": record.key,
+            "link": f"#image-{record.key}" if record.suffix else "#Errors",
+            "state": record.state,
+            "zooms": " → ".join(triple(record.moesr.get(name)) for name in ("InputZooms", "OutputZooms"))
+            if record.moesr
+            else NOT_AVAILABLE,
+            "residual": number((record.moesr.get("Faithfulness") or {}).get("ResidualStd"), 3),
+            "warnings": len(warnings_of(record)),
+            "time": duration(record.moesr.get("Seconds", record.status.get("seconds"))),
+        }
+        for record in records
+    ]
+    versions = {stated(record.moesr.get("Version")) for record in records if record.moesr}
+    return render(
+        "overview.html.j2",
+        lines=lines,
+        complete=sum(record.complete for record in records),
+        version=", ".join(sorted(versions)),
+    )
+
+
+def build_participant_report(out_dir: Path, participant: str) -> Path:
+    """Write the report of a participant, whether the images went through or not.
+
+    Read are the sidecars of the main outputs, ``logs/status``, ``logs/sub-X/crash-*.txt``, ``logs/CITATION.md`` and
+    ``sub-X/figures``; the summary and the times in that folder are written anew from the sidecars.
+
+    Parameters
+    ----------
+    out_dir : pathlib.Path
+        Output folder of the app.
+    participant : str
+        Participant label, with or without ``sub-``.
+
+    Returns
+    -------
+    pathlib.Path
+        ``<out_dir>/sub-X.html``. It appears only when whole.
+
+    """
+    out_dir = Path(out_dir).absolute()
+    participant = f"sub-{participant.removeprefix('sub-')}"
+    records = find_images(out_dir, participant)
+    figures = out_dir / participant / "figures"
+    _write_fragments(figures, [record for record in records if record.suffix])
+    target = out_dir / f"{participant}.html"
+    with temporary_beside(target) as temporary:
+        report = Report(
+            out_dir,
+            None,
+            bootstrap_file=template_dir() / "individual.yml",
+            out_filename=str(temporary),
+            reportlets_dir=figures,
+            metadata={
+                "participant": participant,
+                # a quote inside a quoted YAML text is doubled
+                "template_path": str(template_dir() / "individual.html.j2").replace("'", "''"),
+            },
+        )
+        report.header = [_overview(records)]
+        methods = SubReport("Methods", reportlets=[Fragment("methods-text", [(methods_html(out_dir), None)])])
+        errors_text = errors_html(out_dir, participant, records)
+        errors = SubReport("Errors", reportlets=[Fragment("errors-text", [(errors_text, None)])])
+        # what failed is read first
+        failed = not records or not all(record.complete for record in records)
+        report.sections = [errors, *report.sections, methods] if failed else [*report.sections, methods, errors]
+        report.generate_report()
+    return target

@@ -1,0 +1,84 @@
+"""What a process may use (CPUs, memory) and what it did use (seconds, peak memory)."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import attrs
+
+GIB = 1024**3
+
+
+@attrs.define
+class Measurement:
+    """Wall time and peak memory of a block of code.
+
+    Attributes
+    ----------
+    seconds : float
+        Wall time in seconds.
+    peak_memory_gb : float
+        Peak resident memory in GiB of this process or of its largest finished child, whichever is larger.
+
+    """
+
+    seconds: float = 0.0
+    peak_memory_gb: float = 0.0
+
+
+def _reset_peak_memory() -> None:
+    # Workers of Nipype's pool run many nodes: without the reset each would report the peak of all before it.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak_memory_gb() -> float:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024**2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+
+
+@contextmanager
+def measured() -> Iterator[Measurement]:
+    """Measure a block: ``with measured() as m: ...``, then read ``m.seconds`` and ``m.peak_memory_gb``."""
+    measurement = Measurement()
+    _reset_peak_memory()
+    start = time.monotonic()
+    try:
+        yield measurement
+    finally:
+        measurement.seconds = round(time.monotonic() - start, 3)
+        measurement.peak_memory_gb = round(_peak_memory_gb(), 3)
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs this process may use: affinity, SLURM and cgroup limits included."""
+    counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    with suppress(KeyError, ValueError):
+        counts.append(int(os.environ["SLURM_CPUS_PER_TASK"]))
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        counts.append(max(1, int(quota) // int(period)))
+    return max(1, min(counts))
+
+
+def available_memory_gb() -> float:
+    """Return the memory in GiB this process may use: what is free, SLURM and cgroup limits included."""
+    import psutil
+
+    limits = [float(psutil.virtual_memory().available)]
+    with suppress(OSError, ValueError):
+        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    with suppress(KeyError, ValueError):
+        limits.append(float(os.environ["SLURM_MEM_PER_NODE"]) * 1024**2)
+    with suppress(KeyError, ValueError):
+        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        limits.append(float(os.environ["SLURM_MEM_PER_CPU"]) * cpus * 1024**2)
+    return min(limits) / GIB

@@ -1,0 +1,131 @@
+"""A small output folder as the participant level leaves it, for the tests of the reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nb
+import numpy as np
+import numpy.typing as npt
+
+
+def moesr(**changes: Any) -> dict[str, Any]:
+    """Return the ``Moesr`` block of a finished image."""
+    block: dict[str, Any] = {
+        "Version": "0.1.0",
+        "Model": "classical",
+        "WeightsSHA256": "n/a",
+        "RandomSeed": 0,
+        "Device": "cpu",
+        "Precision": "float32",
+        "Threads": 1,
+        "PSF": [
+            {"Kind": "kspace", "FWHM": 1.0},
+            {"Kind": "kspace", "FWHM": 1.0},
+            {"Kind": "gaussian", "FWHM": 5.0},
+        ],
+        "InputZooms": [1.0, 1.0, 5.0],
+        "InputShape": [200, 240, 36],
+        "OutputZooms": [0.7, 0.7, 0.7],
+        "OutputShape": [286, 343, 258],
+        "NoiseStd": 12.5,
+        "NoisePercent": 2.13,
+        "Lambda": 0.01,
+        "Faithfulness": {"ResidualStd": 1.04, "FractionBeyond3": 0.0031},
+        "Warnings": ["sform and qform differ by 0.3 mm: the sform is used"],
+        "BrainMask": {"Method": "affine registration", "VolumeML": 1432.7, "Overlap": 0.962, "Attempts": 1},
+        "BiasField": {"RangePercent": [-12.5, 14.0]},
+        "Registration": {"MNI152NLin2009aSym": {"Overlap": 0.957}},
+        "Steps": [
+            {"Step": "conform", "Seconds": 1.2, "PeakMemoryGB": 0.4},
+            {"Step": "brain_mask", "Seconds": 41.0, "PeakMemoryGB": 1.4},
+            {"Step": "n4", "Seconds": 22.5, "PeakMemoryGB": 1.1},
+            {"Step": "super_resolve", "Seconds": 95.3, "PeakMemoryGB": 3.9},
+        ],
+        "Stages": [{"Stage": "reconstruction", "Seconds": 80.1, "PeakMemoryGB": 3.9}],
+        "Seconds": 160.0,
+        "PeakMemoryGB": 3.9,
+        "SettingsHash": "0" * 64,
+        "InputSHA256": "1" * 64,
+        "Outputs": [],
+    }
+    return {**block, **changes}
+
+
+def add_finished(out_dir: Path, key: str, **changes: Any) -> Path:
+    """Write the main output (an empty file), its sidecar and its status; return the sidecar."""
+    stem, _, suffix = key.rpartition("_")
+    parts = dict(part.split("-", 1) for part in stem.split("_"))
+    folder = out_dir / f"sub-{parts['sub']}" / (f"ses-{parts['ses']}" if "ses" in parts else "") / "anat"
+    folder.mkdir(parents=True, exist_ok=True)
+    sidecar = folder / f"{stem}_res-0p7mm_desc-moesr_{suffix}.json"
+    sidecar.write_text(json.dumps({"SpatialReference": "orig", "Moesr": moesr(**changes)}), encoding="utf-8")
+    sidecar.with_suffix(".nii.gz").touch()
+    add_status(out_dir, key, state="done", step="publish", seconds=160.0, peak_memory_gb=3.9)
+    return sidecar
+
+
+def add_status(out_dir: Path, key: str, **content: Any) -> None:
+    """Write ``logs/status/<key>.json``."""
+    folder = out_dir / "logs" / "status"
+    folder.mkdir(parents=True, exist_ok=True)
+    status = {
+        "participant_id": key.split("_", 1)[0],
+        "session_id": "n/a",
+        "image": f"{key.split('_', 1)[0]}/anat/{key}.nii.gz",
+        "state": "running",
+        "step": "n/a",
+        "reason": "n/a",
+        "seconds": None,
+        "peak_memory_gb": None,
+        "crash_file": "n/a",
+    }
+    (folder / f"{key}.json").write_text(json.dumps({**status, **content}), encoding="utf-8")
+
+
+def add_failed(out_dir: Path, key: str, crash_text: str, **content: Any) -> Path:
+    """Write the status and the crash file of an image that failed; return the crash file."""
+    participant = key.split("_", 1)[0]
+    crash = out_dir / "logs" / participant / f"crash-{key.replace('_', '')}-conform.txt"
+    crash.parent.mkdir(parents=True, exist_ok=True)
+    crash.write_text(crash_text, encoding="utf-8")
+    status = {"state": "failed", "step": "conform", "reason": "the file is cut short", **content}
+    add_status(out_dir, key, crash_file=str(crash.relative_to(out_dir)), **status)
+    return crash
+
+
+def save(path: Path, data: npt.NDArray[Any], affine: npt.NDArray[Any]) -> Path:
+    """Write a NIfTI file."""
+    nb.save(nb.Nifti1Image(data, affine), path)
+    return path
+
+
+def write_volumes(folder: Path) -> dict[str, Path]:
+    """Write a small phantom: thick-slice input, sharp output, mask, log field, residual, template.
+
+    The phantom is a ball with a plane of bars; input voxels are 2 x 2 x 6 mm (stored left-handed), output 2 mm.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(2)
+    shape = (40, 44, 36)
+    grid = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
+    radius = np.sqrt((grid**2).sum(axis=0))
+    ball = (radius < 15).astype(np.float32)
+    sharp = (100 * ball * (1 + 0.5 * ((grid[2] // 2) % 2)) + 20 * (radius < 18)).astype(np.float32)
+    fine = np.diag([2.0, 2.0, 2.0, 1.0])
+    thick = np.diag([-2.0, 2.0, 6.0, 1.0])
+    thick[:3, 3] = (2.0 * (shape[0] - 1), 0.0, 2.0)
+    coarse = sharp.reshape(40, 44, 12, 3).mean(axis=3)[::-1]
+    mask = (ball.reshape(40, 44, 12, 3).mean(axis=3)[::-1] > 0.5).astype(np.uint8)
+    x = np.linspace(-0.2, 0.2, 40, dtype=np.float32)[:, None, None]
+    return {
+        "preproc": save(folder / "preproc.nii.gz", coarse.astype(np.float32), thick),
+        "sr": save(folder / "sr.nii.gz", sharp, fine),
+        "mask": save(folder / "mask.nii.gz", mask, thick),
+        "field": save(folder / "field.nii.gz", np.broadcast_to(x, coarse.shape).astype(np.float32), thick),
+        "residual": save(folder / "residual.nii.gz", rng.normal(size=coarse.shape).astype(np.float32), thick),
+        "template": save(folder / "template.nii.gz", 50 * ball, fine),
+        "template_mask": save(folder / "template_mask.nii.gz", ball.astype(np.uint8), fine),
+    }

@@ -1,0 +1,139 @@
+"""The command line of moesr-bids: what it refuses, what it saves, how fast it answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+
+from moesr_bids.cli.parser import build_parser, memory_gb, parse_settings
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    for name in ("sub-01/ses-a/anat", "sub-control02/ses-b/anat"):
+        (root / name).mkdir(parents=True)
+    (root / "dataset_description.json").write_text(json.dumps({"Name": "x", "BIDSVersion": "1.10.0"}))
+    return root
+
+
+def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse_settings(argv)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{data}/out", "participant"], "lies inside the input"),
+        (["{data}/derivatives/out", "participant"], "lies inside the input"),
+        (["{out}", "participant", "-w", "{data}/work"], "work folder"),
+        (["{out}", "participant", "-w", "{out}"], "work folder and output folder are both"),
+        (["{out}", "participant", "--participant-label", "control2"], "did you mean control02?"),
+        (["{out}", "participant", "--session-label", "c"], "session c is not in"),
+        (["{out}", "participant", "--model", "clasical"], "did you mean classical?"),
+        (["{out}", "participant", "--resolution", "7"], "between 0.3 and 3 mm"),
+        (["{out}", "participant", "--mem", "lots"], "is no amount of memory"),
+        (["{out}", "participant", "--nprocs", "0"], "whole number above zero"),
+        (["{out}", "participant", "--output-spaces", "MNI152NoSuch"], "MNI152NoSuch"),
+        (["{out}", "participant", "--use-plugin", "{data}/none.yml"], "cannot be read"),
+        (["{out}", "participant", "--config-file", "{data}/none.toml"], "does not exist"),
+        (["{out}", "participant", "--no-such-option"], "unrecognized arguments"),
+        (["{out}", "group"], "run the participant level first"),
+    ],
+)
+def test_refusals_are_one_clear_sentence(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    filled = [argument.format(data=dataset, out=tmp_path / "out") for argument in arguments]
+    message = refusal([str(dataset), *filled], capsys)
+    assert words in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_input_that_is_no_data_set_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "does not exist" in refusal([str(tmp_path / "none"), str(tmp_path / "out"), "participant"], capsys)
+    (tmp_path / "empty").mkdir()
+    assert "holds no participant" in refusal([str(tmp_path / "empty"), str(tmp_path / "out"), "participant"], capsys)
+
+
+def test_broken_filter_and_configuration_files_are_refused(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [str(dataset), str(tmp_path / "out"), "participant"]
+    path = tmp_path / "file"
+    path.write_text('{"bold": {}}')
+    assert "bold is none of" in refusal([*base, "--bids-filter-file", str(path)], capsys)
+    path.write_text("{")
+    assert "not valid JSON" in refusal([*base, "--bids-filter-file", str(path)], capsys)
+    path.write_text("no-such-option = 1")
+    assert "no-such-option is no option" in refusal([*base, "--config-file", str(path)], capsys)
+
+
+def test_underscores_and_prefixes_are_accepted(dataset: Path, tmp_path: Path) -> None:
+    base = [str(dataset), str(tmp_path / "out"), "participant"]
+    dashes = parse_settings([*base, "--participant-label", "01", "--work-dir", str(tmp_path / "w_1"), "--mem", "4G"])
+    underscores = parse_settings(
+        [*base, "--participant_label", "sub-01", f"--work_dir={tmp_path / 'w_1'}", "--mem_mb", "4096"]
+    )
+    assert dashes == underscores
+    assert dashes.participant_label == ("01",)
+    assert dashes.work_dir.name == "w_1"
+
+
+def test_saved_settings_repeat_the_run_and_the_command_line_wins(dataset: Path, tmp_path: Path) -> None:
+    base = [str(dataset), str(tmp_path / "out"), "participant"]
+    first = parse_settings(
+        [*base, "--participant-label", "01", "--resolution", "0.8", "--suffixes", "T1w", "--mem", "4G", "-v"]
+    )
+    saved = tmp_path / "run.toml"
+    saved.write_text(first.to_toml())
+    again = parse_settings([*base, "--config-file", str(saved)])
+    assert again == first
+    changed = parse_settings([*base, "--config-file", str(saved), "--resolution", "1", "-vv"])
+    assert changed == attrs.evolve(first, resolution=1.0, verbose=2)
+
+
+def test_every_option_reaches_the_settings(dataset: Path, tmp_path: Path) -> None:
+    settings = parse_settings([str(dataset), str(tmp_path / "out"), "participant"])
+    known = {field.name for field in attrs.fields(type(settings))}
+    destinations = {action.dest for action in build_parser()._actions} - {"help", "version", "config_file"}
+    assert destinations <= known
+
+
+def test_output_hash_ignores_where_and_how_fast() -> None:
+    here = Path("/x")
+    from moesr_bids.config import Settings
+
+    base = Settings(bids_dir=here, output_dir=here, analysis_level="participant", work_dir=here)
+    same = attrs.evolve(base, nprocs=8, mem_gb=1.0, device="cpu", work_dir=Path("/y"), verbose=2)
+    assert base.output_hash({"input": "a"}) == same.output_hash({"input": "a"})
+    assert base.output_hash({"input": "a"}) != base.output_hash({"input": "b"})
+    for change in ({"resolution": 0.8}, {"model": "cubic"}, {"random_seed": 1}, {"output_spaces": ("X",)}):
+        assert base.output_hash({"input": "a"}) != attrs.evolve(base, **change).output_hash({"input": "a"})
+
+
+@pytest.mark.parametrize(("text", "expected"), [("8G", 8), ("512M", 0.5), ("1T", 1024), ("2048", 2), ("1gb", 1)])
+def test_memory_units(text: str, expected: float) -> None:
+    assert memory_gb(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("module", ["moesr_bids.cli.main", "moesr_bids.cli.moesr"])
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_no_heavy_library(module: str, option: str) -> None:
+    code = (
+        f"import sys\nfrom {module} import main\n"
+        f"try:\n    main(['{option}'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'ants', 'nipype', 'bids', 'nilearn', 'scipy', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "moesr" in done.stdout

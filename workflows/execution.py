@@ -1,0 +1,101 @@
+"""How Nipype runs: its configuration and its plugin."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from moesr_bids.config import Settings
+
+
+def visible_gpus() -> int:
+    """Return the number of NVIDIA GPUs that the driver shows to this process."""
+    with suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True, timeout=30)
+        return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    return 0
+
+
+def configure_nipype(settings: Settings) -> None:
+    """Set Nipype's configuration for this run."""
+    from nipype import config, logging
+
+    config.update_config(
+        {
+            "execution": {
+                "crashdump_dir": str(settings.output_dir / "logs"),
+                "crashfile_format": "txt",
+                "create_report": "false",
+                "poll_sleep_duration": "0.2",
+                "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
+                "check_version": "false",
+            },
+            "logging": {
+                "workflow_level": ("CRITICAL", "INFO", "DEBUG")[min(settings.verbose, 2)],
+                "interface_level": ("CRITICAL", "INFO", "DEBUG")[min(settings.verbose, 2)],
+                "utils_level": ("CRITICAL", "INFO", "DEBUG")[min(settings.verbose, 2)],
+            },
+        }
+    )
+    logging.update_logging(config)
+
+
+def make_plugin(settings: Settings, *, gpus: int, callback: Callable[[Any, str], None]) -> Any:
+    """Return the plugin that runs the workflow.
+
+    Parameters
+    ----------
+    settings : Settings
+        CPUs, memory, or a plugin file of the user's.
+    gpus : int
+        GPU slots. Nipype knows no limit at all when the number is left out and no GPU is seen.
+    callback : callable
+        Called with each node and ``start``, ``end`` or ``exception``.
+
+    """
+    from moesr_bids.workflows.plugin import RobustMultiProc
+
+    arguments: dict[str, Any] = {
+        "n_procs": settings.nprocs,
+        "memory_gb": settings.mem_gb,
+        "n_gpu_procs": gpus,
+        "raise_insufficient": False,
+        "status_callback": callback,
+    }
+    if settings.use_plugin is None:
+        return RobustMultiProc(plugin_args=arguments)
+    plugin, own = read_plugin(settings.use_plugin)
+    return plugin(plugin_args={**arguments, **own})
+
+
+def read_plugin(path: Path) -> tuple[type[Any], dict[str, Any]]:
+    """Read a YAML file with ``plugin`` and ``plugin_args``.
+
+    Returns
+    -------
+    plugin : type
+        Nipype's plugin class.
+    arguments : dict
+        Its arguments.
+
+    Raises
+    ------
+    ValueError
+        If the file is not such a YAML file or names no plugin of Nipype's.
+
+    """
+    import nipype.pipeline.plugins as plugins
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"plugin file {path} cannot be read: {error}") from None
+    name = content.get("plugin") if isinstance(content, dict) else None
+    plugin = getattr(plugins, f"{name}Plugin", None)
+    if plugin is None:
+        raise ValueError(f"plugin file {path}: {name!r} is none of Nipype's plugins")
+    return plugin, content.get("plugin_args") or {}

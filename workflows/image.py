@@ -1,0 +1,148 @@
+"""The workflow of one image, from the raw file to its derivatives."""
+
+from __future__ import annotations
+
+from nipype.interfaces.utility import Merge
+from nipype.pipeline.engine import Node
+from niworkflows.engine.workflows import LiterateWorkflow
+
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.config import Settings
+from moesr_bids.interfaces.ants import BrainMask, N4BiasField, RegisterToTemplate
+from moesr_bids.interfaces.conform import Conform
+from moesr_bids.interfaces.mask import ResampleMask
+from moesr_bids.interfaces.publish import Publish
+from moesr_bids.interfaces.reportlets import ImageReportlets
+from moesr_bids.interfaces.sr import SuperResolve
+from moesr_bids.sr.models import card
+from moesr_bids.workflows.estimates import Estimate, estimate
+
+REPORTLETS_GB = 2.0
+
+
+def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: str | None = None) -> LiterateWorkflow:
+    """Build the workflow of one image.
+
+    The chain is header check, brain mask, N4 bias field, registration to each template, super-resolution, reportlets
+    and publication. Nothing is written to the output folder before the last step.
+
+    Parameters
+    ----------
+    image : RawImage
+        Image to process.
+    settings : Settings
+        Settings of the run.
+    use_gpu : bool
+        Whether super-resolution claims a GPU slot of the scheduler.
+    name : str, optional
+        Name of the workflow; by default from the image's file name.
+
+    """
+    cost = estimate(image, settings)
+    threads = settings.omp_nthreads
+    heavy = {"n_procs": threads, "mem_gb": cost.preproc_memory_gb}
+    workflow = LiterateWorkflow(name=name or image.workflow_name)
+    workflow.__desc__ = _methods_text(settings)
+
+    conform = Node(
+        Conform(in_file=str(image.path), metadata=dict(image.metadata), warnings=list(image.warnings)),
+        name="conform",
+        mem_gb=cost.preproc_memory_gb,
+    )
+    brain_mask = Node(BrainMask(omp_nthreads=threads), name="brain_mask", **heavy)
+    n4 = Node(N4BiasField(omp_nthreads=threads), name="n4", **heavy)
+    super_resolve = Node(
+        SuperResolve(
+            resolution=settings.resolution,
+            model=settings.model,
+            device=settings.device,
+            omp_nthreads=threads,
+            random_seed=settings.random_seed,
+            use_gpu=use_gpu,
+        ),
+        name="super_resolve",
+        # A GPU node counts its processes as GPU slots: more than one would claim several GPUs.
+        n_procs=1 if use_gpu else threads,
+        mem_gb=cost.sr_memory_gb,
+    )
+    target_mask = Node(ResampleMask(), name="target_mask", mem_gb=cost.preproc_memory_gb)
+    registrations = {
+        template: Node(
+            RegisterToTemplate(template=template, omp_nthreads=threads),
+            name=f"register_{_identifier(template)}",
+            **heavy,
+        )
+        for template in settings.output_spaces
+    }
+    reference = registrations[settings.output_spaces[0]]
+    reportlets = Node(ImageReportlets(), name="reportlets", mem_gb=REPORTLETS_GB + _volume_gb(cost))
+
+    steps = {
+        "conform": conform,
+        "brain_mask": brain_mask,
+        "n4": n4,
+        **{f"register:{template}": node for template, node in registrations.items()},
+        "super_resolve": super_resolve,
+        "target_mask": target_mask,
+        "reportlets": reportlets,
+    }
+    keys = ["moesr", "residual", "preproc", "mask"]
+    files = Node(Merge(4 + 2 * len(registrations)), name="files")
+    records = Node(Merge(len(steps)), name="records")
+    for node in (files, records):
+        node.inputs.no_flatten = True
+    publish = Node(Publish(image=image, settings=settings, steps=list(steps)), name="publish")
+
+    # fmt: off
+    workflow.connect([
+        (conform, brain_mask, [("out_file", "in_file")]),
+        (conform, n4, [("out_file", "in_file")]),
+        (brain_mask, n4, [("out_mask", "mask_file")]),
+        (n4, super_resolve, [("out_file", "in_file")]),
+        (brain_mask, super_resolve, [("out_mask", "mask_file")]),
+        (conform, super_resolve, [("metadata_file", "metadata_file")]),
+        (brain_mask, target_mask, [("out_mask", "in_file")]),
+        (super_resolve, target_mask, [("out_file", "reference_file")]),
+        (n4, reportlets, [("out_file", "preproc_file"), ("bias_field", "bias_file")]),
+        (brain_mask, reportlets, [("out_mask", "mask_file")]),
+        (super_resolve, reportlets, [("out_file", "sr_file"), ("residual_file", "residual_file")]),
+        (reference, reportlets, [("out_warped", "warped_file"), ("template_file", "template_file")]),
+        (super_resolve, files, [("out_file", "in1"), ("residual_file", "in2")]),
+        (n4, files, [("out_file", "in3")]),
+        (target_mask, files, [("out_file", "in4")]),
+        (files, publish, [("out", "files")]),
+        (records, publish, [("out", "records")]),
+        (reportlets, publish, [("out_files", "figure_files")]),
+    ])
+    # fmt: on
+    for index, (template, node) in enumerate(registrations.items()):
+        keys += [f"to-{template}", f"from-{template}"]
+        workflow.connect(n4, "out_file", node, "in_file")
+        workflow.connect(brain_mask, "out_mask", node, "mask_file")
+        workflow.connect(node, "out_to_template", files, f"in{5 + 2 * index}")
+        workflow.connect(node, "out_from_template", files, f"in{6 + 2 * index}")
+    for index, node in enumerate(steps.values()):
+        workflow.connect(node, "record", records, f"in{index + 1}")
+    publish.inputs.keys = keys
+    return workflow
+
+
+def _identifier(template: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in template)
+
+
+def _volume_gb(cost: Estimate) -> float:
+    return 8 * cost.target_shape[0] * cost.target_shape[1] * cost.target_shape[2] / 1024**3
+
+
+def _methods_text(settings: Settings) -> str:
+    templates = " and ".join(settings.output_spaces)
+    return (
+        "Each image was checked for a plausible header and finite voxels and kept on its own grid. "
+        "A brain mask was obtained by affine and low-resolution deformable registration to the ICBM 152 template "
+        "[@mni; @ants], or from the non-zero voxels where the image came without skull. "
+        "Intensity non-uniformity was corrected with N4 [@n4] inside the mask. "
+        f"The corrected image was registered to {templates} with an affine transform [@ants]. "
+        f"It was then super-resolved to {settings.resolution:g} mm isotropic voxels along its own axes. "
+        f"{card(settings.model).methods}"
+    )
