@@ -7,6 +7,7 @@ import torch
 from scipy.interpolate import make_interp_spline
 
 from .grid import Grid
+from .models import Model, ModelCard, Problem
 from .operator import apply_axes
 
 
@@ -36,3 +37,13 @@ def cubic_spline(volume: torch.Tensor, input_grid: Grid, target_grid: Grid) -> t
             matrix = spline(np.clip(target, source[0], source[-1]))
         matrices.append(torch.from_numpy(matrix.astype(np.float32)).to(volume.device))
     return apply_axes(volume, tuple(matrices))
+
+
+def _reconstruct(problem: Problem) -> torch.Tensor:
+    operator = problem.operator
+    return cubic_spline(problem.acquired, operator.input_grid, operator.target_grid)
+
+
+MODEL = Model(
+    "cubic", ModelCard("cubic-spline interpolation: the baseline, not projected", projected=False), _reconstruct
+)

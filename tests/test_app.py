@@ -1,0 +1,187 @@
+"""End to end on a phantom with known truth: what a newcomer gets from one command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from benchmarks.demo import compare
+from benchmarks.phantom import ACQUISITIONS, build
+from tests.app import files_below, run_app, statuses, validation_errors
+
+TEMPLATE = "MNI152NLin2009aSym"
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom")
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(phantom: Path) -> Path:
+    """Output folder of a run at 1 mm on both participants."""
+    done = run_app(phantom / "bids", phantom / "out", "--resolution", "1", "--write-graph")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return phantom / "out"
+
+
+def expected_files(participant: str) -> set[str]:
+    anat, figures = f"sub-{participant}/anat/sub-{participant}", f"sub-{participant}/figures/sub-{participant}"
+    images = [
+        f"{anat}_res-1mm_desc-moesr_T1w",
+        f"{anat}_res-1mm_desc-brain_mask",
+        f"{anat}_desc-preproc_T1w",
+        f"{anat}_desc-residual_T1w",
+    ]
+    transforms = [f"{anat}_from-T1w_to-{TEMPLATE}_mode-image_xfm", f"{anat}_from-{TEMPLATE}_to-T1w_mode-image_xfm"]
+    pictures = ["brainmask.png", "bias.png", "registration.html", "residual.png", "slider.html"]
+    fragments = ["summary.html", "times.html"]
+    return (
+        {f"{name}{extension}" for name in images for extension in (".nii.gz", ".json")}
+        | {f"{name}{extension}" for name in transforms for extension in (".h5", ".json")}
+        | {f"{figures}_desc-{name.replace('.', '_T1w.')}" for name in [*pictures, *fragments]}
+        | {f"sub-{participant}.html", f"logs/status/sub-{participant}_T1w.json"}
+    )
+
+
+def test_outputs_are_exactly_these(finished: Path) -> None:
+    found = {name for name in files_below(finished) if not name.startswith("logs/run-")}
+    common = {"dataset_description.json", ".bidsignore", "logs/status.tsv", "logs/CITATION.md", "logs/graph.dot"}
+    assert found == expected_files("01") | expected_files("02") | common
+
+
+def test_outputs_are_valid_bids(finished: Path) -> None:
+    assert validation_errors(finished) == []
+
+
+@pytest.mark.parametrize("acquisition", ACQUISITIONS, ids=lambda acquisition: acquisition.participant)
+def test_output_is_nearer_to_the_truth_than_cubic_interpolation(phantom: Path, finished: Path, acquisition) -> None:  # type: ignore[no-untyped-def]
+    ours, cubic, ours_ssim, cubic_ssim = compare(finished, phantom / "truth", acquisition.participant, acquisition.seed)
+    assert ours > cubic + 0.5
+    assert ours_ssim > cubic_ssim
+
+
+@pytest.mark.parametrize("participant", ["01", "02"])
+def test_sidecar_tells_the_truth(phantom: Path, finished: Path, participant: str) -> None:
+    anat = finished / f"sub-{participant}" / "anat"
+    sidecar = json.loads((anat / f"sub-{participant}_res-1mm_desc-moesr_T1w.json").read_text())
+    block = sidecar["Moesr"]
+    assert sidecar["Sources"][0] == f"bids:raw:sub-{participant}/anat/sub-{participant}_T1w.nii.gz"
+    assert sidecar["SkullStripped"] is False or sidecar["SkullStripped"] is True
+    raw = nib.load(phantom / "bids" / f"sub-{participant}" / "anat" / f"sub-{participant}_T1w.nii.gz")
+    image = nib.load(anat / f"sub-{participant}_res-1mm_desc-moesr_T1w.nii.gz")
+    residual = nib.load(anat / f"sub-{participant}_desc-residual_T1w.nii.gz")
+    mask = nib.load(anat / f"sub-{participant}_res-1mm_desc-brain_mask.nii.gz")
+    assert tuple(block["InputShape"]) == raw.shape == residual.shape
+    assert tuple(block["OutputShape"]) == image.shape == mask.shape
+    assert np.allclose(image.affine, mask.affine)
+    # The phantom's noise is 2 percent of its brightest tissue.
+    assert block["NoisePercent"] == pytest.approx(2.0, rel=0.25)
+    assert block["Faithfulness"]["ResidualStd"] == pytest.approx(1.0, abs=0.2)
+    assert set(block["Outputs"]) == {
+        name
+        for name in expected_files(participant)
+        if name.startswith(f"sub-{participant}/") and not name.endswith(("summary_T1w.html", "times_T1w.html"))
+    }
+    assert {step["Step"] for step in block["Steps"]} >= {"conform", "brain_mask", "n4", "super_resolve", "reportlets"}
+    assert all(step["Seconds"] >= 0 and step["PeakMemoryGB"] > 0 for step in block["Steps"])
+    expected_psf = {"01": ["kspace"] * 3, "02": ["kspace", "kspace", "gaussian"]}[participant]
+    assert [axis["Kind"] for axis in block["PSF"]] == expected_psf
+
+
+def test_mask_is_the_brain(phantom: Path, finished: Path) -> None:
+    for participant in ("01", "02"):
+        truth = nib.load(phantom / "truth" / f"sub-{participant}_T1w.nii.gz").get_fdata() > 0
+        mask = nib.load(finished / f"sub-{participant}/anat/sub-{participant}_res-1mm_desc-brain_mask.nii.gz")
+        found = np.asanyarray(mask.dataobj) > 0
+        assert 2 * (truth & found).sum() / (truth.sum() + found.sum()) > 0.95
+
+
+def test_transform_brings_the_brain_into_the_template(phantom: Path, finished: Path) -> None:
+    import ants
+    from nilearn.datasets import load_mni152_brain_mask
+
+    template = ants.from_nibabel(
+        nib.Nifti1Image(
+            load_mni152_brain_mask(resolution=2).get_fdata().astype(np.float32),
+            load_mni152_brain_mask(resolution=2).affine,
+        )
+    )
+    truth = nib.load(phantom / "truth" / "sub-01_T1w.nii.gz")
+    brain = ants.from_nibabel(nib.Nifti1Image((truth.get_fdata() > 0).astype(np.float32), truth.affine))
+    transform = finished / f"sub-01/anat/sub-01_from-T1w_to-{TEMPLATE}_mode-image_xfm.h5"
+    moved = ants.apply_transforms(template, brain, [str(transform)], interpolator="linear").numpy() > 0.5
+    there = template.numpy() > 0.5
+    assert 2 * (moved & there).sum() / (moved.sum() + there.sum()) > 0.95
+
+
+def test_status_citation_and_settings(finished: Path) -> None:
+    rows = statuses(finished)
+    assert {name: row["state"] for name, row in rows.items()} == {"sub-01_T1w": "done", "sub-02_T1w": "done"}
+    assert all(float(row["seconds"]) > 0 and float(row["peak_memory_gb"]) > 0.1 for row in rows.values())
+    citation = (finished / "logs" / "CITATION.md").read_text()
+    assert "Tustison" in citation
+    assert "1 mm isotropic" in citation
+    assert "[@" not in citation
+    assert "super_resolve" in (finished / "logs" / "graph.dot").read_text()
+
+
+def test_second_run_skips_what_is_complete_and_redoes_the_rest(phantom: Path, finished: Path) -> None:
+    other = phantom / "again"
+    shutil.copytree(finished, other)
+    lost = other / "sub-02/anat/sub-02_desc-residual_T1w.nii.gz"
+    lost.unlink()
+    untouched = other / "sub-01/anat/sub-01_res-1mm_desc-moesr_T1w.nii.gz"
+    before = untouched.stat().st_mtime_ns
+    done = run_app(phantom / "bids", other, "--resolution", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: row["state"] for name, row in statuses(other).items()} == {
+        "sub-01_T1w": "skipped",
+        "sub-02_T1w": "done",
+    }
+    assert lost.exists()
+    assert untouched.stat().st_mtime_ns == before
+
+
+def test_other_settings_are_planned_not_skipped(phantom: Path, finished: Path) -> None:
+    same = run_app(phantom / "bids", finished, "--resolution", "1", "--dry-run")
+    assert same.stdout.count("would be skipped") == 2
+    other = run_app(phantom / "bids", finished, "--resolution", "0.8", "--dry-run")
+    assert "would be skipped" not in other.stdout
+    assert "250 x 300 x 250 of 0.8 mm" in other.stdout
+
+
+def test_dry_run_writes_nothing(phantom: Path, tmp_path: Path) -> None:
+    done = run_app(phantom / "bids", tmp_path / "out", "--dry-run")
+    assert done.returncode == 0
+    assert "100 x 120 x 100 voxels of 2 x 2 x 2 mm" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reports_only_and_boilerplate_only(phantom: Path, finished: Path, tmp_path: Path) -> None:
+    report = finished / "sub-01.html"
+    before = report.stat().st_mtime_ns
+    done = run_app(phantom / "bids", finished, "--resolution", "1", "--reports-only", "--participant-label", "01")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert report.stat().st_mtime_ns > before
+    done = run_app(phantom / "bids", tmp_path / "out", "--boilerplate-only")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert files_below(tmp_path / "out") == {"dataset_description.json", ".bidsignore", "logs/CITATION.md"}
+
+
+def test_group_level(phantom: Path, finished: Path) -> None:
+    from moesr_bids.cli.main import main
+
+    copy = phantom / "for-group"
+    shutil.copytree(finished, copy)
+    assert main([str(phantom / "bids"), str(copy), "group"]) == 0
+    assert len((copy / "group_T1w.tsv").read_text().splitlines()) == 3
+    assert "sub-02.html" in (copy / "group.html").read_text()
+    assert validation_errors(copy) == []

@@ -1,0 +1,138 @@
+"""Finding images, their metadata, and the names of what is made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import attrs
+import pytest
+
+from moesr_bids.bids.collect import RawImage, collect_images
+from moesr_bids.bids.outputs import derivative_path, output_paths
+from moesr_bids.bids.sidecars import read_metadata, sidecar_files
+from moesr_bids.bids.status import ImageStatus, read_statuses, write_status, write_table
+from moesr_bids.config import Settings
+
+FILES = (
+    "sub-01/anat/sub-01_T1w.nii.gz",
+    "sub-01/anat/sub-01_T2w.nii",
+    "sub-01/func/sub-01_task-rest_bold.nii.gz",
+    "sub-02/ses-a/anat/sub-02_ses-a_acq-mprage_run-01_T1w.nii.gz",
+    "sub-02/ses-b/anat/sub-02_ses-b_FLAIR.nii.gz",
+    "derivatives/x/sub-01/anat/sub-01_desc-y_T1w.nii.gz",
+)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    root = tmp_path / "data"
+    for name in FILES:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "dataset_description.json").write_text(json.dumps({"Name": "x", "BIDSVersion": "1.10.0"}))
+    return Settings(bids_dir=root, output_dir=tmp_path / "out", analysis_level="participant", work_dir=tmp_path / "w")
+
+
+def names(settings: Settings) -> list[str]:
+    return [image.relative for image in collect_images(settings)]
+
+
+def test_all_contrasts_sessions_and_runs_are_found(settings: Settings) -> None:
+    assert names(settings) == [FILES[0], FILES[1], FILES[3], FILES[4]]
+
+
+def test_selection(settings: Settings) -> None:
+    assert names(attrs.evolve(settings, participant_label=("02",))) == [FILES[3], FILES[4]]
+    assert names(attrs.evolve(settings, session_label=("b",))) == [FILES[4]]
+    assert names(attrs.evolve(settings, suffixes=("T2w",))) == [FILES[1]]
+    assert names(attrs.evolve(settings, bids_filters={"T1w": {"acquisition": "mprage"}})) == [FILES[1], *FILES[3:5]]
+
+
+def test_participant_label_is_not_a_prefix(settings: Settings) -> None:
+    path = settings.bids_dir / "sub-011" / "anat" / "sub-011_T1w.nii.gz"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert names(attrs.evolve(settings, participant_label=("01",))) == [FILES[0], FILES[1]]
+
+
+def test_database_serves_later_runs_with_other_selections(settings: Settings, tmp_path: Path) -> None:
+    with_database = attrs.evolve(settings, bids_database_dir=tmp_path / "db", participant_label=("01",))
+    assert names(with_database) == [FILES[0], FILES[1]]
+    (settings.bids_dir / FILES[0]).unlink()
+    assert names(with_database) == [FILES[0], FILES[1]], "the second run must read the database"
+    assert names(attrs.evolve(with_database, participant_label=("02",))) == [FILES[3], FILES[4]]
+
+
+def test_dangling_links_and_broken_sidecars_do_not_hide_images(settings: Settings) -> None:
+    anat = settings.bids_dir / "sub-01" / "anat"
+    (anat / "sub-01_T1w.nii.gz").unlink()
+    (anat / "sub-01_T1w.nii.gz").symlink_to("../../.git/annex/objects/none")
+    (anat / "sub-01_T2w.json").write_text("{broken")
+    images = {image.suffix: image for image in collect_images(attrs.evolve(settings, participant_label=("01",)))}
+    assert set(images) == {"T1w", "T2w"}
+    assert images["T2w"].metadata == {}
+    assert "not readable JSON" in images["T2w"].warnings[0]
+
+
+def test_metadata_is_inherited_and_the_nearer_file_wins(settings: Settings) -> None:
+    root = settings.bids_dir
+    image = root / FILES[3]
+    (root / "T1w.json").write_text('{"SliceThickness": 1, "Manufacturer": "A"}')
+    (root / "acq-mprage_T1w.json").write_text('{"SliceThickness": 2}')
+    (root / "acq-other_T1w.json").write_text('{"SliceThickness": 9}')
+    (root / "T2w.json").write_text('{"SliceThickness": 8}')
+    (root / "sub-02" / "sub-02_T1w.json").write_text('{"SliceThickness": 3}')
+    image.with_name("sub-02_ses-a_acq-mprage_run-01_T1w.json").write_text('{"SliceThickness": 4}')
+    assert read_metadata(image, root) == ({"SliceThickness": 4, "Manufacturer": "A"}, ())
+    assert [path.name for path in sidecar_files(image, root)][:2] == ["T1w.json", "acq-mprage_T1w.json"]
+
+
+def image(relative: str) -> RawImage:
+    return RawImage(path=Path("/d") / relative, root=Path("/d"))
+
+
+def test_names_keep_all_entities_in_schema_order() -> None:
+    raw = image("sub-02/ses-a/anat/sub-02_ses-a_acq-x_run-01_part-mag_chunk-2_T2w.nii.gz")
+    assert derivative_path(raw, desc="moesr", res="0p7mm") == (
+        "sub-02/ses-a/anat/sub-02_ses-a_acq-x_run-01_part-mag_chunk-2_res-0p7mm_desc-moesr_T2w.nii.gz"
+    )
+    assert derivative_path(raw, space="T2w", desc="brain", suffix="mask") == (
+        "sub-02/ses-a/anat/sub-02_ses-a_acq-x_run-01_part-mag_space-T2w_chunk-2_desc-brain_mask.nii.gz"
+    )
+
+
+def test_outputs_of_several_images_never_share_a_name(settings: Settings) -> None:
+    stems = ["sub-01_T1w", "sub-01_T2w", "sub-01_FLAIR", "sub-01_run-1_T1w", "sub-01_run-2_T1w", "sub-01_part-mag_T1w"]
+    paths = [p for stem in stems for p in output_paths(image(f"sub-01/anat/{stem}.nii.gz"), settings).values()]
+    assert len(paths) == 6 * len(stems)
+    assert len(set(paths)) == len(paths)
+
+
+def test_status_table_has_a_row_per_image_and_one_line_reasons(tmp_path: Path) -> None:
+    write_status(
+        tmp_path,
+        ImageStatus(
+            participant_id="sub-01",
+            image="sub-01/anat/sub-01_T1w.nii.gz",
+            state="done",
+            step="publish",
+            seconds=12.5,
+            peak_memory_gb=1.5,
+        ),
+    )
+    write_status(tmp_path, ImageStatus(participant_id="sub-02", state="failed", step="collect", reason="a\tb\nc"))
+    lines = write_table(tmp_path).read_text().splitlines()
+    assert lines[0].split("\t")[:4] == ["participant_id", "session_id", "image", "state"]
+    assert lines[1].split("\t") == [
+        "sub-01",
+        "n/a",
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "done",
+        "publish",
+        "n/a",
+        "12.5",
+        "1.5",
+    ]
+    assert lines[2].split("\t") == ["sub-02", "n/a", "n/a", "failed", "collect", "a b c", "n/a", "n/a"]
+    assert len(read_statuses(tmp_path)) == 2

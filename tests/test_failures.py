@@ -1,0 +1,235 @@
+"""When things go wrong: bad images, kills, full disks, missing permissions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from benchmarks.phantom import ACQUISITIONS, build
+from tests.app import MODULE, files_below, run_app, statuses, validation_errors, work_of
+
+# Coarser than anyone would want, so that the good image costs little.
+FAST = ("--resolution", "2", "--skip-bids-validation")
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data set with one good participant, sub-01."""
+    folder = tmp_path_factory.mktemp("phantom")
+    build(folder, ACQUISITIONS[:1])
+    return folder / "bids"
+
+
+def anat(root: Path, participant: str) -> Path:
+    folder = root / f"sub-{participant}" / "anat"
+    folder.mkdir(parents=True)
+    return folder
+
+
+BAD = {
+    "truncated": "truncated or damaged",
+    "text": "not a NIfTI image",
+    "nan": "no voxel is a finite number",
+    "constant": "all voxels have the value",
+    "series": "a series of 3 volumes",
+    "dangling": "content was not fetched",
+    "noise": "brain",
+}
+
+
+@pytest.fixture(scope="module")
+def broken(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The good participant among every kind of bad one."""
+    root = tmp_path_factory.mktemp("broken") / "bids"
+    shutil.copytree(phantom, root)
+    good = root / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    image = nib.load(good)
+    shape = image.shape
+    (good.parent / "sub-01_T1w.json").write_text("{broken JSON")
+    path = {name: anat(root, name) / f"sub-{name}_T1w.nii.gz" for name in BAD}
+    path["truncated"].write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    path["text"].write_text("no image at all")
+    nib.Nifti1Image(np.full(shape, np.nan, np.float32), image.affine).to_filename(path["nan"])
+    nib.Nifti1Image(np.full(shape, 7, np.int16), image.affine).to_filename(path["constant"])
+    nib.Nifti1Image(np.stack([np.asarray(image.dataobj)] * 3, -1), image.affine).to_filename(path["series"])
+    path["dangling"].symlink_to("../../.git/annex/objects/none")
+    noise = np.random.default_rng(0).gamma(2, 50, shape).astype(np.float32)
+    nib.Nifti1Image(noise, image.affine).to_filename(path["noise"])
+    (root / "sub-noanat" / "func").mkdir(parents=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def broken_run(broken: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    out = broken.parent / "out"
+    return out, run_app(broken, out, "--resolution", "2")
+
+
+def test_bad_images_do_not_stop_the_good_one(broken_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, done = broken_run
+    assert done.returncode == 1
+    rows = statuses(out)
+    assert rows["sub-01_T1w"]["state"] == "done"
+    assert {name for name, row in rows.items() if row["state"] == "failed"} == {
+        *(f"sub-{name}_T1w" for name in BAD),
+        "sub-noanat",
+    }
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_the_reason_is_told(broken_run: tuple[Path, subprocess.CompletedProcess[str]], name: str) -> None:
+    out, done = broken_run
+    row = statuses(out)[f"sub-{name}_T1w"]
+    assert BAD[name] in row["reason"]
+    assert row["step"] == ("brain_mask" if name == "noise" else "conform")
+    assert f"FAILED sub-{name}_T1w" in done.stdout
+    assert not (out / f"sub-{name}" / "anat").exists()
+
+
+def test_failed_participants_have_reports_with_the_reason(
+    broken_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, _ = broken_run
+    for name in BAD:
+        assert BAD[name] in (out / f"sub-{name}.html").read_text()
+    assert "no T1w, T2w, FLAIR image" in (out / "sub-noanat.html").read_text()
+
+
+def test_broken_sidecar_is_a_warning(broken_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, _ = broken_run
+    block = json.loads((out / "sub-01/anat/sub-01_res-2mm_desc-moesr_T1w.json").read_text())["Moesr"]
+    assert any("not readable JSON" in warning for warning in block["Warnings"])
+
+
+def test_output_with_failures_is_valid_bids(broken_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    assert validation_errors(broken_run[0]) == []
+
+
+def processes_below(pid: int) -> list[int]:
+    import psutil
+
+    return [process.pid for process in psutil.Process(pid).children(recursive=True)]
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    for pid in [*processes_below(process.pid), process.pid]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+@pytest.mark.parametrize("step", ["conform", "n4", "super_resolve", "publish"])
+def test_a_killed_run_can_be_started_again(phantom: Path, tmp_path_factory: pytest.TempPathFactory, step: str) -> None:
+    out = tmp_path_factory.getbasetemp() / "killed" / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(work_of(out) / "moesr_wf/sub_01_wf/sub_01_T1w_wf" / step, ignore_errors=True)
+    command = [*MODULE, str(phantom), str(out), "participant", "-w", str(work_of(out)), *FAST]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    folder = work_of(out) / "moesr_wf" / "sub_01_wf" / "sub_01_T1w_wf" / step
+    deadline = time.monotonic() + 300
+    while not folder.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3 if step != "publish" else 0.05)
+    kill_tree(process)
+    whole = [name for name in files_below(out) if name.endswith(".nii.gz") and not Path(name).name.startswith(".")]
+    for name in whole:
+        nib.load(out / name).get_fdata()
+    done = run_app(phantom, out, *FAST)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert statuses(out)["sub-01_T1w"]["state"] in {"done", "skipped"}
+    assert not [name for name in files_below(out) if ".part" in name]
+    assert validation_errors(out) == []
+
+
+def mount_small(folder: Path, size: str) -> None:
+    folder.mkdir(parents=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("a small file system needs the right to mount")
+
+
+def test_full_disk_is_told_and_leaves_no_half_files(phantom: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    mount_small(disk, "3m")
+    try:
+        out = disk / "out"
+        command = [*MODULE, str(phantom), str(out), "participant", "-w", str(tmp_path / "work"), *FAST]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "No space left on device" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        assert not [name for name in files_below(out) if ".part" in name]
+        assert not list(out.glob("sub-01/anat/*_desc-moesr_T1w.json")), "no sidecar may claim completeness"
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+def test_no_permission_is_told(phantom: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o500)
+    command = [*MODULE, str(phantom), str(locked / "out"), "participant", "-w", str(tmp_path / "work"), *FAST]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("as root, permissions only count with setpriv")
+        # Root reads and writes everything unless it gives up these two rights.
+        drop = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--inh-caps={drop}", f"--bounding-set={drop}", *command]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    locked.chmod(0o700)
+    assert done.returncode == 2
+    assert f"no permission to write to {locked / 'out'}" in done.stderr
+
+
+def test_read_only_input_is_enough(phantom: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bids"
+    shutil.copytree(phantom, copy)
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    for path in [copy, *copy.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    done = run_app(copy, tmp_path / "out", "--dry-run")
+    assert done.returncode == 0
+    done = run_app(copy, tmp_path / "out", "--resolution", "2", "--clean-workdir")
+    for path in [copy, *(p for p in copy.rglob("*") if p.is_dir())]:
+        path.chmod(0o755)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+    assert not (work_of(tmp_path / "out") / "moesr_wf").exists()
+
+
+def test_empty_data_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bids").mkdir()
+    done = run_app(tmp_path / "bids", tmp_path / "out")
+    assert done.returncode == 2
+    assert "holds no participant" in done.stderr
+
+
+def test_killed_super_resolution_names_memory(phantom: Path, tmp_path: Path) -> None:
+    """The process of its own is limited to less memory than it needs, as a container would."""
+    from moesr_bids.interfaces.sr import SuperResolve
+
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\nkill -9 $$\n")
+    fake.chmod(0o755)
+    interface = SuperResolve(in_file=str(phantom / "sub-01/anat/sub-01_T1w.nii.gz"))
+    original, sys.executable = sys.executable, str(fake)
+    try:
+        with pytest.raises(MemoryError, match="larger --resolution"):
+            interface.run(cwd=str(tmp_path))
+    finally:
+        sys.executable = original

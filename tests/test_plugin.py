@@ -1,0 +1,74 @@
+"""The plugin survives workers that are killed, as the kernel does when memory runs out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from nipype.interfaces.utility import Function
+from nipype.pipeline.engine import Node, Workflow
+
+from moesr_bids.workflows.plugin import RobustMultiProc
+
+
+def die(marker: str, times: int) -> int:
+    import os
+    import signal
+    from pathlib import Path
+
+    path = Path(marker)
+    tries = len(path.read_text()) if path.exists() else 0
+    path.write_text("x" * (tries + 1))
+    if tries < times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return tries + 1
+
+
+def make_workflow(folder: Path, times: int) -> Workflow:
+    workflow = Workflow(name="wf", base_dir=str(folder))
+    workflow.config["execution"] = {
+        "crashdump_dir": str(folder / "crash"),
+        "crashfile_format": "txt",
+        "poll_sleep_duration": "0.1",
+        "stop_on_first_crash": "false",
+        "create_report": "false",
+    }
+    killed = Node(Function(function=die, output_names=["tries"]), name="killed")
+    killed.inputs.marker = str(folder / "killed")
+    killed.inputs.times = times
+    innocent = Node(Function(function=die, output_names=["tries"]), name="innocent")
+    innocent.inputs.marker = str(folder / "innocent")
+    innocent.inputs.times = 0
+    workflow.add_nodes([killed, innocent])
+    return workflow
+
+
+def run(workflow: Workflow) -> list[tuple[str, str]]:
+    seen: list[tuple[str, str]] = []
+    arguments = {
+        "n_procs": 2,
+        "memory_gb": 2,
+        "n_gpu_procs": 0,
+        "status_callback": lambda node, status: seen.append((node.name, status)),
+    }
+    workflow.run(plugin=RobustMultiProc(plugin_args=arguments))
+    return seen
+
+
+@pytest.mark.timeout(60)
+def test_a_step_whose_worker_died_once_is_run_again(tmp_path: Path) -> None:
+    seen = run(make_workflow(tmp_path, times=1))
+    assert ("killed", "end") in seen
+    assert ("innocent", "end") in seen
+    assert (tmp_path / "killed").read_text() == "xx"
+
+
+@pytest.mark.timeout(60)
+def test_a_step_that_always_dies_fails_alone_and_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="lack of memory"):
+        run(make_workflow(tmp_path, times=99))
+    assert (tmp_path / "killed").read_text() == "xx"
+    assert (tmp_path / "innocent").read_text() in {"x", "xx"}
+    crashes = list((tmp_path / "crash").glob("crash-*killed*.txt"))
+    assert len(crashes) == 1
+    assert "a worker process was killed" in crashes[0].read_text()
