@@ -7,8 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -24,7 +24,7 @@ FAST = ("--resolution", "2", "--skip-bids-validation")
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data set with one good participant, sub-01."""
+    """Build a data set with one good participant, sub-01."""
     folder = tmp_path_factory.mktemp("phantom")
     build(folder, ACQUISITIONS[:1])
     return folder / "bids"
@@ -49,7 +49,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def broken(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The good participant among every kind of bad one."""
+    """Put the good participant among every kind of bad one."""
     root = tmp_path_factory.mktemp("broken") / "bids"
     shutil.copytree(phantom, root)
     good = root / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
@@ -220,16 +220,15 @@ def test_empty_data_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_killed_super_resolution_names_memory(phantom: Path, tmp_path: Path) -> None:
-    """The process of its own is limited to less memory than it needs, as a container would."""
     from moesr_bids.interfaces.sr import SuperResolve
 
-    fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\nkill -9 $$\n")
-    fake.chmod(0o755)
     interface = SuperResolve(in_file=str(phantom / "sub-01/anat/sub-01_T1w.nii.gz"))
-    original, sys.executable = sys.executable, str(fake)
-    try:
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(interface.run, cwd=str(tmp_path))
+        deadline = time.monotonic() + 60
+        while not (children := processes_below(os.getpid())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
         with pytest.raises(MemoryError, match="larger --resolution"):
-            interface.run(cwd=str(tmp_path))
-    finally:
-        sys.executable = original
+            running.result()

@@ -14,7 +14,7 @@ from moesr_bids.interfaces.mask import ResampleMask
 from moesr_bids.interfaces.publish import Publish
 from moesr_bids.interfaces.reportlets import ImageReportlets
 from moesr_bids.interfaces.sr import SuperResolve
-from moesr_bids.sr.models import card
+from moesr_bids.sr.models import get_model
 from moesr_bids.workflows.estimates import Estimate, estimate
 
 REPORTLETS_GB = 2.0
@@ -75,7 +75,7 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
         for template in settings.output_spaces
     }
     reference = registrations[settings.output_spaces[0]]
-    reportlets = Node(ImageReportlets(), name="reportlets", mem_gb=REPORTLETS_GB + _volume_gb(cost))
+    reportlets = Node(ImageReportlets(template_name=settings.output_spaces[0]), name="reportlets", mem_gb=REPORTLETS_GB + _volume_gb(cost))
 
     steps = {
         "conform": conform,
@@ -144,5 +144,5 @@ def _methods_text(settings: Settings) -> str:
         "Intensity non-uniformity was corrected with N4 [@n4] inside the mask. "
         f"The corrected image was registered to {templates} with an affine transform [@ants]. "
         f"It was then super-resolved to {settings.resolution:g} mm isotropic voxels along its own axes. "
-        f"{card(settings.model).methods}"
+        f"The model was {settings.model}: {get_model(settings.model).card.summary}."
     )

@@ -86,11 +86,12 @@ def _check_participants(settings: Settings) -> None:
 
 
 def _check_choices(settings: Settings) -> None:
-    from moesr_bids.sr.models import MODEL_NAMES
+    from moesr_bids.sr.models import model_names
 
-    if settings.model not in MODEL_NAMES:
+    names = model_names()
+    if settings.model not in names:
         raise UsageError(
-            f"model {settings.model} is none of {', '.join(MODEL_NAMES)}{nearest(settings.model, MODEL_NAMES)}"
+            f"model {settings.model} is none of {', '.join(names)}{nearest(settings.model, names)}"
         )
     if settings.use_plugin:
         from moesr_bids.workflows.execution import read_plugin

@@ -50,6 +50,8 @@ def run_participants(settings: Settings) -> int:
         write_status(settings.output_dir, _skipped(image, finished[image]))
     for image in todo:
         write_status(settings.output_dir, _status(image, state="running"))
+    # A run that is killed leaves this table behind, with the images it had begun.
+    write_table(settings.output_dir)
     say(
         f"{len(images)} images of {len({image.participant for image in images})} participants: "
         f"{len(todo)} to process, {len(finished)} already complete"

@@ -34,6 +34,8 @@ class RefineSettings:
         Radius of sulci that are filled.
     final_blur : float
         Standard deviation of the smoothing of the surface.
+    margin : float
+        How far the mask reaches beyond the tissue: the thin layer of fluid that belongs to the brain's surface voxels.
     iterations : int
         Of expectation maximisation.
 
@@ -45,6 +47,7 @@ class RefineSettings:
     opening: float = 3.0
     closing: float = 6.0
     final_blur: float = 1.6
+    margin: float = 1.5
     iterations: int = 6
 
 
@@ -141,8 +144,11 @@ def refine_surface(
     # What the opening took off the surface of the kept part comes back, the bridges do not.
     kept = (_distance(~connected, zoom) <= zoom * 1.01) & (tissue | core)
     filled = ndimage.binary_fill_holes(_close(kept | connected, settings.closing, zoom)) & outer & allowed
-    soft = ndimage.gaussian_filter(filled.astype(np.float32), settings.final_blur / zoom)
-    return np.where(largest_component(soft >= 0.5) | (soft < 0.5), soft, 0.0).astype(np.float32)
+    smooth = ndimage.gaussian_filter(filled.astype(np.float32), settings.final_blur / zoom) >= 0.5
+    # Signed distance to the surface, clipped: interpolates to other grids without steps.
+    signed = np.where(smooth, _distance(smooth, zoom) - zoom / 2, zoom / 2 - _distance(~smooth, zoom)) + settings.margin
+    soft = ndimage.gaussian_filter(np.clip(0.5 + signed / (4 * zoom), 0, 1), 0.7)
+    return np.asarray(np.where(allowed, soft, np.minimum(soft, 0.49)), dtype=np.float32)
 
 
 def largest_component(mask: BoolArray) -> BoolArray:

@@ -53,6 +53,7 @@ def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Input voxels", f"{triple(moesr.get('InputZooms'))} mm, {triple(moesr.get('InputShape'))} voxels"),
         ("Output voxels", f"{triple(moesr.get('OutputZooms'))} mm, {triple(moesr.get('OutputShape'))} voxels"),
         ("Point-spread function per axis", psf(moesr.get("PSF"))),
+        ("Why this function", stated(moesr.get("PSFReason"))),
         ("Model", f"{stated(moesr.get('Model'))} (weights {stated(moesr.get('WeightsSHA256'))[:12]})"),
         ("Noise", f"{number(moesr.get('NoisePercent'), 3)} % of the brain's brightest (99th percentile)"),
         (
@@ -184,7 +185,9 @@ def errors_html(out_dir: Path, participant: str, records: Sequence[ImageRecord])
             {
                 "key": record.key,
                 "words": state_words(record),
-                "status": {name: text for name, value in record.status.items() if (text := stated(value)) != NOT_AVAILABLE},
+                "status": {
+                    name: text for name, value in record.status.items() if (text := stated(value)) != NOT_AVAILABLE
+                },
                 "problems": record.problems,
                 "crash_name": crash.name if crash else None,
                 "crash_text": _crash_text(crash) if crash else "",
@@ -205,6 +208,7 @@ def methods_html(out_dir: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return "<p>No methods text: logs/CITATION.md is not there.</p>"
+    text = re.sub(r"\A# Methods\n", "", text)  # the section has that heading already
     html = MarkdownIt("commonmark", {"html": False}).disable("image").render(text)
     # the page has its own first two levels of headings
     html = re.sub(r"(</?h)([1-4])>", lambda found: f"{found[1]}{int(found[2]) + 2}>", html)

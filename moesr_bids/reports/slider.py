@@ -81,7 +81,7 @@ def _panel(
     millimetres = world_position(grid, axis, index, box)
     return {
         "plane": PLANES[axis],
-        "position": f"{WORLD_LETTER[axis]} {millimetres:+.0f} mm",
+        "position": f"{WORLD_LETTER[axis]} {round(millimetres):+d} mm",
         "left_is_left": axis != 0,
         "width": round(pixels.shape[1] * column_mm),
         "height": round(pixels.shape[0] * row_mm),

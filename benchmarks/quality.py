@@ -1,0 +1,249 @@
+"""Image quality against known truth: degrade real scans, restore them, compare inside the brain.
+
+    python -m benchmarks.quality --data BIDS_DIR --splits splits.tsv [--models classical] [--external NAME=FOLDER]
+
+Scans of one role of ``splits.tsv`` are degraded with the forward models of :mod:`benchmarks.degrade` (k-space crop x2;
+slices of 3, 4 and 5 mm with a Gaussian profile along each axis) and Rician noise, then restored by interpolation (linear,
+cubic, windowed sinc), by the models of moesr-bids, and by whoever left results in an external folder. Models get the
+degraded image alone: they choose the point-spread function from the voxel size and estimate the noise themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import ants
+import nibabel as nib
+import numpy as np
+from attrs import asdict, frozen
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from moesr_bids.sr.engine import super_resolve
+from moesr_bids.sr.metrics import psnr, ssim
+
+from .degrade import Case, all_cases, degrade
+
+_MARGIN_VOXELS = 10
+_LCM = 60  # of all factors, so that every degraded image has the truth's field of view
+_BASELINE = "cubic"
+
+
+@frozen(eq=False)
+class Truth:
+    """A sharp scan, cropped to the head and padded, and where the metrics look."""
+
+    participant: str
+    suffix: str
+    image: nib.Nifti1Image
+    mask: NDArray[np.bool_]
+    level: float
+
+    def name(self, case: Case) -> str:
+        """File name of the degraded image and of external results."""
+        return f"{self.participant}_{case.name}_{self.suffix}.nii.gz"
+
+
+@frozen
+class Row:
+    """One line of the result."""
+
+    participant: str
+    suffix: str
+    case: str
+    method: str
+    psnr: float
+    ssim: float
+    gain_psnr: float
+    gain_ssim: float
+    seconds: float
+    noise_ratio: float = float("nan")
+    residual_ratio: float = float("nan")
+
+
+def load_truths(data: Path, splits: Path, role: str, participants: Sequence[str]) -> Iterator[Truth]:
+    """Isotropic scans of about 1 mm of the participants of a role.
+
+    The mask is the FreeSurfer segmentation of a ``labels`` folder beside the data where there is one, otherwise the
+    scan's foreground with its holes filled (most such scans are skull-stripped).
+    """
+    with splits.open(encoding="utf-8") as lines:
+        chosen = [row["participant_id"] for row in csv.DictReader(lines, delimiter="\t") if row["role"] == role]
+    if participants:
+        chosen = [name for name in chosen if name.removeprefix("sub-") in participants]
+    for participant in chosen:
+        for path in sorted((data / participant).glob("**/anat/*.nii.gz")):
+            source = nib.load(path)
+            if np.ptp(source.header.get_zooms()[:3]) > 0.01:
+                continue
+            yield _prepare(source, participant, path, data.parent / "labels" / "aparcaseg" / participant)
+
+
+def _prepare(source: nib.Nifti1Image, participant: str, path: Path, labels: Path) -> Truth:
+    volume = np.clip(source.get_fdata(dtype=np.float32), 0, None)
+    segmentations = sorted(labels.glob("**/*_dseg.nii.gz"))
+    if segmentations:
+        mask = np.asanyarray(nib.load(segmentations[0]).dataobj) > 0
+    else:
+        solid = ndimage.binary_opening(volume > 0.12 * np.percentile(volume, 99), iterations=2)
+        mask = ndimage.binary_fill_holes(ndimage.binary_closing(solid, iterations=2))
+    box, padding = [], []
+    for axis, n in enumerate(volume.shape):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        low, high = max(0, hit[0] - _MARGIN_VOXELS), min(n, hit[-1] + 1 + _MARGIN_VOXELS)
+        box.append(slice(low, high))
+        padding.append((0, -(high - low) % _LCM))
+    affine = source.affine.copy()
+    affine[:3, 3] = nib.affines.apply_affine(affine, [b.start for b in box])
+    volume, mask = (np.pad(array[tuple(box)], padding) for array in (volume, mask))
+    suffix = path.name.removesuffix(".nii.gz").rpartition("_")[2]
+    level = float(np.percentile(volume[mask], 99))
+    return Truth(participant, suffix, nib.Nifti1Image(volume, affine), mask, level)
+
+
+def interpolate(image: nib.Nifti1Image, grid: nib.Nifti1Image, order: int) -> NDArray[np.float32]:
+    """Spline interpolation by SciPy onto the grid of another image."""
+    to_source = np.linalg.inv(image.affine) @ grid.affine
+    volume = np.asanyarray(image.dataobj, dtype=np.float32)
+    return ndimage.affine_transform(volume, to_source, output_shape=grid.shape, order=order, mode="nearest")
+
+
+def windowed_sinc(image: nib.Nifti1Image, grid: nib.Nifti1Image) -> NDArray[np.float32]:
+    """Lanczos-windowed sinc by ANTs onto the grid of another image."""
+    moved = ants.resample_image_to_target(_to_ants(image), _to_ants(grid), interp_type="lanczosWindowedSinc")
+    return np.asarray(moved.numpy(), dtype=np.float32)
+
+
+def _to_ants(image: nib.Nifti1Image) -> ants.ANTsImage:
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine  # RAS to LPS
+    zooms = nib.affines.voxel_sizes(affine)
+    return ants.from_numpy(
+        np.asanyarray(image.dataobj, dtype=np.float32),
+        origin=affine[:3, 3].tolist(),
+        spacing=zooms.tolist(),
+        direction=affine[:3, :3] / zooms,
+    )
+
+
+INTERPOLATORS: dict[str, Callable[[nib.Nifti1Image, nib.Nifti1Image], NDArray[np.float32]]] = {
+    "linear": lambda image, grid: interpolate(image, grid, 1),
+    _BASELINE: lambda image, grid: interpolate(image, grid, 3),
+    "sinc": windowed_sinc,
+}
+
+
+def compare(
+    truth: Truth, case: Case, *, noise: float, models: Sequence[str], external: dict[str, Path], save_to: Path | None
+) -> list[Row]:
+    """All methods on one degraded scan."""
+    sharp = np.asanyarray(truth.image.dataobj)
+    sigma = noise * truth.level
+    low = degrade(truth.image, case, sigma, seed=sum(map(ord, truth.participant + case.name)))
+    if save_to is not None:
+        nib.save(low, save_to / truth.name(case))
+    rows: list[Row] = []
+
+    def add(method: str, restored: NDArray[np.floating], seconds: float, **facts: float) -> None:
+        p, s = psnr(sharp, restored, truth.mask), ssim(sharp, restored, truth.mask)
+        base = next((row for row in rows if row.method == _BASELINE), None)
+        gains = (p - base.psnr, s - base.ssim) if base else (0.0, 0.0)
+        rows.append(Row(truth.participant, truth.suffix, case.name, method, p, s, *gains, round(seconds, 1), **facts))
+
+    for method in (_BASELINE, *(name for name in INTERPOLATORS if name != _BASELINE)):
+        start = time.monotonic()
+        restored = INTERPOLATORS[method](low, truth.image)
+        add(method, restored, time.monotonic() - start)
+    for model in models:
+        result = super_resolve(low, resolution=float(truth.image.header.get_zooms()[0]), model=model, threads=1)
+        record = result.record
+        add(
+            model if model not in INTERPOLATORS else f"moesr-{model}",
+            _on_grid(result.image, truth, f"model {model}"),
+            record["Seconds"],
+            noise_ratio=record["NoiseStd"] / sigma if sigma else float("nan"),
+            residual_ratio=record["Faithfulness"]["ResidualStd"],
+        )
+    for method, folder in external.items():
+        path = folder / truth.name(case)
+        add(method, _on_grid(nib.load(path), truth, str(path)), float("nan"))
+    return rows
+
+
+def _on_grid(image: nib.Nifti1Image, truth: Truth, name: str) -> NDArray[np.float32]:
+    same = image.shape == truth.image.shape and np.allclose(image.affine, truth.image.affine, atol=1e-2)
+    if not same:
+        raise SystemExit(f"{name}: on a grid of {image.shape}, the truth has {truth.image.shape}; resample it first")
+    return np.asanyarray(image.dataobj, dtype=np.float32)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Tables: PSNR/SSIM per case, and the gain against cubic per group, mean and spread over subjects."""
+    methods = list(dict.fromkeys(row.method for row in rows))
+    cases = {case.name: case.group for case in all_cases()}
+    lines = ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
+    for participant, case in dict.fromkeys((row.participant, row.case) for row in rows):
+        cells = [f"{r.psnr:.2f} / {r.ssim:.3f}" for r in rows if (r.participant, r.case) == (participant, case)]
+        lines.append(f"| {participant} | {case} | " + " | ".join(cells) + " |")
+    lines += ["", "Gain against cubic: PSNR in dB and SSIM, mean +- standard deviation over subjects [worst case]", ""]
+    lines += ["| case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
+    for group in [*dict.fromkeys(cases[row.case] for row in rows), "all"]:
+        cells = []
+        for method in methods:
+            chosen = [r for r in rows if r.method == method and group in (cases[r.case], "all")]
+            subjects = dict.fromkeys(r.participant for r in chosen)
+            means = [np.mean([r.gain_psnr for r in chosen if r.participant == s]) for s in subjects]
+            worst, similarity = min(r.gain_psnr for r in chosen), np.mean([r.gain_ssim for r in chosen])
+            cells.append(f"{np.mean(means):+.2f} +- {np.std(means):.2f} [{worst:+.2f}], {similarity:+.3f}")
+        lines.append(f"| {group} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="BIDS folder of sharp scans")
+    parser.add_argument("--splits", type=Path, required=True, help="TSV with participant_id and role")
+    parser.add_argument("--role", default="validation", help="(default: validation)")
+    parser.add_argument("--participants", nargs="*", default=[], help="only these participants of the role")
+    parser.add_argument("--cases", nargs="*", help="only these cases, e.g. kspace2 slices5k")
+    parser.add_argument("--models", nargs="*", default=["classical"], help="models of moesr-bids")
+    parser.add_argument("--external", nargs="*", default=[], metavar="NAME=FOLDER", help="results of other methods")
+    parser.add_argument("--save-inputs", type=Path, metavar="DIR", help="write the degraded images for other methods")
+    parser.add_argument("--noise", type=float, default=0.02, help="share of the brain's 99th percentile (default 0.02)")
+    parser.add_argument("--out", type=Path, metavar="TSV", help="write all figures")
+    options = parser.parse_args(argv)
+    external = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.external)}
+    cases = [case for case in all_cases() if not options.cases or case.name in options.cases]
+    if options.save_inputs:
+        options.save_inputs.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for truth in load_truths(options.data, options.splits, options.role, options.participants):
+        for case in cases:
+            print(f"{truth.participant} {truth.suffix} {case.name}", file=sys.stderr, flush=True)
+            rows += compare(
+                truth,
+                case,
+                noise=options.noise,
+                models=options.models,
+                external=external,
+                save_to=options.save_inputs,
+            )
+    if not rows:
+        print(f"no isotropic scan of role {options.role} below {options.data}", file=sys.stderr)
+        return 1
+    print(summary(rows))
+    if options.out:
+        with options.out.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(asdict(rows[0])), delimiter="\t")
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The ``moesr`` command: tools on single files, without BIDS. ``moesr sr`` super-resolves one image."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+
+_IMAGE_SUFFIXES = (".nii.gz", ".nii")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of ``moesr``."""
+    parser = argparse.ArgumentParser(prog="moesr", description="Super-resolution of brain MRI, file by file.")
+    parser.add_argument("--version", action="version", version=f"moesr {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    sr = commands.add_parser(
+        "sr",
+        help="super-resolve one NIfTI image",
+        description="Reconstruct a 3-D brain image on an isotropic grid that agrees with what the scanner measured.",
+    )
+    sr.add_argument("input", type=Path, metavar="IN", help="3-D magnitude image (.nii or .nii.gz)")
+    sr.add_argument("output", type=Path, metavar="OUT", help="super-resolved image to write (.nii or .nii.gz)")
+    sr.add_argument("--resolution", type=_resolution, default=0.7, metavar="MM", help="voxel size (default: 0.7)")
+    sr.add_argument("--model", default="classical", help="classical (default) or cubic, the plain interpolation")
+    sr.add_argument(
+        "--psf",
+        metavar="KIND[:MM],KIND[:MM],KIND[:MM]",
+        help="point-spread function along the array axes: gaussian, rect or kspace with its width in mm "
+        "(default width: the voxel size), e.g. kspace,kspace,gaussian:5 (default: from voxel size and metadata)",
+    )
+    sr.add_argument("--mask", type=Path, metavar="FILE", help="brain mask on the grid of IN")
+    sr.add_argument("--metadata", type=Path, metavar="JSON", help="BIDS sidecar of IN (slice thickness and so on)")
+    sr.add_argument("--residual", type=Path, metavar="FILE", help="write IN minus A(OUT) in units of the noise")
+    sr.add_argument("--record", type=Path, metavar="JSON", help="write what was done, with noise and faithfulness")
+    sr.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    sr.add_argument("--omp-nthreads", "--omp_nthreads", type=_positive, metavar="N", help="CPU threads")
+    sr.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, 1 for input that cannot be used, 2 for bad usage."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    problem = _usage_problem(options)
+    if problem:
+        print(f"moesr sr: {problem}", file=sys.stderr)
+        return 2
+    if options.omp_nthreads:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(options.omp_nthreads)
+    # Imported here: PyTorch takes seconds, and --help shall not.
+    from ..sr.engine import ImageError
+
+    try:
+        return _super_resolve(options)
+    except ImageError as error:
+        print(f"moesr sr: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"moesr sr: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"moesr sr: {where}{error.strerror or error}; nothing was written", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print(f"moesr sr: {options.input}: not enough memory; use a coarser --resolution", file=sys.stderr)
+        return 1
+
+
+def _usage_problem(options: argparse.Namespace) -> str | None:
+    for path in (options.output, options.residual):
+        if path is not None and not path.name.endswith(_IMAGE_SUFFIXES):
+            return f"{path}: an output image ends in .nii.gz or .nii"
+    outputs = [p for p in (options.output, options.residual, options.record) if p is not None]
+    inputs = [p for p in (options.input, options.mask, options.metadata) if p is not None]
+    seen: set[Path] = {p.resolve() for p in inputs}
+    for path in outputs:
+        if path.resolve() in seen:
+            return f"{path}: an output may not replace another file of this command"
+        seen.add(path.resolve())
+        if not path.parent.is_dir():
+            return f"{path.parent}: no such folder; make it first"
+    return None
+
+
+def _super_resolve(options: argparse.Namespace) -> int:
+    from ..sr.engine import super_resolve
+
+    progress = _Progress()
+    try:
+        result = super_resolve(
+            options.input,
+            resolution=options.resolution,
+            model=options.model,
+            psf=options.psf,
+            metadata=_read_metadata(options.metadata),
+            mask=options.mask,
+            device=options.device,
+            threads=options.omp_nthreads,
+            seed=options.random_seed,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    outputs = {options.output: result.image}
+    if options.residual:
+        outputs[options.residual] = result.residual
+    written: list[tuple[Path, Path]] = []
+    try:
+        for path, image in outputs.items():
+            temporary = _temporary(path)
+            written.append((temporary, path))
+            image.to_filename(temporary)
+        if options.record:
+            temporary = _temporary(options.record)
+            written.append((temporary, options.record))
+            temporary.write_text(json.dumps(result.record, indent=2) + "\n", encoding="utf-8")
+        for temporary, path in written:
+            temporary.replace(path)
+    finally:
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)
+    for warning in result.record["Warnings"]:
+        print(f"moesr sr: note: {warning}", file=sys.stderr)
+    return 0
+
+
+def _temporary(path: Path) -> Path:
+    """Name in the same folder (a rename stays on one file system) with the same ending (it selects the format)."""
+    return path.with_name(f".{os.getpid()}-{path.name}")
+
+
+def _read_metadata(path: Path | None) -> dict[str, Any] | None:
+    from ..sr.engine import ImageError
+
+    if path is None:
+        return None
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path}: not a readable JSON sidecar ({error}); repair it or leave out --metadata") from error
+    if not isinstance(metadata, dict):
+        raise ImageError(f"{path}: a sidecar is a JSON object; repair it or leave out --metadata")
+    return metadata
+
+
+class _Progress:
+    """A bar on a terminal; otherwise a line per step and per tenth, so that logs stay short."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = None
+        self._step, self._tenth, self._start = "", -1, time.monotonic()
+
+    def __call__(self, step: str, share: float) -> None:
+        if self._terminal:
+            self._draw(step, share)
+        elif step != self._step or int(share * 10) > self._tenth:
+            seconds = time.monotonic() - self._start
+            print(f"moesr sr: {step} {share:4.0%} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+        self._step, self._tenth = step, int(share * 10)
+
+    def _draw(self, step: str, share: float) -> None:
+        from tqdm import tqdm
+
+        if step != self._step:
+            self.close()
+            self._bar = tqdm(total=100, desc=step, unit="%", file=sys.stderr)
+        self._bar.update(int(share * 100) - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the terminal on a new line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _resolution(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0.3 <= value <= 5.0:
+        raise argparse.ArgumentTypeError(f"a resolution is between 0.3 and 5 mm, got {text!r}")
+    return value
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is needed, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

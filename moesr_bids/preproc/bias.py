@@ -1,0 +1,208 @@
+"""Bias field of the receive coils by N4 (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908).
+
+The field is estimated inside the brain at low resolution, continued smoothly and within bounds outside of it, and
+brought to the image's grid by cubic splines; the image itself is never resampled, rescaled or clipped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.interpolate import make_interp_spline
+
+from moesr_bids.preproc.align import quiet
+from moesr_bids.preproc.images import (
+    BoolArray,
+    FloatArray,
+    ImageError,
+    image_data,
+    like,
+    resample_isotropic,
+    to_ants,
+    use_threads,
+)
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Image
+
+
+@attrs.frozen
+class BiasSettings:
+    """Settings of N4 and of the field outside the mask.
+
+    Attributes
+    ----------
+    zoom : float
+        Voxel size at which the field is estimated, mm.
+    spline_distance : int
+        Knot spacing of the first level, mm; each further level halves it.
+    iterations : tuple of int
+        Largest number of iterations per level.
+    tolerance : float
+        Change of the field at which a level ends.
+    reach : float
+        Distance from the mask at which the field has given way to its blurred continuation, mm.
+    largest_log : float
+        Bound of the absolute log field; beyond it the field is not that of a coil.
+
+    """
+
+    zoom: float = 4.0
+    spline_distance: int = 200
+    iterations: tuple[int, ...] = (50, 50, 50, 50)
+    tolerance: float = 1e-5
+    reach: float = 15.0
+    largest_log: float = 1.6
+
+
+@attrs.frozen(eq=False)
+class BiasCorrection:
+    """Result of `correct_bias`; both images are float32 on the input's grid.
+
+    Attributes
+    ----------
+    corrected : Nifti1Image
+        Input divided by the field.
+    log_field : Nifti1Image
+        Natural logarithm of the field; mean 0 inside the mask.
+    range_percent : tuple of float
+        1st and 99th percentile of the field inside the mask, percent above its geometric mean.
+
+    """
+
+    corrected: Nifti1Image
+    log_field: Nifti1Image
+    range_percent: tuple[float, float]
+
+
+def correct_bias(
+    image: Nifti1Image, mask: Nifti1Image, settings: BiasSettings | None = None, threads: int = 1
+) -> BiasCorrection:
+    """Estimate the bias field of an image inside a mask and divide by it.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3-D, finite.
+    mask : Nifti1Image
+        Brain, on the grid of `image`; voxels above 0 count.
+    settings : BiasSettings, optional
+    threads : int
+        ITK threads; see `use_threads`.
+
+    Raises
+    ------
+    ImageError
+        If the grids differ, the mask is empty or the image has no positive intensity inside it.
+
+    """
+    settings = settings or BiasSettings()
+    use_threads(threads)
+    data = image_data(image)
+    inside = np.asanyarray(mask.dataobj) > 0
+    if inside.shape != data.shape or not np.allclose(mask.affine, image.affine, atol=1e-3):
+        raise ImageError("the mask is not on the grid of the image")
+    if not (data[inside] > 0).any():
+        raise ImageError("the mask holds no voxel of positive intensity")
+    log_field = np.ascontiguousarray(estimate_log_field(data, image.affine, inside, settings))
+    log_field -= log_field[inside].mean(dtype=np.float64)
+    # Done in place of a second array: exp, then the quotient.
+    corrected = np.exp(-log_field)
+    corrected *= data
+    low, high = np.expm1(np.percentile(log_field[inside], [1, 99])) * 100
+    return BiasCorrection(
+        corrected=like(corrected, image, np.float32),
+        log_field=like(log_field, image, np.float32),
+        range_percent=(round(float(low), 2), round(float(high), 2)),
+    )
+
+
+def estimate_log_field(
+    data: FloatArray, affine: NDArray[np.float64], inside: BoolArray, settings: BiasSettings
+) -> FloatArray:
+    """Return the natural log of the bias field on the grid of `data`, up to a constant.
+
+    Parameters
+    ----------
+    data : ndarray, shape (i, j, k)
+    affine : ndarray, shape (4, 4)
+        Voxel to world, mm.
+    inside : ndarray of bool
+        Voxels to estimate from.
+    settings : BiasSettings
+
+    """
+    import ants
+
+    zoom = max(settings.zoom, float(voxel_sizes(affine).min()))
+    # Averages over the mask alone, so that the dark surroundings do not bleed into its rim.
+    weight, low_affine = resample_isotropic(inside.astype(np.float32), affine, zoom)
+    low, _ = resample_isotropic(np.where(inside, data, np.float32(0)), affine, zoom)
+    low_inside = weight > 0.5
+    low = np.where(low_inside, low / np.maximum(weight, 0.5), 0)
+    # N4 works on logarithms: voxels without signal carry no information on the field.
+    usable = low_inside & (low > 1e-3 * np.percentile(low[low_inside], 95)) if low_inside.any() else low_inside
+    if usable.sum() < 50:
+        raise ImageError("the mask is too small to estimate a bias field from")
+    box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in np.nonzero(usable))
+    cropped = np.ascontiguousarray(low[box]) / np.float32(np.percentile(low[usable], 95))
+    with quiet():
+        field = ants.n4_bias_field_correction(
+            to_ants(cropped, low_affine),
+            mask=to_ants(usable[box], low_affine),
+            shrink_factor=1,
+            convergence={"iters": list(settings.iterations), "tol": settings.tolerance},
+            spline_param=settings.spline_distance,
+            return_bias_field=True,
+        ).numpy()
+    log_low = np.zeros(low.shape, dtype=np.float64)
+    log_low[box] = np.log(np.clip(field, 1e-6, None))
+    log_low = continue_outside(log_low, usable, zoom, settings)
+    return _to_grid(log_low, low_affine, data.shape, affine)
+
+
+def continue_outside(
+    field: NDArray[np.float64], inside: BoolArray, zoom: float, settings: BiasSettings
+) -> NDArray[np.float64]:
+    """Return the field with its values outside the mask replaced by a bounded, smooth continuation.
+
+    Far outside it is the average of the field inside, weighted by a wide Gaussian; within `reach` of the mask it
+    passes into the field itself. Its values never leave the range of those inside.
+    """
+    centre = field[inside].mean()
+    low, high = field[inside].min(), field[inside].max()
+    sigma = settings.reach / zoom
+    limits = np.clip([low, high], centre - settings.largest_log, centre + settings.largest_log)
+    known = np.where(inside, np.clip(field, *limits), 0.0)
+    pad = int(np.ceil(4 * sigma))
+    total = ndimage.gaussian_filter(np.pad(known, pad), sigma, mode="constant")
+    share = ndimage.gaussian_filter(np.pad(inside.astype(np.float64), pad), sigma, mode="constant")
+    # A little of the mean everywhere: beyond the Gaussian's reach the quotient would be 0 / 0.
+    blurred = ((total + 1e-4 * centre) / (share + 1e-4))[pad:-pad, pad:-pad, pad:-pad]
+    distance, nearest = ndimage.distance_transform_edt(~inside, return_indices=True)
+    trust = np.exp(-0.5 * (2 * distance * zoom / settings.reach) ** 2)
+    return np.asarray(trust * known[tuple(nearest)] + (1 - trust) * blurred)
+
+
+def _to_grid(
+    low: NDArray[np.float64], low_affine: NDArray[np.float64], shape: tuple[int, ...], affine: NDArray[np.float64]
+) -> FloatArray:
+    """Interpolate a coarse field, whose grid has the axes of the fine one, with cubic splines, axis by axis."""
+    to_low = np.linalg.inv(low_affine) @ affine
+    field = low.astype(np.float32)
+    for axis in range(3):
+        count = low.shape[axis]
+        positions = np.clip(to_low[axis, axis] * np.arange(shape[axis]) + to_low[axis, 3], 0, count - 1)
+        if count > 1:
+            degree = 3 if count > 3 else 1
+            # The rows of the interpolation matrix: the spline through each unit vector.
+            matrix = make_interp_spline(np.arange(count), np.eye(count), k=degree)(positions)
+        else:
+            matrix = np.ones((shape[axis], 1))
+        field = np.moveaxis(np.tensordot(matrix.astype(np.float32), field, axes=(1, axis)), 0, axis)
+    return field

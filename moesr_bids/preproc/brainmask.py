@@ -1,0 +1,330 @@
+"""Brain mask of any structural image: head or skull-stripped, any contrast, thin or thick slices.
+
+The embedded template is aligned from several starting positions, by the depth under the surface first and by mutual
+information then; its tissue maps, deformed to the image, give the tissue classes whose surface is the mask. A result
+that does not look like a brain is refused.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from moesr_bids.preproc.align import AlignmentError, Pair, Start, mutual_information, quiet, read_affine, write_affine
+from moesr_bids.preproc.atlas import Atlas, depth_map, load_atlas
+from moesr_bids.preproc.bias import BiasSettings, estimate_log_field
+from moesr_bids.preproc.foreground import Foreground, find_foreground, starting_positions, wider_positions
+from moesr_bids.preproc.images import (
+    BoolArray,
+    FloatArray,
+    ImageError,
+    image_data,
+    like,
+    resample_isotropic,
+    resample_to,
+    to_ants,
+    use_threads,
+)
+from moesr_bids.preproc.refine import RefineSettings, largest_component, refine_surface
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Image
+
+ATLAS_MM = 3.0
+WORKING_MM = 2.0
+COARSE_BIAS = BiasSettings(zoom=6.0, iterations=(20, 20, 20), tolerance=1e-4)
+# Volume ratio of a brain to the template's that an affine transform may have.
+SMALLEST_RATIO, LARGEST_RATIO = 0.35, 1.25
+FINALISTS = 3
+
+
+class BrainMaskError(RuntimeError):
+    """No trustworthy brain mask was found; the message says why."""
+
+
+@attrs.frozen
+class MaskLimits:
+    """What a mask must fulfil to be accepted.
+
+    Attributes
+    ----------
+    volume_ml : tuple of float
+        Smallest and largest brain: a toddler's and a very large adult's.
+    overlap : float
+        Dice coefficient with the template's mask after the affine transform, inside the field of view.
+    information : float
+        Mutual information (nats) with the template inside the brain.
+    in_view : float
+        Share of the template's brain inside the field of view.
+
+    """
+
+    volume_ml: tuple[float, float] = (600.0, 2100.0)
+    overlap: float = 0.85
+    information: float = 0.1
+    in_view: float = 0.6
+
+
+@attrs.frozen(eq=False)
+class BrainMask:
+    """A brain mask and how it was found.
+
+    Attributes
+    ----------
+    mask : Nifti1Image
+        uint8 on the image's own grid.
+    to_template : ndarray, shape (4, 4)
+        Affine transform from world mm of the image to world mm (RAS) of the embedded template.
+    stripped : bool
+        Whether the image had no skull to begin with.
+    volume_ml, overlap, information : float
+        See `MaskLimits`.
+    attempts : int
+        Rounds of starting positions that were needed.
+
+    """
+
+    mask: Nifti1Image
+    to_template: NDArray[np.float64]
+    stripped: bool
+    volume_ml: float
+    overlap: float
+    information: float
+    attempts: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the sidecar tells."""
+        kind = "skull-stripped input" if self.stripped else "whole head"
+        return {
+            "Method": f"atlas tissue classes after affine and SyN alignment, {kind}",
+            "VolumeML": round(self.volume_ml, 1),
+            "Overlap": round(self.overlap, 3),
+            "MutualInformation": round(self.information, 3),
+            "Attempts": self.attempts,
+        }
+
+
+@attrs.frozen(eq=False)
+class _Scene:
+    """The image on the working grids, with its atlas: everything the search needs."""
+
+    data: FloatArray
+    affine: NDArray[np.float64]
+    coarse: FloatArray
+    coarse_affine: NDArray[np.float64]
+    foreground: Foreground
+    coarse_depth: FloatArray
+    atlas: Atlas
+
+    @property
+    def target(self) -> FloatArray:
+        return self.atlas.brain if self.foreground.stripped else self.atlas.head
+
+    def pair(self, folder: Path, seed: int, depth_weight: float) -> Pair:
+        atlas, stripped = self.atlas, self.foreground.stripped
+        depths = None
+        if depth_weight > 0:
+            fixed_depth = atlas.brain_depth if stripped else atlas.head_depth
+            depths = to_ants(fixed_depth, atlas.affine), to_ants(self.coarse_depth, self.coarse_affine)
+        return Pair(
+            fixed=to_ants(self.target, atlas.affine),
+            moving=to_ants(self.coarse, self.coarse_affine),
+            mask=to_ants(atlas.brain_region if stripped else atlas.head_region, atlas.affine),
+            folder=folder,
+            seed=seed,
+            depths=depths,
+            depth_weight=depth_weight,
+        )
+
+
+@attrs.frozen
+class _Candidate:
+    transform: Path
+    information: float
+    in_view: float
+    ratio: float
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        plausible = SMALLEST_RATIO < self.ratio < LARGEST_RATIO
+        return plausible, self.information * min(1.0, self.in_view / 0.9)
+
+
+def extract_brain(
+    image: Nifti1Image,
+    *,
+    work_dir: Path | None = None,
+    threads: int = 1,
+    seed: int = 1,
+    limits: MaskLimits | None = None,
+) -> BrainMask:
+    """Find the brain in a T1w, T2w or FLAIR image.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3-D, finite; whole head or skull-stripped.
+    work_dir : Path, optional
+        Folder for temporary files, which are removed; the current folder by default.
+    threads : int
+        ITK threads; see `use_threads`.
+    seed : int
+        Seed of the metric's sampling; the same seed and number of threads give the same mask.
+    limits : MaskLimits, optional
+
+    Raises
+    ------
+    ImageError
+        If the image itself cannot be used (not 3-D, not finite, constant, sheared).
+    BrainMaskError
+        If no attempt gave a mask within the limits.
+
+    """
+    limits = limits or MaskLimits()
+    use_threads(threads)
+    scene = _prepare(image)
+    reasons: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="brainmask_", dir=work_dir or Path.cwd()) as folder:
+        for attempt, (variant, starts) in enumerate(_attempts(scene), 1):
+            try:
+                return _attempt(image, variant, starts, Path(folder), seed, limits, attempt)
+            except (AlignmentError, BrainMaskError) as error:
+                reasons.append(f"attempt {attempt}: {error}")
+    raise BrainMaskError("no trustworthy brain mask was found (" + "; ".join(reasons) + ")")
+
+
+def _prepare(image: Nifti1Image) -> _Scene:
+    data, affine = resample_isotropic(image_data(image), image.affine, WORKING_MM)
+    foreground = find_foreground(data, affine)
+    region = foreground.region & (data > 0.1 * foreground.signal)
+    data = np.maximum(data, 0) / np.exp(estimate_log_field(data, affine, region, COARSE_BIAS))
+    data = np.clip(data / np.percentile(data[foreground.region], 98), 0, 1.5).astype(np.float32)
+    coarse, coarse_affine = resample_isotropic(data, affine, ATLAS_MM)
+    share, _ = resample_isotropic(foreground.region.astype(np.float32), affine, ATLAS_MM)
+    return _Scene(
+        data=data,
+        affine=affine,
+        coarse=coarse,
+        coarse_affine=coarse_affine,
+        foreground=foreground,
+        coarse_depth=depth_map(share >= 0.5, ATLAS_MM),
+        atlas=load_atlas(ATLAS_MM),
+    )
+
+
+def _attempts(scene: _Scene) -> Iterator[tuple[_Scene, list[Start]]]:
+    yield scene, starting_positions(scene.foreground, scene.affine)
+    yield scene, wider_positions(scene.foreground, scene.affine)
+    # The guess whether there is a skull may be wrong.
+    other = attrs.evolve(scene.foreground, stripped=not scene.foreground.stripped)
+    yield attrs.evolve(scene, foreground=other), starting_positions(other, scene.affine)
+
+
+def _attempt(
+    image: Nifti1Image, scene: _Scene, starts: list[Start], folder: Path, seed: int, limits: MaskLimits, attempt: int
+) -> BrainMask:
+    best = _search(scene, starts, folder, seed)
+    if best.information < limits.information:
+        raise BrainMaskError(
+            f"the image has little in common with a brain (mutual information {best.information:.3f}, "
+            f"at least {limits.information} is needed)"
+        )
+    if best.in_view < limits.in_view:
+        raise BrainMaskError(f"only {best.in_view:.0%} of the brain would lie inside the field of view")
+    soft, template_mask = _segment(scene, best, folder, seed)
+    mask = soft >= 0.5
+    volume = float(mask.sum()) * WORKING_MM**3 / 1000
+    if not limits.volume_ml[0] <= volume <= limits.volume_ml[1]:
+        raise BrainMaskError(f"the mask has {volume:.0f} mL, which no brain has")
+    overlap = dice(mask, template_mask)
+    if overlap < limits.overlap:
+        raise BrainMaskError(f"mask and template overlap badly (Dice {overlap:.2f}, at least {limits.overlap} is needed)")
+    own = largest_component(resample_to(soft, scene.affine, image.shape, image.affine) >= 0.5)
+    return BrainMask(
+        mask=like(own, image, np.uint8),
+        to_template=np.linalg.inv(read_affine(best.transform)),
+        stripped=scene.foreground.stripped,
+        volume_ml=volume,
+        overlap=overlap,
+        information=best.information,
+        attempts=attempt,
+    )
+
+
+def _search(scene: _Scene, starts: list[Start], folder: Path, seed: int) -> _Candidate:
+    """Align by depth from every start, by information from the best of them, and finely from the very best."""
+    by_depth = scene.pair(folder, seed, depth_weight=2.0)
+    by_signal = scene.pair(folder, seed, depth_weight=0.3)
+    candidates = []
+    for index, start in enumerate(starts):
+        initial = write_affine(start.matrix(), folder / f"start{index}.mat")
+        transform = by_depth.affine(f"depth{index}_", initial, [(30, 4, 2)], kinds=("Similarity",))
+        candidates.append(_judge(scene, by_depth, transform))
+    candidates.sort(key=lambda candidate: candidate.rank, reverse=True)
+    finalists = []
+    for index, candidate in enumerate(candidates[:FINALISTS]):
+        transform = by_signal.affine(f"signal{index}_", candidate.transform, [(30, 3, 1)])
+        finalists.append(_judge(scene, by_signal, transform))
+    best = max(finalists, key=lambda candidate: candidate.rank)
+    fine = by_signal.affine("fine_", best.transform, [(30, 2, 1), (15, 1, 0)], kinds=("Affine",), sampling=0.3)
+    candidate = _judge(scene, by_signal, fine)
+    if not candidate.rank[0]:
+        raise BrainMaskError(f"the brain would be {candidate.ratio:.2f} times the template's volume")
+    return candidate
+
+
+def _judge(scene: _Scene, pair: Pair, transform: Path) -> _Candidate:
+    import ants
+
+    with quiet():
+        warped = ants.apply_transforms(pair.fixed, pair.moving, [str(transform)], defaultvalue=-1).numpy()
+    seen = warped >= 0
+    brain = scene.atlas.mask >= 0.5
+    near = ndimage.binary_dilation(brain) & seen
+    information = mutual_information(scene.target[near], warped[near]) if near.sum() > 1000 else 0.0
+    ratio = float(np.linalg.det(read_affine(transform)[:3, :3]))
+    return _Candidate(transform, information, float((brain & seen).sum() / brain.sum()), ratio)
+
+
+def _segment(scene: _Scene, best: _Candidate, folder: Path, seed: int) -> tuple[FloatArray, BoolArray]:
+    """Return the soft mask and the template's mask (after the affine transform alone) on the working grid."""
+    import ants
+
+    pair = scene.pair(folder, seed, depth_weight=0)
+    affine, _, inverse = pair.deform("syn_", best.transform, [(30, 3, 1), (25, 2, 1), (5, 1, 0)], "MI", 32)
+    grid = to_ants(scene.data, scene.affine)
+
+    def carry(values: FloatArray, chain: list[Path], invert: list[bool]) -> FloatArray:
+        with quiet():
+            moved = ants.apply_transforms(
+                grid, to_ants(values, scene.atlas.affine), [str(path) for path in chain], whichtoinvert=invert
+            )
+        return np.asarray(moved.numpy(), dtype=np.float32)
+
+    tissues = np.stack([carry(tissue, [affine, inverse], [True, False]) for tissue in scene.atlas.tissues])
+    template_mask = carry(scene.atlas.mask, [best.transform], [True]) >= 0.5
+    box = _bounding_box(tissues.sum(axis=0) >= 0.25, margin=int(16 / WORKING_MM))
+    allowed = ndimage.binary_dilation(scene.foreground.region)
+    soft = np.zeros(scene.data.shape, dtype=np.float32)
+    settings = RefineSettings()
+    soft[box] = refine_surface(scene.data[box], tissues[(slice(None), *box)], WORKING_MM, allowed[box], settings)
+    return soft, template_mask
+
+
+def _bounding_box(mask: BoolArray, margin: int) -> tuple[slice, ...]:
+    if not mask.any():
+        raise BrainMaskError("the template's brain lies outside the field of view")
+    return tuple(slice(max(int(axis.min()) - margin, 0), int(axis.max()) + margin + 1) for axis in np.nonzero(mask))
+
+
+def dice(first: BoolArray, second: BoolArray) -> float:
+    """Return the Dice coefficient of two masks."""
+    total = int(first.sum()) + int(second.sum())
+    return 2 * int((first & second).sum()) / total if total else 0.0

@@ -1,0 +1,299 @@
+"""Super-resolution of one image: noise, model, projection onto the data, residual, record."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from attrs import frozen
+from nibabel.spatialimages import SpatialImage
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..resources import measured
+from .grid import Grid
+from .models import Model, Problem, Progress, get_model
+from .noise import estimate_noise, foreground
+from .operator import AcquisitionOperator
+from .projection import project
+from .psf import PSF
+
+DEFAULT_RESOLUTION = 0.7
+_PERCENTILE = 99.0
+
+
+class ImageError(ValueError):
+    """An image that cannot be super-resolved; the message names the file, what is wrong and what to do."""
+
+
+@frozen(eq=False)
+class Result:
+    """What :func:`super_resolve` returns.
+
+    Parameters
+    ----------
+    image
+        Super-resolved image, float32, isotropic, on the axes of the input.
+    residual
+        Input minus A(image) on the input grid, in units of the noise, float32.
+    record
+        JSON-serialisable facts (see the ``Moesr`` block of the sidecars).
+    """
+
+    image: nib.Nifti1Image
+    residual: nib.Nifti1Image
+    record: dict[str, Any]
+
+
+def super_resolve(
+    image: SpatialImage | str | Path,
+    *,
+    resolution: float = DEFAULT_RESOLUTION,
+    model: str = "classical",
+    psf: PSF | str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    mask: SpatialImage | str | Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Reconstruct an image on an isotropic grid that agrees with what the scanner measured.
+
+    Parameters
+    ----------
+    image
+        3-D magnitude image, or its path.
+    resolution
+        Voxel size of the output in mm.
+    model
+        Name of a registered model (:func:`.models.model_names`).
+    psf
+        Point-spread function, or its text form (``gaussian:5.0,kspace,kspace``, axes i, j, k of the array); by default
+        from voxel size and ``metadata``.
+    metadata
+        BIDS sidecar of the image.
+    mask
+        Brain mask on the grid of the image, or its path; by default the foreground. It tells where noise and
+        faithfulness are measured and does not cut the output.
+    device
+        ``cpu``, ``cuda``, or ``auto`` for the GPU if there is one.
+    threads
+        CPU threads; by default as PyTorch chooses.
+    seed
+        Seed of models that draw random numbers.
+    progress
+        Called with the name of the step and the share of it that is done.
+
+    Raises
+    ------
+    ImageError
+        If the image or the mask cannot be used.
+    ValueError
+        If an option is wrong: unknown model or device, impossible PSF or resolution, CUDA without a GPU.
+    """
+    chosen = get_model(model)
+    where = choose_device(device)
+    with measured() as total, _thread_limit(threads):
+        torch.manual_seed(seed)
+        stages: list[dict[str, Any]] = []
+        with _stage("prepare", stages):
+            source, name = _load(image)
+            data = _checked_data(source, name)
+            grid = Grid.from_image(source)
+            inside = foreground(data) if mask is None else _checked_mask(mask, source, name)
+            profile = PSF.parse(psf, grid.zooms) if isinstance(psf, str) else psf
+            profile = profile or PSF.from_acquisition(grid.zooms, metadata)
+            target = grid.isotropic(resolution)
+            operator = AcquisitionOperator(grid, target, profile, where)
+            sigma = estimate_noise(data, inside, zooms=grid.zooms)
+            scale = float(np.percentile(data[inside], _PERCENTILE))
+            if scale <= 0:
+                raise ImageError(f"{name}: the image is not positive inside the mask; a magnitude image is needed")
+        problem = Problem(
+            acquired=torch.from_numpy(data / np.float32(scale)).to(where),
+            mask=torch.from_numpy(inside).to(where),
+            operator=operator,
+            sigma=sigma / scale,
+            seed=seed,
+            progress=progress or _silent,
+        )
+        with _stage("reconstruct", stages):
+            volume = chosen.reconstruct(problem)
+        with _stage("project", stages):
+            volume, residual, lam = _agree_with_data(chosen, problem, volume, non_negative=bool(data.min() >= 0))
+        facts = {
+            "Version": __version__,
+            "Model": chosen.name,
+            "WeightsSHA256": chosen.card.weights_sha256,
+            "RandomSeed": seed,
+            "Device": _device_name(where),
+            "Precision": "float32",
+            "Threads": torch.get_num_threads(),
+            "PSF": profile.record(),
+            "PSFReason": profile.reason,
+            "InputZooms": [round(z, 4) for z in grid.zooms],
+            "InputShape": list(grid.shape),
+            "OutputZooms": [round(z, 4) for z in target.zooms],
+            "OutputShape": list(target.shape),
+            "NoiseStd": sigma,
+            "NoisePercent": 100 * sigma / scale,
+            "Lambda": lam,
+            "Faithfulness": {
+                "ResidualStd": float(np.sqrt(np.mean(residual[inside] ** 2, dtype=np.float64))),
+                "FractionBeyond3": float(np.mean(np.abs(residual[inside]) > 3)),
+            },
+            "Warnings": _warnings(grid, target, profile, with_mask=mask is not None),
+        }
+        output = volume.mul_(scale).cpu().numpy()
+    facts |= {"Stages": stages, "Seconds": total.seconds, "PeakMemoryGB": max(s["PeakMemoryGB"] for s in stages)}
+    return Result(
+        image=_nifti(output, target.affine, source, f"moesr {chosen.name} {resolution:g} mm"),
+        residual=_nifti(residual, source.affine, source, "input - A(output), noise units"),
+        record=json.loads(json.dumps(facts)),
+    )
+
+
+def choose_device(device: str) -> torch.device:
+    """Device of a name: ``cpu``, ``cuda`` or ``auto``.
+
+    Raises
+    ------
+    ValueError
+        For any other name, and for ``cuda`` where PyTorch finds no GPU: never a silent fallback.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}: one of auto, cpu, cuda")
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ValueError("--device cuda was asked for, but PyTorch finds no CUDA GPU here; use cpu or auto")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def _agree_with_data(
+    model: Model, problem: Problem, volume: torch.Tensor, *, non_negative: bool
+) -> tuple[torch.Tensor, NDArray[np.float32], float]:
+    """Clip to the range of magnitude images, project, and return the residual of what is really written."""
+    problem.progress("project", 0.0)
+    lam = 0.0
+    if non_negative:
+        volume = volume.clamp_(min=0)
+    if model.card.projected:
+        factors = problem.operator.factors()
+        projection = project(volume, problem.acquired, factors, sigma=problem.sigma, mask=problem.mask)
+        volume, lam = projection.image, projection.lam
+        if non_negative:
+            volume = volume.clamp_(min=0)
+    residual = (problem.acquired - problem.operator.forward(volume)).div_(problem.sigma)
+    problem.progress("project", 1.0)
+    return volume, residual.cpu().numpy(), lam
+
+
+def _load(image: SpatialImage | str | Path) -> tuple[SpatialImage, str]:
+    if isinstance(image, SpatialImage):
+        return image, image.get_filename() or "image"
+    try:
+        return nib.load(image), str(image)
+    except FileNotFoundError:
+        raise ImageError(f"{image}: no such file; check the path") from None
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+        raise ImageError(f"{image}: not a readable NIfTI image ({error}); convert or fetch it again") from error
+
+
+def _checked_data(image: SpatialImage, name: str) -> NDArray[np.float32]:
+    if len(image.shape) != 3 or min(image.shape) < 2:
+        raise ImageError(f"{name}: a 3-D image is needed, this one has shape {image.shape}; extract one volume")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+        raise ImageError(f"{name}: the affine is not invertible; repair the header")
+    try:
+        data = np.array(np.asanyarray(image.dataobj), dtype=np.float32, order="C")
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        raise ImageError(f"{name}: the voxels cannot be read ({error}); the file may be truncated") from error
+    if not np.isfinite(data).all():
+        count = int(np.count_nonzero(~np.isfinite(data)))
+        raise ImageError(f"{name}: {count} voxels are NaN or infinite; replace them first")
+    if data.min() == data.max():
+        raise ImageError(f"{name}: all voxels have the value {data.flat[0]:g}; there is no image in this file")
+    return data
+
+
+def _checked_mask(mask: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.bool_]:
+    source, mask_name = _load(mask)
+    if source.shape != image.shape or not np.allclose(source.affine, image.affine, atol=1e-2):
+        raise ImageError(f"{mask_name}: the mask is not on the grid of {name}; resample it onto the image")
+    inside = np.asanyarray(source.dataobj) > 0.5
+    if np.count_nonzero(inside) < 100:
+        raise ImageError(f"{mask_name}: the mask has fewer than 100 voxels; check the brain extraction")
+    return inside
+
+
+def _warnings(grid: Grid, target: Grid, psf: PSF, *, with_mask: bool) -> list[str]:
+    warnings = []
+    finer = [
+        f"{axis} ({zoom:.3g} mm)"
+        for axis, zoom, wanted in zip("ijk", grid.zooms, target.zooms, strict=True)
+        if zoom < wanted * 0.99
+    ]
+    if finer:
+        warnings.append(f"the input is finer than the output of {target.zooms[0]:.3g} mm along {', '.join(finer)}")
+    for axis, profile, zoom in zip("ijk", psf.axes, grid.zooms, strict=True):
+        if profile.kind != "kspace" and profile.fwhm < 0.75 * zoom:
+            gap = zoom - profile.fwhm
+            warnings.append(f"gaps of {gap:.2g} mm between the slices along {axis}: what lies there is not measured")
+    if not with_mask:
+        warnings.append("no brain mask: noise and faithfulness were measured in the foreground")
+    return warnings
+
+
+def _nifti(data: NDArray[np.float32], affine: NDArray[np.float64], like: SpatialImage, text: str) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(np.ascontiguousarray(data, dtype=np.float32), affine)
+    code = 1
+    if isinstance(like, nib.Nifti1Image):
+        code = int(like.header["sform_code"]) or int(like.header["qform_code"]) or 1
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = text.encode()[:79]
+    return image
+
+
+def _device_name(device: torch.device) -> str:
+    return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "cpu"
+
+
+@contextmanager
+def _stage(name: str, stages: list[dict[str, Any]]) -> Iterator[None]:
+    with measured() as used:
+        yield
+    stages.append({"Stage": name, "Seconds": used.seconds, "PeakMemoryGB": used.peak_memory_gb})
+
+
+@contextmanager
+def _thread_limit(threads: int | None) -> Iterator[None]:
+    """Limit PyTorch's threads for a while."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"the number of threads is at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _silent(step: str, share: float) -> None:
+    """Progress that nobody looks at."""
+    del step, share
+
+
+def is_plausible_resolution(resolution: float) -> bool:
+    """Whether a resolution makes sense for a brain: 0.3 to 5 mm."""
+    return math.isfinite(resolution) and 0.3 <= resolution <= 5.0

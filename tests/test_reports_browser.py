@@ -1,0 +1,172 @@
+"""The pages in a real browser: slider, sorting, no console error, no request to any host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moesr_bids.reports.figures import plot_mask
+from moesr_bids.reports.group import build_group
+from moesr_bids.reports.individual import build_participant_report, figure_name
+from moesr_bids.reports.slider import plot_slider
+from tests.reports_data import add_failed, add_finished, write_volumes
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+class Watched:
+    """A page with what it logged and asked for."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url[:80]}"))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    @property
+    def hosts(self) -> list[str]:
+        return [url for url in self.requests if not url.startswith(("file://", "data:"))]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is not there: install Debian's chromium to test the pages in a browser")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def out_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("out")
+    volumes = write_volumes(folder / "work")
+    for key in ("sub-01_ses-a_T1w", "sub-01_ses-b_T1w"):
+        add_finished(folder, key)
+        figures = folder / "sub-01" / "figures"
+        slider = figures / figure_name(key, "slider", ".html")
+        plot_slider(volumes["preproc"], volumes["sr"], slider, mask_path=volumes["mask"])
+        plot_mask(volumes["preproc"], volumes["mask"], figures / figure_name(key, "brainmask", ".png"))
+    add_failed(folder, "sub-02_T1w", "Traceback\n<script>document.title = 'hacked'</script>")
+    for participant in ("01", "02"):
+        build_participant_report(folder, participant)
+    return folder
+
+
+def screenshot(element: Any) -> np.ndarray:
+    import io
+
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(element.screenshot())).convert("L"), dtype=int)
+
+
+def open_page(browser: Any, path: Path, width: int = 1280) -> Watched:
+    watched = Watched(browser.new_page(viewport={"width": width, "height": 900}))
+    watched.page.goto(path.as_uri())
+    return watched
+
+
+def test_slider_follows_keyboard_mouse_and_choices(browser: Any, out_dir: Path) -> None:
+    watched = open_page(browser, out_dir / "sub-01.html")
+    first, second = (watched.page.locator(".moesr-slider").nth(number) for number in (0, 1))
+    divider = first.locator(".divider")
+    panel = first.locator(".level:not([hidden]) .panel").nth(1)
+    divider.focus()
+    watched.page.keyboard.press("Home")
+    all_output = screenshot(panel)
+    watched.page.keyboard.press("End")
+    all_input = screenshot(panel)
+    assert np.abs(all_output - all_input).mean() > 2
+    watched.page.keyboard.press("ArrowLeft")
+    assert divider.input_value() == "99"
+    assert second.locator(".divider").input_value() == "50"  # sliders do not touch each other
+
+    box = panel.bounding_box()
+    watched.page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 20)
+    watched.page.mouse.down()
+    watched.page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 30)
+    watched.page.mouse.up()
+    assert abs(int(divider.input_value()) - 25) <= 1
+    mixed = screenshot(panel)
+    left, right = slice(40, int(0.2 * mixed.shape[1])), slice(int(0.3 * mixed.shape[1]), -40)
+    rows = slice(30, -30)  # without the labels
+    assert np.abs(mixed - all_input)[rows, left].mean() < 1
+    assert np.abs(mixed - all_output)[rows, right].mean() < 1
+
+    divider.fill("100")
+    first.locator(".choose-display").select_option("linear")
+    assert np.abs(screenshot(panel) - all_input).mean() > 0.5
+    first.locator(".choose-level").select_option("0")
+    assert first.locator(".level:not([hidden])").count() == 1
+    assert watched.complaints == []
+    assert watched.hosts == []
+
+
+def test_slider_follows_a_finger(browser: Any, out_dir: Path) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    page = context.new_page()
+    page.goto((out_dir / "sub-01.html").as_uri())
+    panel = page.locator(".moesr-slider .level:not([hidden]) .panel").first
+    panel.scroll_into_view_if_needed()
+    box = panel.bounding_box()
+    page.touchscreen.tap(box["x"] + 0.8 * box["width"], box["y"] + 0.5 * box["height"])
+    assert abs(int(page.locator(".divider").first.input_value()) - 80) <= 1
+    context.close()
+
+
+@pytest.mark.parametrize("name", ["sub-01.html", "sub-02.html"])
+def test_pages_fit_a_phone(browser: Any, out_dir: Path, name: str) -> None:
+    watched = open_page(browser, out_dir / name, width=390)
+    assert watched.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert watched.page.title() == f"moesr-bids: {name.removesuffix('.html')}"
+    assert watched.page.evaluate("Array.from(document.images).every(image => image.naturalWidth > 0)")
+    assert watched.complaints == []
+    assert watched.hosts == []
+
+
+def test_group_page_sorts_and_links(browser: Any, out_dir: Path) -> None:
+    build_group(out_dir)
+    watched = open_page(browser, out_dir / "group.html")
+    heading = watched.page.locator("thead button", has_text="Noise,")
+    states = "Array.from(document.querySelectorAll('.cohort tbody tr')).map(row => row.cells[3].textContent)"
+    heading.click()
+    assert watched.page.evaluate(states) == ["done", "done", "failed"]
+    heading.click()
+    assert watched.page.evaluate(states) == ["done", "done", "failed"]  # n/a stays last
+    assert watched.page.locator("th[aria-sort=descending]").count() == 1
+    watched.page.locator(".cohort a", has_text="sub-01_ses-b_T1w").click()
+    watched.page.wait_for_url("**/sub-01.html#image-sub-01_ses-b_T1w")
+    assert watched.complaints == []
+    assert watched.hosts == []
+
+
+def test_group_page_with_five_thousand_images(browser: Any, tmp_path: Path) -> None:
+    for number in range(5000):
+        add_finished(tmp_path, f"sub-{number:04d}_T1w", NoisePercent=float((number * 7919) % 5000))
+    build_group(tmp_path)
+    watched = open_page(browser, tmp_path / "group.html")
+    start = time.monotonic()
+    watched.page.locator("thead button", has_text="Noise,").click()
+    first = watched.page.evaluate("document.querySelector('.cohort tbody tr').cells[8].textContent")
+    assert first == "0"
+    assert time.monotonic() - start < 10  # seconds on a slow machine; about one on a laptop
+    assert watched.complaints == []

@@ -1,0 +1,212 @@
+"""Figures of the reports: the right voxels, the right way up, and what a reader must see in them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from moesr_bids.interfaces.reportlets import ImageReportlets
+from moesr_bids.reports.figures import plot_bias, plot_mask
+from moesr_bids.reports.planes import Volume, bounding_box, plane, plane_of_other
+from moesr_bids.reports.residual import plot_residual
+from moesr_bids.reports.slider import plot_registration, plot_slider
+from tests.reports_data import save, write_volumes
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_volumes(tmp_path_factory.mktemp("volumes"))
+
+
+def pixels(path: Path) -> npt.NDArray[np.uint8]:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def pictures(html: str, css_class: str) -> list[npt.NDArray[np.int16]]:
+    found = re.findall(rf'<img class="{css_class}"[^>]*src="data:image/jpeg;base64,([^"]+)"', html)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(code))).convert("L"), dtype=np.int16) for code in found]
+
+
+def yellow(picture: npt.NDArray[np.uint8]) -> int:
+    red, green, blue = (picture[..., channel].astype(int) for channel in range(3))
+    return int(((red > 200) & (abs(green - 176) < 30) & (blue < 60)).sum())
+
+
+@settings(max_examples=20, deadline=None)
+@given(codes=st.permutations(range(3)), flips=st.tuples(*[st.booleans()] * 3))
+def test_display_does_not_depend_on_how_the_voxels_are_stored(
+    tmp_path_factory: pytest.TempPathFactory, codes: list[int], flips: tuple[bool, bool, bool]
+) -> None:
+    data = np.random.default_rng(0).random((5, 6, 7)).astype(np.float32)
+    image = nb.Nifti1Image(data, np.diag([1.0, 2.0, 3.0, 1.0]))
+    stored = image.as_reoriented(np.array([[code, -1 if flip else 1] for code, flip in zip(codes, flips, strict=True)]))
+    path = tmp_path_factory.mktemp("stored") / "image.nii"
+    nb.save(stored, path)
+    volume = Volume.load(path)
+    np.testing.assert_array_equal(volume.data, data)
+    np.testing.assert_allclose(volume.affine, image.affine)
+
+
+def test_planes_are_upright_with_left_on_the_left() -> None:
+    data = np.zeros((4, 5, 6), dtype=np.float32)
+    data[0, 4, 5] = 1  # the patient's left, front, top
+    volume = Volume(data, np.eye(4))
+    box = bounding_box(volume.with_data(np.ones_like(data)))
+    assert plane(volume, 0, 0, box)[0, -1] == 1  # sagittal: top row, front in the last column
+    assert plane(volume, 1, 4, box)[0, 0] == 1  # coronal: top row, left in the first column
+    assert plane(volume, 2, 5, box)[0, 0] == 1  # axial: front in the top row, left in the first column
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slice_of_another_image_is_its_own_slice_on_the_same_grid(axis: int, order: int) -> None:
+    data = np.random.default_rng(1).random((6, 7, 8)).astype(np.float32)
+    volume = Volume(data, np.array([[1, 0.1, 0, 3], [-0.1, 1, 0, 4], [0, 0, 2, 5], [0, 0, 0, 1]], dtype=float))
+    box = bounding_box(volume)
+    expected = plane(volume, axis, 3, box)
+    np.testing.assert_allclose(plane_of_other(volume, volume, axis, 3, box, order), expected, atol=1e-5)
+
+
+def test_bounding_box_has_the_margin_in_millimetres() -> None:
+    data = np.zeros((20, 20, 20), dtype=np.float32)
+    data[8:12, 8:12, 8:12] = 1
+    box = bounding_box(Volume(data, np.diag([1.0, 2.0, 4.0, 1.0])), margin_mm=4)
+    assert (box.low, box.high) == ((4, 6, 7), (16, 14, 13))
+
+
+def test_volume_refuses_a_series(tmp_path: Path) -> None:
+    path = save(tmp_path / "series.nii.gz", np.zeros((3, 3, 3, 2), dtype=np.float32), np.eye(4))
+    with pytest.raises(ValueError, match=r"series\.nii\.gz has shape \(3, 3, 3, 2\)"):
+        Volume.load(path)
+
+
+def test_slider_shows_both_images_on_the_same_slices(volumes: dict[str, Path], tmp_path: Path) -> None:
+    out = plot_slider(volumes["preproc"], volumes["sr"], tmp_path / "slider.html", mask_path=volumes["mask"])
+    html = out.read_text(encoding="ascii")
+    after, before = pictures(html, "after"), pictures(html, "before")
+    assert len(after) == 3 * 3
+    assert len(before) == 3 * 3 * 2  # nearest and linear
+    for number, sharp in enumerate(after):
+        nearest, linear = before[2 * number : 2 * number + 2]
+        assert nearest.shape == linear.shape == sharp.shape
+        assert np.abs(nearest - sharp).mean() > 2  # the bars are in the output alone
+        assert np.corrcoef(nearest.ravel(), sharp.ravel())[0, 1] > 0.7  # of the same place
+    # the middle coronal slice: three rows of the thick input are one voxel, linear display smooths them
+    nearest, linear = before[8], before[9]
+    assert np.abs(np.diff(nearest, axis=0)).max() > np.abs(np.diff(linear, axis=0)).max()
+    assert "voxels as acquired" in html
+    assert "2 × 2 × 6 mm" in html.replace("&#215;", "×")
+
+
+def test_slider_needs_nothing_from_outside(volumes: dict[str, Path], tmp_path: Path) -> None:
+    html = plot_slider(volumes["preproc"], volumes["sr"], tmp_path / "slider.html").read_text(encoding="ascii")
+    sources = re.findall(r'(?:src|href)="([^"]{0,20})', html)
+    assert sources
+    assert all(source.startswith("data:") for source in sources)
+    assert "url(" not in html
+    assert html.count("<img") == html.count('alt="')
+
+
+def test_registration_draws_the_template_outline_on_both_sides(volumes: dict[str, Path], tmp_path: Path) -> None:
+    out = plot_registration(
+        volumes["template"],
+        volumes["sr"],
+        tmp_path / "registration.html",
+        template_mask_path=volumes["template_mask"],
+        template_name="MNI<1>",
+    )
+    html = out.read_text(encoding="ascii")
+    assert "MNI&lt;1&gt;" in html
+    codes = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
+    assert len(codes) == 3 * 3 * 2
+    for code in codes:
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(code))).convert("RGB"))
+        assert yellow(picture) > 20
+
+
+def test_mask_outline_is_drawn(volumes: dict[str, Path], tmp_path: Path) -> None:
+    mask = nb.load(volumes["mask"])
+    empty = save(tmp_path / "empty.nii.gz", np.zeros(mask.shape, dtype=np.uint8), mask.affine)
+    with_mask = pixels(plot_mask(volumes["preproc"], volumes["mask"], tmp_path / "with.png"))
+    without = pixels(plot_mask(volumes["preproc"], empty, tmp_path / "without.png"))
+    assert yellow(with_mask) > 500
+    assert yellow(without) == 0
+    assert np.ptp(without) == 255  # the image itself is shown
+
+
+def test_bias_figure_shows_the_field(volumes: dict[str, Path], tmp_path: Path) -> None:
+    field = nb.load(volumes["field"])
+    flat = save(tmp_path / "flat.nii.gz", np.full(field.shape, 0.7, dtype=np.float32), field.affine)
+    shown = pixels(plot_bias(volumes["preproc"], volumes["field"], tmp_path / "a.png", mask_path=volumes["mask"]))
+    constant = pixels(plot_bias(volumes["preproc"], flat, tmp_path / "b.png", mask_path=volumes["mask"]))
+
+    def colored(picture: npt.NDArray[np.uint8]) -> int:
+        return int((np.ptp(picture.astype(int), axis=2) > 60).sum())
+
+    assert colored(shown) > 3 * colored(constant)  # a constant field is no bias: only its colour bar has colour
+
+
+def test_residual_figure_tells_signal_from_noise(volumes: dict[str, Path], tmp_path: Path) -> None:
+    residual = nb.load(volumes["residual"])
+    structured = save(tmp_path / "structured.nii.gz", np.full(residual.shape, 4, dtype=np.float32), residual.affine)
+    noise = pixels(plot_residual(volumes["residual"], volumes["mask"], tmp_path / "noise.png")).astype(int)
+    signal = pixels(plot_residual(structured, volumes["mask"], tmp_path / "signal.png")).astype(int)
+
+    def dark_red(picture: npt.NDArray[np.int_]) -> int:
+        return int(((picture[..., 0] > 90) & (picture[..., 1] < 30) & (picture[..., 2] < 50)).sum())
+
+    assert dark_red(signal) > 5 * dark_red(noise)
+
+
+@pytest.mark.parametrize("plot", [plot_mask, plot_residual, plot_bias])
+def test_files_of_different_grids_are_refused(plot: object, volumes: dict[str, Path], tmp_path: Path) -> None:
+    assert callable(plot)
+    with pytest.raises(ValueError, match=r"preproc\.nii\.gz is not on the grid of .*sr\.nii\.gz"):
+        plot(volumes["sr"], volumes["preproc"], tmp_path / "figure.png")
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_figures_survive_a_constant_image_and_an_empty_mask(tmp_path: Path) -> None:
+    constant = save(tmp_path / "constant.nii.gz", np.zeros((8, 9, 10), dtype=np.float32), np.eye(4))
+    figures = [
+        plot_mask(constant, constant, tmp_path / "mask.png"),
+        plot_bias(constant, constant, tmp_path / "bias.png", mask_path=constant),
+        plot_residual(constant, constant, tmp_path / "residual.png"),
+        plot_slider(constant, constant, tmp_path / "slider.html", mask_path=constant),
+        plot_registration(constant, constant, tmp_path / "registration.html"),
+    ]
+    assert all(figure.stat().st_size > 1000 for figure in figures)
+
+
+def test_interface_draws_what_its_inputs_allow(
+    volumes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ImageReportlets(preproc_file=str(volumes["preproc"]), mask_file=str(volumes["mask"]))
+    assert [Path(file).name for file in few.run().outputs.out_files] == ["brainmask.png"]
+    result = ImageReportlets(
+        preproc_file=str(volumes["preproc"]),
+        mask_file=str(volumes["mask"]),
+        bias_file=str(volumes["field"]),
+        sr_file=str(volumes["sr"]),
+        residual_file=str(volumes["residual"]),
+        warped_file=str(volumes["sr"]),
+        template_file=str(volumes["template"]),
+        template_mask_file=str(volumes["template_mask"]),
+        template_name="MNI",
+    ).run()
+    names = {Path(file).name for file in result.outputs.out_files}
+    assert names == {"brainmask.png", "bias.png", "registration.html", "slider.html", "residual.png"}
+    assert result.outputs.record["Seconds"] > 0
+    assert all(Path(file).stat().st_size > 3000 for file in result.outputs.out_files)

@@ -1,0 +1,73 @@
+"""Cohort tables and page, from derivatives alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from moesr_bids.reports.group import build_group
+from moesr_bids.reports.individual import build_participant_report
+from tests.reports_data import add_failed, add_finished, add_status
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def test_tables_hold_every_image_once(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_ses-a_T1w")
+    add_finished(tmp_path, "sub-01_ses-b_run-1_T1w", NoisePercent=3.5)
+    add_finished(tmp_path, "sub-02_FLAIR")
+    add_failed(tmp_path, "sub-03_T1w", "boom", reason="first line\tof\nthe <reason>")
+    add_status(tmp_path, "sub-04_T1w", state="running", step="n4")
+    add_finished(tmp_path, "sub-05_T1w").with_suffix(".nii.gz").unlink()
+    build_participant_report(tmp_path, "01")
+    written = [path.name for path in build_group(tmp_path)]
+    assert written == ["group_FLAIR.tsv", "group_FLAIR.json", "group_T1w.tsv", "group_T1w.json", "group.html"]
+    rows = rows_of(tmp_path / "group_T1w.tsv")
+    assert [(row["image"], row["state"]) for row in rows] == [
+        ("sub-01_ses-a_T1w", "done"),
+        ("sub-01_ses-b_run-1_T1w", "done"),
+        ("sub-03_T1w", "failed"),
+        ("sub-04_T1w", "running"),
+        ("sub-05_T1w", "missing"),
+    ]
+    assert rows[1]["noise_percent"] == "3.5"
+    assert rows[1]["session_id"] == "ses-b"
+    assert rows[0]["registration_overlap"] == "0.957"
+    assert rows[2]["reason"] == "first line of the <reason>"
+    assert rows[2]["noise_percent"] == "n/a"
+    html = (tmp_path / "group.html").read_text(encoding="utf-8")
+    assert "6 images of 5 participants" in " ".join(html.split())
+    assert "first line\tof\nthe &lt;reason&gt;" in html
+    assert 'href="sub-01.html#image-sub-01_ses-a_T1w"' in html
+    assert 'href="sub-02.html' not in html  # no such report, no link
+    for key in ("sub-03_T1w", "sub-04_T1w", "sub-05_T1w"):
+        assert f"<li>{key}: " in html
+
+
+def test_columns_are_those_of_the_data_dictionary(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    build_group(tmp_path)
+    columns = list(rows_of(tmp_path / "group_T1w.tsv")[0])
+    dictionary = json.loads((tmp_path / "group_T1w.json").read_text(encoding="utf-8"))
+    assert columns == list(dictionary)
+    assert all(entry["Description"] for entry in dictionary.values())
+
+
+def test_broken_sidecar_does_not_stop_the_table(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w").write_text("[1]", encoding="utf-8")
+    add_finished(tmp_path, "sub-02_T1w", InputZooms=None, Registration=["odd"], BiasField={"RangePercent": [1]})
+    build_group(tmp_path)
+    rows = rows_of(tmp_path / "group_T1w.tsv")
+    assert [row["state"] for row in rows] == ["missing", "done"]
+    assert rows[0]["n_warnings"] == "1"
+    assert rows[1]["input_zoom_i"] == "n/a"
+    assert rows[1]["bias_min_percent"] == "1"
+
+
+def test_empty_folder_writes_nothing(tmp_path: Path) -> None:
+    assert build_group(tmp_path) == ()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,255 @@
+"""The participant's report: written from files alone, whatever happened, and with nothing from other hosts."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesr_bids.reports.derivatives import find_images, image_key
+from moesr_bids.reports.fragments import methods_html, times_html
+from moesr_bids.reports.individual import build_participant_report, figure_name
+from moesr_bids.reports.values import number
+from tests.reports_data import add_failed, add_finished, add_status, moesr
+
+CRASH = """Node: moesr_wf.sub_01_wf.conform
+Traceback (most recent call last):
+  <script>alert("x")</script>
+EOFError: Compressed file ended before the end-of-stream marker was reached
+"""
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d494844520000000100000001080600000"
+    "01f15c4890000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
+)
+
+
+class Page(HTMLParser):
+    """Collect what a browser would load, the headings and the ids."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.headings: list[str] = []
+        self.ids: list[str] = []
+        self.images_without_alt = 0
+        self.links: list[str] = []
+        self._heading = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if "id" in values:
+            self.ids.append(values["id"] or "")
+        if tag in ("img", "script", "iframe", "object", "link", "source"):
+            self.loads += [value or "" for name, value in attrs if name in ("src", "href", "data", "srcset")]
+        if tag == "img":
+            self.images_without_alt += not values.get("alt")
+        if tag == "a":
+            self.links.append(values.get("href") or "")
+        self._heading = tag in ("h1", "h2", "h3", "h4")
+
+    def handle_data(self, data: str) -> None:
+        if self._heading and data.strip():
+            self.headings.append(data.strip())
+
+    def handle_endtag(self, tag: str) -> None:
+        self._heading = False
+
+
+def add_figures(out_dir: Path, key: str) -> None:
+    folder = out_dir / key.split("_", 1)[0] / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for desc in ("brainmask", "bias", "residual"):
+        (folder / figure_name(key, desc, ".png")).write_bytes(PIXEL)
+    for desc in ("slider", "registration"):
+        html = f'<figure class="moesr-slider">{desc} of {key}</figure>'
+        (folder / figure_name(key, desc, ".html")).write_text(html, encoding="ascii")
+
+
+def report(out_dir: Path, participant: str) -> tuple[str, Page]:
+    html = build_participant_report(out_dir, participant).read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_all_sections_of_a_finished_image(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    add_figures(tmp_path, "sub-01_T1w")
+    citation = "# Methods\n\nMade with *moesr-bids* and <b>&</b>.\n\n# References\n\n- One\n"
+    (tmp_path / "logs" / "CITATION.md").write_text(citation, encoding="utf-8")
+    html, page = report(tmp_path, "01")
+    for heading in (
+        "Overview",
+        "Summary",
+        "Input and output",
+        "Residual",
+        "Brain mask",
+        "Registration to the template",
+        "Bias field",
+        "Times and peak memory",
+        "Methods",
+        "References",
+        "Errors",
+    ):
+        assert page.headings.count(heading) == 1
+    assert "sform and qform differ by 0.3 mm" in html  # a warning
+    assert "gaussian 5 mm" in html
+    assert "standard deviation 1.04" in html
+    assert "0.31 %" in html
+    assert "1433 ml" in html
+    assert "MNI152NLin2009aSym: 0.957" in html
+    assert "2 min 40 s" in html
+    assert "<em>moesr-bids</em> and &lt;b&gt;" in html
+    assert "No errors." in html
+    assert page.images_without_alt == 0
+    assert len([load for load in page.loads if load.endswith(".png")]) == 3
+    assert all((tmp_path / load).is_file() for load in page.loads if load.endswith(".png"))
+
+
+def test_no_request_to_another_host(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    add_figures(tmp_path, "sub-01_T1w")
+    citation = "![tracker](https://example.org/x.png) [link](https://example.org)\n"
+    (tmp_path / "logs" / "CITATION.md").write_text(citation, encoding="utf-8")
+    html, page = report(tmp_path, "01")
+    assert page.loads
+    assert not [load for load in page.loads if re.match(r"(?:https?:)?//", load)]
+    assert not re.search(r"url\(|@import", html)
+
+
+def test_participant_that_failed_at_the_first_step(tmp_path: Path) -> None:
+    add_failed(tmp_path, "sub-01_T1w", CRASH)
+    html, page = report(tmp_path, "sub-01")
+    assert "failed at step conform: the file is cut short" in html
+    assert "EOFError: Compressed file ended" in html
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert" in html
+    assert page.headings.index("Errors") < page.headings.index("Images")  # what failed is read first
+    assert [path.name for path in tmp_path.glob("*.html")] == ["sub-01.html"]  # no temporary file is left
+
+
+def test_participant_without_any_record(tmp_path: Path) -> None:
+    html, _ = report(tmp_path, "09")
+    assert "No image of this participant was found" in html
+
+
+def test_status_of_a_whole_participant(tmp_path: Path) -> None:
+    add_status(tmp_path, "sub-01", image="n/a", state="failed", step="collect", reason="no T1w, T2w or FLAIR")
+    html, page = report(tmp_path, "01")
+    assert "failed at step collect: no T1w, T2w or FLAIR" in html
+    assert "#Errors" in page.links
+
+
+def test_crash_file_that_no_image_names(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    crash = tmp_path / "logs" / "sub-01" / "crash-old.txt"
+    crash.parent.mkdir(parents=True)
+    crash.write_text("x" * 200_000 + "the end", encoding="utf-8")
+    html, _ = report(tmp_path, "01")
+    assert "Other crash files" in html
+    assert "the end" in html
+    assert len(html) < 150_000  # a huge crash file is cut, and the page says so
+    assert "only the last 100000 characters" in html
+
+
+def test_moved_output_folder_still_finds_the_crash_file(tmp_path: Path) -> None:
+    crash = add_failed(tmp_path, "sub-01_T1w", CRASH)
+    add_status(tmp_path, "sub-01_T1w", state="failed", crash_file=f"/gone/logs/sub-01/{crash.name}")
+    assert "EOFError: Compressed file" in report(tmp_path, "01")[0]
+
+
+def test_two_sessions_with_acquisitions_and_runs(tmp_path: Path) -> None:
+    keys = [
+        "sub-01_ses-post_acq-mprage_run-02_T1w",
+        "sub-01_ses-pre_FLAIR",
+        "sub-01_ses-pre_acq-mprage_run-01_T1w",
+        "sub-01_ses-pre_acq-mprage_run-02_T1w",
+    ]
+    for number_, key in enumerate(keys):
+        add_finished(tmp_path, key, NoisePercent=1.11 * (number_ + 1), BrainMask={"VolumeML": 1400 + number_})
+        add_figures(tmp_path, key)
+    add_finished(tmp_path, "sub-010_T1w", Warnings=["of another participant"])
+    html, page = report(tmp_path, "01")
+    for number_, key in enumerate(keys):
+        block = html.split(f'id="image-{key}"')[1].split('class="moesr-slider"')[0]
+        assert f"{1400 + number_} ml" in block  # each image's numbers stand in its own block
+        assert html.count(f"slider of {key}<") == 1
+        assert f"#image-{key}" in page.links
+    assert len(page.ids) == len(set(page.ids))
+    assert "of another participant" not in html
+    sliders = re.findall(r"slider of (\S+)<", html)
+    assert sorted(sliders) == sorted(keys)
+    # a block keeps to one image: its still figures follow its own slider
+    for key, block in zip(sliders, html.split("slider of ")[1:], strict=True):
+        assert set(re.findall(r"figures/(\S+?)_desc-\w+_(\w+)\.png", block)) == {tuple(key.rsplit("_", 1))}
+
+
+def test_stale_output_of_a_failed_image_is_called_stale(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    add_failed(tmp_path, "sub-01_T1w", CRASH)
+    assert "those of an earlier run" in report(tmp_path, "01")[0]
+
+
+def test_missing_and_unreadable_outputs_are_told(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w").with_suffix(".nii.gz").unlink()
+    add_finished(tmp_path, "sub-01_T2w").write_text("{", encoding="utf-8")
+    html, _ = report(tmp_path, "01")
+    assert [record.state for record in find_images(tmp_path, "sub-01")] == ["missing", "missing"]
+    assert "desc-moesr_T2w.json could not be read" in html
+    assert html.count("the main output is missing") >= 2
+
+
+def test_sidecar_without_facts_is_shown_as_not_available(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w", Faithfulness=None, BrainMask={}, Registration={}, PSF=None, Steps=None)
+    html, _ = report(tmp_path, "01")
+    assert "standard deviation n/a" in html
+
+
+def test_report_is_made_again_over_an_old_one(tmp_path: Path) -> None:
+    add_failed(tmp_path, "sub-01_T1w", CRASH)
+    report(tmp_path, "01")
+    add_finished(tmp_path, "sub-01_T1w")
+    html, _ = report(tmp_path, "01")
+    assert "failed at step" not in html
+
+
+def test_hostile_text_is_escaped(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w", Warnings=["<img src=x onerror=alert(1)>"], Model="<i>m</i>")
+    html, page = report(tmp_path, "01")
+    assert "x" not in page.loads
+    assert "<i>m</i>" not in html
+
+
+def test_output_folder_with_odd_characters(tmp_path: Path) -> None:
+    folder = tmp_path / "it's {odd}: #1 Å"
+    add_finished(folder, "sub-01_T1w")
+    html, _ = report(folder, "01")
+    assert "standard deviation 1.04" in html
+
+
+def test_bars_are_in_proportion_to_time() -> None:
+    html = times_html(moesr(Steps=[{"Step": "a", "Seconds": 10.0}, {"Step": "b", "Seconds": 40.0}], Stages=[]))
+    assert [float(width) for width in re.findall(r"width: ([\d.]+)%", html)] == [25.0, 100.0]
+
+
+def test_methods_text_is_optional(tmp_path: Path) -> None:
+    assert "No methods text" in methods_html(tmp_path)
+
+
+_LABEL = st.text("abcXYZ019", min_size=1, max_size=6)
+
+
+@given(st.dictionaries(st.sampled_from(["ses", "acq", "run", "rec"]), _LABEL), st.sampled_from(["T1w", "T2w", "FLAIR"]))
+def test_a_figure_belongs_to_its_image(entities: dict[str, str], suffix: str) -> None:
+    key = "_".join(["sub-01", *(f"{name}-{value}" for name, value in entities.items()), suffix])
+    assert image_key(figure_name(key, "slider", ".html")) == key
+    assert image_key(f"sub-01/anat/{key}.nii.gz") == key
+
+
+@given(st.floats(-1e6, 1e6, allow_nan=False))
+def test_rounding_keeps_three_digits(value: float) -> None:
+    assert "e" not in number(value, 3)
+    assert float(number(value, 3)) == pytest.approx(value, rel=5.1e-3)
