@@ -3,9 +3,9 @@
     python -m benchmarks.quality --data BIDS_DIR --splits splits.tsv [--models classical] [--external NAME=FOLDER]
 
 Scans of one role of ``splits.tsv`` are degraded with the forward models of :mod:`benchmarks.degrade` (k-space crop x2;
-slices of 3, 4 and 5 mm with a Gaussian profile along each axis) and Rician noise, then restored by interpolation (linear,
-cubic, windowed sinc), by the models of moesr-bids, and by whoever left results in an external folder. Models get the
-degraded image alone: they choose the point-spread function from the voxel size and estimate the noise themselves.
+slices of 3, 4 and 5 mm with a Gaussian profile along each axis) and Rician noise, then restored by interpolation
+(linear, cubic, windowed sinc), by the models of moesr-bids, and by whoever left results in an external folder. Models
+get the degraded image alone: they choose the point-spread function from the voxel size and estimate the noise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import ants
 import nibabel as nib
 import numpy as np
 from attrs import asdict, frozen
@@ -32,6 +31,7 @@ from .degrade import Case, all_cases, degrade
 _MARGIN_VOXELS = 10
 _LCM = 60  # of all factors, so that every degraded image has the truth's field of view
 _BASELINE = "cubic"
+_LANCZOS_RADIUS = 5
 
 
 @frozen(eq=False)
@@ -114,20 +114,20 @@ def interpolate(image: nib.Nifti1Image, grid: nib.Nifti1Image, order: int) -> ND
 
 
 def windowed_sinc(image: nib.Nifti1Image, grid: nib.Nifti1Image) -> NDArray[np.float32]:
-    """Lanczos-windowed sinc by ANTs onto the grid of another image."""
-    moved = ants.resample_image_to_target(_to_ants(image), _to_ants(grid), interp_type="lanczosWindowedSinc")
-    return np.asarray(moved.numpy(), dtype=np.float32)
-
-
-def _to_ants(image: nib.Nifti1Image) -> ants.ANTsImage:
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine  # RAS to LPS
-    zooms = nib.affines.voxel_sizes(affine)
-    return ants.from_numpy(
-        np.asanyarray(image.dataobj, dtype=np.float32),
-        origin=affine[:3, 3].tolist(),
-        spacing=zooms.tolist(),
-        direction=affine[:3, :3] / zooms,
-    )
+    """Lanczos-windowed sinc of radius 5 onto the grid of another image with the same axes; edges are repeated."""
+    to_source = np.linalg.inv(image.affine) @ grid.affine
+    volume = np.asanyarray(image.dataobj, dtype=np.float32)
+    for axis in range(3):
+        n = volume.shape[axis]
+        positions = to_source[axis, axis] * np.arange(grid.shape[axis]) + to_source[axis, 3]
+        taps = np.floor(positions).astype(int)[:, None] + np.arange(1 - _LANCZOS_RADIUS, _LANCZOS_RADIUS + 1)
+        distance = positions[:, None] - taps
+        weights = np.sinc(distance) * np.sinc(distance / _LANCZOS_RADIUS) * (np.abs(distance) < _LANCZOS_RADIUS)
+        matrix = np.zeros((len(positions), n))
+        np.add.at(matrix, (np.arange(len(positions))[:, None], np.clip(taps, 0, n - 1)), weights)
+        matrix /= matrix.sum(axis=1, keepdims=True)
+        volume = np.moveaxis(np.tensordot(matrix.astype(np.float32), volume, axes=(1, axis)), 0, axis)
+    return volume
 
 
 INTERPOLATORS: dict[str, Callable[[nib.Nifti1Image, nib.Nifti1Image], NDArray[np.float32]]] = {
@@ -138,7 +138,14 @@ INTERPOLATORS: dict[str, Callable[[nib.Nifti1Image, nib.Nifti1Image], NDArray[np
 
 
 def compare(
-    truth: Truth, case: Case, *, noise: float, models: Sequence[str], external: dict[str, Path], save_to: Path | None
+    truth: Truth,
+    case: Case,
+    *,
+    noise: float,
+    interpolators: Sequence[str],
+    models: Sequence[str],
+    external: dict[str, Path],
+    save_to: Path | None,
 ) -> list[Row]:
     """All methods on one degraded scan."""
     sharp = np.asanyarray(truth.image.dataobj)
@@ -154,7 +161,7 @@ def compare(
         gains = (p - base.psnr, s - base.ssim) if base else (0.0, 0.0)
         rows.append(Row(truth.participant, truth.suffix, case.name, method, p, s, *gains, round(seconds, 1), **facts))
 
-    for method in (_BASELINE, *(name for name in INTERPOLATORS if name != _BASELINE)):
+    for method in (_BASELINE, *(name for name in interpolators if name != _BASELINE)):
         start = time.monotonic()
         restored = INTERPOLATORS[method](low, truth.image)
         add(method, restored, time.monotonic() - start)
@@ -211,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--role", default="validation", help="(default: validation)")
     parser.add_argument("--participants", nargs="*", default=[], help="only these participants of the role")
     parser.add_argument("--cases", nargs="*", help="only these cases, e.g. kspace2 slices5k")
+    parser.add_argument("--interpolators", nargs="*", choices=list(INTERPOLATORS), default=list(INTERPOLATORS))
     parser.add_argument("--models", nargs="*", default=["classical"], help="models of moesr-bids")
     parser.add_argument("--external", nargs="*", default=[], metavar="NAME=FOLDER", help="results of other methods")
     parser.add_argument("--save-inputs", type=Path, metavar="DIR", help="write the degraded images for other methods")
@@ -229,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 truth,
                 case,
                 noise=options.noise,
+                interpolators=options.interpolators,
                 models=options.models,
                 external=external,
                 save_to=options.save_inputs,

@@ -40,6 +40,8 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
     """
     cost = estimate(image, settings)
     threads = settings.omp_nthreads
+    # ITK takes a seed of 0 for none.
+    ants = {"omp_nthreads": threads, "random_seed": settings.random_seed + 1}
     heavy = {"n_procs": threads, "mem_gb": cost.preproc_memory_gb}
     workflow = LiterateWorkflow(name=name or image.workflow_name)
     workflow.__desc__ = _methods_text(settings)
@@ -49,8 +51,8 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
         name="conform",
         mem_gb=cost.preproc_memory_gb,
     )
-    brain_mask = Node(BrainMask(omp_nthreads=threads), name="brain_mask", **heavy)
-    n4 = Node(N4BiasField(omp_nthreads=threads), name="n4", **heavy)
+    brain_mask = Node(BrainMask(**ants), name="brain_mask", **heavy)
+    n4 = Node(N4BiasField(**ants), name="n4", **heavy)
     super_resolve = Node(
         SuperResolve(
             resolution=settings.resolution,
@@ -68,14 +70,18 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
     target_mask = Node(ResampleMask(), name="target_mask", mem_gb=cost.preproc_memory_gb)
     registrations = {
         template: Node(
-            RegisterToTemplate(template=template, omp_nthreads=threads),
+            RegisterToTemplate(template=template, **ants),
             name=f"register_{_identifier(template)}",
             **heavy,
         )
         for template in settings.output_spaces
     }
     reference = registrations[settings.output_spaces[0]]
-    reportlets = Node(ImageReportlets(template_name=settings.output_spaces[0]), name="reportlets", mem_gb=REPORTLETS_GB + _volume_gb(cost))
+    reportlets = Node(
+        ImageReportlets(template_name=settings.output_spaces[0]),
+        name="reportlets",
+        mem_gb=REPORTLETS_GB + _volume_gb(cost),
+    )
 
     steps = {
         "conform": conform,
@@ -106,7 +112,7 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
         (n4, reportlets, [("out_file", "preproc_file"), ("bias_field", "bias_file")]),
         (brain_mask, reportlets, [("out_mask", "mask_file")]),
         (super_resolve, reportlets, [("out_file", "sr_file"), ("residual_file", "residual_file")]),
-        (reference, reportlets, [("out_warped", "warped_file"), ("template_file", "template_file")]),
+        (reference, reportlets, [("out_warped", "warped_file"), ("template_file", "template_file"), ("template_mask", "template_mask_file")]),
         (super_resolve, files, [("out_file", "in1"), ("residual_file", "in2")]),
         (n4, files, [("out_file", "in3")]),
         (target_mask, files, [("out_file", "in4")]),
@@ -119,6 +125,7 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
         keys += [f"to-{template}", f"from-{template}"]
         workflow.connect(n4, "out_file", node, "in_file")
         workflow.connect(brain_mask, "out_mask", node, "mask_file")
+        workflow.connect(brain_mask, "initial_xfm", node, "initial_xfm")
         workflow.connect(node, "out_to_template", files, f"in{5 + 2 * index}")
         workflow.connect(node, "out_from_template", files, f"in{6 + 2 * index}")
     for index, node in enumerate(steps.values()):

@@ -66,5 +66,4 @@ class SuperResolve(RecordedInterface):
             lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
             raise RuntimeError(f"super-resolution failed: {lines[-1]}\n" + "\n".join(lines[-20:]))
         self._results.update(out_file=str(out_file), residual_file=str(residual_file))
-        record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
-        return {f"{key}": value for key, value in record.items() if key not in {"Seconds"}}
+        return dict(json.loads(record_file.read_text(encoding="utf-8")))

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ants.core.ants_image import ANTsImage
 
 HISTOGRAM_BINS = 32
+# A joint histogram of fewer voxels says nothing.
+SMALLEST_SAMPLE = 1000
+# Step of SyN in voxels and variance of the smoothing of each update, voxels squared.
+SYN_STEP, SYN_UPDATE_SIGMA = 0.15, 3.0
 
 
 class AlignmentError(RuntimeError):
@@ -73,6 +77,11 @@ def write_affine(matrix: NDArray[np.float64], path: Path) -> Path:
     return path
 
 
+def inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the inverse of a 4 x 4 matrix."""
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+
+
 def read_affine(path: Path) -> NDArray[np.float64]:
     """Read an ITK affine transform (.mat) as a world RAS matrix (4 x 4, fixed to moving, mm)."""
     import ants
@@ -85,6 +94,18 @@ def read_affine(path: Path) -> NDArray[np.float64]:
     # ITK stores x -> A (x - c) + c + t.
     lps[:3, 3] = parameters[9:12] + centre - lps[:3, :3] @ centre
     return RAS_TO_LPS @ lps @ RAS_TO_LPS
+
+
+def write_composite(matrix: NDArray[np.float64], path: Path) -> Path:
+    """Write a world RAS matrix (fixed to moving, mm) as an ITK composite transform (.h5)."""
+    import ants
+
+    lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
+    transform = ants.create_ants_transform(
+        transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], offset=lps[:3, 3], precision="double"
+    )
+    ants.write_transform(ants.compose_ants_transforms([transform]), str(path))
+    return path
 
 
 @contextlib.contextmanager
@@ -120,12 +141,10 @@ class Pair:
     fixed, moving : ANTsImage
     mask : ANTsImage
         On the fixed grid.
-    moving_mask : ANTsImage or None
-        On the moving grid; None where the whole moving image counts.
     folder : Path
         Where transform files are written.
     seed : int
-        Seed of the metric's sampling.
+        Seed of the metric's sampling; 0 counts as 1, since ANTs takes 0 for the clock.
     depths : tuple of ANTsImage, optional
         How deep each voxel of the fixed and of the moving image lies under the surface; aligned beside the intensities.
     depth_weight : float
@@ -138,16 +157,15 @@ class Pair:
     mask: ANTsImage
     folder: Path
     seed: int = 1
-    moving_mask: ANTsImage | None = None
     depths: tuple[ANTsImage, ANTsImage] | None = None
     depth_weight: float = 0.5
 
-    def _metric(self, name: str, parameter: int, sampling: float | None) -> list[str]:
+    def _information_metric(self, sampling: float | None) -> list[str]:
         from ants.internal import get_pointer_string
 
         images = f"{get_pointer_string(self.fixed)},{get_pointer_string(self.moving)}"
         points = "" if sampling is None else f",Regular,{sampling:g}"
-        return ["--metric", f"{name}[{images},1,{parameter}{points}]"]
+        return ["--metric", f"MI[{images},1,{HISTOGRAM_BINS}{points}]"]
 
     def _depth_metric(self, sampling: float) -> list[str]:
         from ants.internal import get_pointer_string
@@ -161,16 +179,12 @@ class Pair:
         import ants
         from ants.internal import get_pointer_string
 
-        # The C++ side takes addresses in memory: the masks of one type must outlive the call.
-        masks = [self.mask.clone("unsigned char")]
-        options = get_pointer_string(masks[0])
-        if self.moving_mask is not None:
-            masks.append(self.moving_mask.clone("unsigned char"))
-        options += f",{get_pointer_string(masks[1])}" if len(masks) == 2 else ",NA"
+        # The C++ side takes addresses in memory: the mask must outlive the call.
+        mask = self.mask.clone("unsigned char")
         arguments = [
-            "--dimensionality", "3", "--float", "1", "--random-seed", str(self.seed), "-z", "1",
+            "--dimensionality", "3", "--float", "1", "--random-seed", str(max(self.seed, 1)), "-z", "1",
             "--initial-moving-transform", str(initial), *stages,
-            "--masks", f"[{options}]", "--output", str(self.folder / prefix),
+            "--masks", f"[{get_pointer_string(mask)},NA]", "--output", str(self.folder / prefix),
         ]  # fmt: skip
         try:
             with quiet():
@@ -198,13 +212,14 @@ class Pair:
         stages: list[str] = []
         for kind in kinds:
             stages += ["--transform", f"{kind}[{step}]"]
-            stages += [*self._metric("MI", HISTOGRAM_BINS, sampling), *self._depth_metric(sampling), *_schedule(levels)]
+            stages += [*self._information_metric(sampling), *self._depth_metric(sampling), *_schedule(levels)]
         self._run(prefix, initial, stages)
         return self.folder / f"{prefix}0GenericAffine.mat"
 
-    def deform(self, prefix: str, initial: Path, levels: Sequence[tuple[int, int, float]], metric: str = "CC",
-               radius: int = 3, gradient_step: float = 0.15, flow_sigma: float = 3.0) -> tuple[Path, Path, Path]:  # fmt: skip
-        """Refine with symmetric diffeomorphic normalisation (SyN, Avants et al. 2008, doi:10.1016/j.media.2007.06.004).
+    def deform(self, prefix: str, initial: Path, levels: Sequence[tuple[int, int, float]]) -> tuple[Path, Path, Path]:
+        """Maximise Mattes mutual information over diffeomorphisms.
+
+        The algorithm is symmetric normalisation (SyN, Avants et al. 2008, doi:10.1016/j.media.2007.06.004).
 
         Returns
         -------
@@ -212,32 +227,24 @@ class Pair:
             ITK affine (.mat) and displacement fields.
 
         """
-        stages = ["--transform", f"SyN[{gradient_step},{flow_sigma},0]"]
-        stages += [*self._metric(metric, radius, None), *_schedule(levels)]
+        stages = ["--transform", f"SyN[{SYN_STEP},{SYN_UPDATE_SIGMA},0]"]
+        stages += [*self._information_metric(None), *_schedule(levels)]
         self._run(prefix, initial, stages)
         stem = self.folder / prefix
         return Path(f"{stem}0GenericAffine.mat"), Path(f"{stem}1Warp.nii.gz"), Path(f"{stem}1InverseWarp.nii.gz")
 
-    def information(self, transform: Path) -> float:
-        """Return the mutual information (nats) of the two images inside the mask under a transform to the moving image."""
-        import ants
-
-        with quiet():
-            warped = ants.apply_transforms(self.fixed, self.moving, [str(transform)], defaultvalue=0).numpy()
-        inside = self.mask.numpy() > 0
-        return mutual_information(self.fixed.numpy()[inside], warped[inside])
-
 
 def mutual_information(first: NDArray[np.floating], second: NDArray[np.floating], bins: int = HISTOGRAM_BINS) -> float:
-    """Return the mutual information of two samples in nats, from a joint histogram between 1st and 99th percentiles."""
-    scaled = []
+    """Return the mutual information of two samples in nats, from a joint histogram between their 1st and 99th percentiles."""
+    if first.size < SMALLEST_SAMPLE:
+        return 0.0
+    codes = []
     for values in (first, second):
         low, high = np.percentile(values, [1, 99])
         if high <= low:
             return 0.0
-        scaled.append(np.clip((values - low) / (high - low), 0, 1))
-    joint, _, _ = np.histogram2d(*scaled, bins=bins, range=[[0, 1], [0, 1]])
-    joint /= joint.sum()
+        codes.append(np.clip((values - low) / (high - low) * bins, 0, bins - 1).astype(int))
+    joint = np.bincount(codes[0] * bins + codes[1], minlength=bins * bins).reshape(bins, bins) / codes[0].size
     outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     filled = joint > 0
     return float((joint[filled] * np.log(joint[filled] / outer[filled])).sum())

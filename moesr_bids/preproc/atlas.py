@@ -25,8 +25,6 @@ MARGIN_MM = 24.0
 # Typical distance from the brain to the surface of the scalp, and the depth from which on all is "deep", mm.
 SCALP_SURFACE_MM = 13.0
 DEPTH_MM = 30.0
-# Mixing weight of a tissue that is absent from the atlas at a voxel but may be there.
-PRIOR_FLOOR = 1e-3
 
 
 @attrs.frozen(eq=False)
@@ -78,7 +76,7 @@ def load_atlas(zoom: float = 3.0) -> Atlas:
     affine = template.image.affine.copy()
     affine[:3, 3] -= pad * affine[:3, :3].sum(axis=1)
 
-    def coarse(values: NDArray[np.floating]) -> tuple[FloatArray, NDArray[np.float64]]:
+    def coarse(values: NDArray[np.generic]) -> tuple[FloatArray, NDArray[np.float64]]:
         return resample_isotropic(np.pad(np.asarray(values, dtype=np.float32), pad), affine, zoom)
 
     whole = np.asarray(template.mask.dataobj) > 0

@@ -54,7 +54,7 @@ class BiasSettings:
 
     zoom: float = 4.0
     spline_distance: int = 200
-    iterations: tuple[int, ...] = (50, 50, 50, 50)
+    iterations: tuple[int, ...] = (50, 50, 50)
     tolerance: float = 1e-5
     reach: float = 15.0
     largest_log: float = 1.6

@@ -17,14 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from moesr_bids.preproc.align import AlignmentError, Pair, Start, mutual_information, quiet, read_affine, write_affine
+from moesr_bids.preproc.align import (
+    AlignmentError,
+    Pair,
+    Start,
+    inverse,
+    mutual_information,
+    quiet,
+    read_affine,
+    write_affine,
+)
 from moesr_bids.preproc.atlas import Atlas, depth_map, load_atlas
 from moesr_bids.preproc.bias import BiasSettings, estimate_log_field
 from moesr_bids.preproc.foreground import Foreground, find_foreground, starting_positions, wider_positions
 from moesr_bids.preproc.images import (
     BoolArray,
     FloatArray,
-    ImageError,
     image_data,
     like,
     resample_isotropic,
@@ -60,7 +68,8 @@ class MaskLimits:
     overlap : float
         Dice coefficient with the template's mask after the affine transform, inside the field of view.
     information : float
-        Mutual information (nats) with the template inside the brain.
+        Mutual information (nats) with the template well inside the brain (6 mm from its surface), where a ball has
+        none.
     in_view : float
         Share of the template's brain inside the field of view.
 
@@ -68,7 +77,7 @@ class MaskLimits:
 
     volume_ml: tuple[float, float] = (600.0, 2100.0)
     overlap: float = 0.85
-    information: float = 0.1
+    information: float = 0.03
     in_view: float = 0.6
 
 
@@ -104,6 +113,7 @@ class BrainMask:
         kind = "skull-stripped input" if self.stripped else "whole head"
         return {
             "Method": f"atlas tissue classes after affine and SyN alignment, {kind}",
+            "SkullStripped": self.stripped,
             "VolumeML": round(self.volume_ml, 1),
             "Overlap": round(self.overlap, 3),
             "MutualInformation": round(self.information, 3),
@@ -147,6 +157,7 @@ class _Scene:
 @attrs.frozen
 class _Candidate:
     transform: Path
+    edge_information: float
     information: float
     in_view: float
     ratio: float
@@ -154,7 +165,7 @@ class _Candidate:
     @property
     def rank(self) -> tuple[bool, float]:
         plausible = SMALLEST_RATIO < self.ratio < LARGEST_RATIO
-        return plausible, self.information * min(1.0, self.in_view / 0.9)
+        return plausible, self.edge_information * min(1.0, self.in_view / 0.9)
 
 
 def extract_brain(
@@ -245,11 +256,14 @@ def _attempt(
         raise BrainMaskError(f"the mask has {volume:.0f} mL, which no brain has")
     overlap = dice(mask, template_mask)
     if overlap < limits.overlap:
-        raise BrainMaskError(f"mask and template overlap badly (Dice {overlap:.2f}, at least {limits.overlap} is needed)")
-    own = largest_component(resample_to(soft, scene.affine, image.shape, image.affine) >= 0.5)
+        raise BrainMaskError(f"mask and template overlap badly (Dice {overlap:.2f}, {limits.overlap} is needed)")
+    own = resample_to(soft, scene.affine, image.shape, image.affine) >= 0.5
+    if scene.foreground.stripped:
+        own = _trim(own, np.asanyarray(image.dataobj) != 0)
+    own = largest_component(own)
     return BrainMask(
         mask=like(own, image, np.uint8),
-        to_template=np.linalg.inv(read_affine(best.transform)),
+        to_template=inverse(read_affine(best.transform)),
         stripped=scene.foreground.stripped,
         volume_ml=volume,
         overlap=overlap,
@@ -287,10 +301,12 @@ def _judge(scene: _Scene, pair: Pair, transform: Path) -> _Candidate:
         warped = ants.apply_transforms(pair.fixed, pair.moving, [str(transform)], defaultvalue=-1).numpy()
     seen = warped >= 0
     brain = scene.atlas.mask >= 0.5
+    # Outlines guide the search; only what lies within tells a brain from a ball.
     near = ndimage.binary_dilation(brain) & seen
-    information = mutual_information(scene.target[near], warped[near]) if near.sum() > 1000 else 0.0
+    within = ndimage.binary_erosion(brain, iterations=2) & seen
+    edge, inner = (mutual_information(scene.target[part], warped[part]) for part in (near, within))
     ratio = float(np.linalg.det(read_affine(transform)[:3, :3]))
-    return _Candidate(transform, information, float((brain & seen).sum() / brain.sum()), ratio)
+    return _Candidate(transform, edge, inner, float((brain & seen).sum() / brain.sum()), ratio)
 
 
 def _segment(scene: _Scene, best: _Candidate, folder: Path, seed: int) -> tuple[FloatArray, BoolArray]:
@@ -298,7 +314,7 @@ def _segment(scene: _Scene, best: _Candidate, folder: Path, seed: int) -> tuple[
     import ants
 
     pair = scene.pair(folder, seed, depth_weight=0)
-    affine, _, inverse = pair.deform("syn_", best.transform, [(30, 3, 1), (25, 2, 1), (5, 1, 0)], "MI", 32)
+    affine, _, inverse = pair.deform("syn_", best.transform, [(30, 3, 1), (25, 2, 1), (5, 1, 0)])
     grid = to_ants(scene.data, scene.affine)
 
     def carry(values: FloatArray, chain: list[Path], invert: list[bool]) -> FloatArray:
@@ -316,6 +332,16 @@ def _segment(scene: _Scene, best: _Candidate, folder: Path, seed: int) -> tuple[
     settings = RefineSettings()
     soft[box] = refine_surface(scene.data[box], tissues[(slice(None), *box)], WORKING_MM, allowed[box], settings)
     return soft, template_mask
+
+
+def _trim(mask: BoolArray, signal: BoolArray) -> BoolArray:
+    """Take the empty background of a skull-stripped image off the rim of its mask; holes and sulci stay filled."""
+    box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in np.nonzero(mask))
+    padded = np.pad(signal[box], 4)
+    filled = ndimage.binary_fill_holes(ndimage.binary_closing(padded, iterations=3))
+    trimmed = np.zeros_like(mask)
+    trimmed[box] = mask[box] & filled[4:-4, 4:-4, 4:-4]
+    return trimmed
 
 
 def _bounding_box(mask: BoolArray, margin: int) -> tuple[slice, ...]:

@@ -70,7 +70,7 @@ def check_affine(affine: NDArray[np.float64]) -> None:
     directions = affine[:3, :3] / voxel_sizes(affine)
     shear = np.abs(directions.T @ directions - np.eye(3)).max()
     if not np.isfinite(shear) or shear > MAX_SHEAR:
-        raise ImageError(f"the voxel axes are not at right angles (largest cosine {shear:.3g}): resample the image first")
+        raise ImageError(f"the voxel axes are not at right angles (cosine {shear:.3g}): resample the image first")
 
 
 def to_ants(data: NDArray[np.generic], affine: NDArray[np.float64]) -> ANTsImage:
@@ -163,7 +163,9 @@ def resample_isotropic(
     smooth = ndimage.gaussian_filter(data, sigma, mode="nearest", truncate=3.0)
     step = zoom / zooms
     offset = (shape - 1) / 2 - step * (new_shape - 1) / 2
-    new = ndimage.affine_transform(smooth, np.diag(step), offset, output_shape=tuple(new_shape), order=1, mode="nearest")
+    new = ndimage.affine_transform(
+        smooth, np.diag(step), offset, output_shape=tuple(new_shape), order=1, mode="nearest"
+    )
     new_affine = affine @ np.block([[np.diag(step), offset[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
     return np.ascontiguousarray(new, dtype=np.float32), new_affine
 
@@ -188,7 +190,5 @@ def resample_to(
 
     """
     matrix = np.linalg.inv(affine) @ target_affine
-    out = ndimage.affine_transform(
-        data, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=order, mode="nearest"
-    )
+    out = ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=order, mode="nearest")
     return np.asarray(out, dtype=np.float32)

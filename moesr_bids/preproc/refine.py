@@ -93,9 +93,7 @@ def tissue_posteriors(
     return posterior.astype(np.float32)
 
 
-def _gaussian(
-    values: NDArray[np.float64], weights: NDArray[np.float64], top: float
-) -> NDArray[np.float64]:
+def _gaussian(values: NDArray[np.float64], weights: NDArray[np.float64], top: float) -> NDArray[np.float64]:
     total = max(float(weights.sum()), 1e-6)
     mean = float((weights * values).sum()) / total
     variance = float((weights * (values - mean) ** 2).sum()) / total + (0.02 * top) ** 2

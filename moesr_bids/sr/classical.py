@@ -20,12 +20,13 @@ from .projection import bounding_box, data_prox
 
 ITERATIONS = 50
 # Chosen on training images with 2 % noise: k-space windows x2 and 3 to 5 mm slices, T1w, T2w and FLAIR.
-SECOND_ORDER = 0.15
-WEIGHT_PER_VARIANCE = 4.0  # start; images divided by the 99th percentile in the mask
+SECOND_ORDER = 0.25
+WEIGHT_PER_VARIANCE = 3.0  # start; images divided by the 99th percentile in the mask
 # The best estimate has a residual somewhat below the noise (it fits some of it); Morozov's 1 smooths too much.
-RESIDUAL_SHARE = 0.85
+RESIDUAL_SHARE = 0.82
 _STEP = 10.0  # primal step, in inverse squared singular values of A
-_ADAPT_EVERY = 5
+# Iterations after which the weight is adapted; the last ones settle.
+_ADAPT_AFTER = frozenset({6, 12, 18, 24, 30, 35, 39, 42, 45})
 _ADAPT_RANGE = (0.2, 5.0)  # the weight stays within these factors of the start
 _HEAD_LEVEL = 0.05  # of the 99th percentile: below is background
 _HEAD_MARGIN_MM = 10.0
@@ -81,7 +82,7 @@ def _primal_dual(
         torch.sub(updated, image, out=extrapolated)
         extrapolated.add_(updated)
         image = updated
-        if iteration % _ADAPT_EVERY == _ADAPT_EVERY - 1 and iteration < ITERATIONS - _ADAPT_EVERY:
+        if iteration in _ADAPT_AFTER:
             share = monitor.rms(image) / (RESIDUAL_SHARE * problem.sigma)
             weight = min(max(weight / max(share, 1e-3), bounds[0]), bounds[1])
         problem.progress("reconstruct", (iteration + 1) / ITERATIONS)
@@ -93,9 +94,7 @@ class _ResidualMonitor:
 
     def __init__(self, factors: Factors, left: torch.Tensor, mask: torch.Tensor) -> None:
         box = bounding_box(mask)
-        self._near = Factors(
-            tuple(u[b] for u, b in zip(factors.left, box, strict=True)), factors.values, factors.right
-        )
+        self._near = Factors(tuple(u[b] for u, b in zip(factors.left, box, strict=True)), factors.values, factors.right)
         self._left, self._inside = left, mask[box]
 
     def rms(self, image: torch.Tensor) -> float:

@@ -69,7 +69,7 @@ class Grid:
     def axis_positions(self, axis: int) -> NDArray[np.float64]:
         """Voxel centres along one array axis in mm from the centre of the field of view."""
         n = self.shape[axis]
-        return (np.arange(n) - (n - 1) / 2) * self.zooms[axis]
+        return np.asarray((np.arange(n) - (n - 1) / 2) * self.zooms[axis], dtype=np.float64)
 
     def isotropic(self, resolution: float) -> Grid:
         """Isotropic grid with the same axes and the same centre of the field of view.

@@ -9,6 +9,7 @@ inside the brain of usual scans Rician noise is Gaussian to within a per cent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 _SECOND_DIFFERENCE = np.array([1.0, -2.0, 1.0], dtype=np.float32) / np.sqrt(6.0).astype(np.float32)
-_HOMOGENEOUS_SHARE = 0.05
+_HOMOGENEOUS_SHARE = 0.02
 _MAD_OF_NORMAL = 0.6745
 _WINDOW, _WINDOW_ACROSS_SLICES = 5, 3
 _ANISOTROPIC = 1.5
@@ -96,6 +97,6 @@ def _eroded(mask: NDArray[np.bool_], along: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def _rounding_error(values: NDArray[np.floating]) -> float:
-    """Standard deviation of rounding to whole numbers, 0 for values that are not whole."""
+    """Return the standard deviation of rounding to whole numbers, 0 for values that are not whole."""
     some = values[:: max(1, values.size // 10_000)]
-    return 1 / np.sqrt(12.0) if np.array_equal(some, np.round(some)) else 0.0
+    return 1 / math.sqrt(12.0) if np.array_equal(some, np.round(some)) else 0.0

@@ -96,9 +96,7 @@ class AcquisitionOperator:
         One float32 tensor (n_input, n_target) per axis.
     """
 
-    def __init__(
-        self, input_grid: Grid, target_grid: Grid, psf: PSF, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, input_grid: Grid, target_grid: Grid, psf: PSF, device: torch.device | str = "cpu") -> None:
         self.input_grid, self.target_grid, self.psf = input_grid, target_grid, psf
         self.device = torch.device(device)
         self._exact = tuple(

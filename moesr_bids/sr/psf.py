@@ -49,9 +49,9 @@ class AxisPSF:
         """Transfer function at spatial frequencies in cycles per mm; 1 at zero frequency."""
         if self.kind == "gaussian":
             sigma = self.fwhm / math.sqrt(8 * math.log(2))
-            return np.exp(-2 * (math.pi * sigma * frequency) ** 2)
+            return np.asarray(np.exp(-2 * (math.pi * sigma * frequency) ** 2), dtype=np.float64)
         if self.kind == "rect":
-            return np.sinc(frequency * self.fwhm)
+            return np.asarray(np.sinc(frequency * self.fwhm), dtype=np.float64)
         # The sample on the edge of the window belongs to both signs of the frequency, hence one half.
         distance = np.abs(frequency) * 2 * self.fwhm - 1
         return np.where(np.abs(distance) < 1e-9, 0.5, (distance < 0).astype(np.float64))

@@ -1,0 +1,373 @@
+"""Affine registration of an image to a reference template, written as ITK composite transforms both ways."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from moesr_bids.preproc.align import (
+    AlignmentError,
+    Pair,
+    Start,
+    inverse,
+    mutual_information,
+    quiet,
+    read_affine,
+    write_affine,
+    write_composite,
+)
+from moesr_bids.preproc.images import (
+    BoolArray,
+    FloatArray,
+    ImageError,
+    image_data,
+    like,
+    resample_isotropic,
+    to_ants,
+    use_threads,
+)
+from moesr_bids.preproc.template import Template
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Image
+
+WORKING_MM = 2.0
+FINALISTS = 2
+
+
+class RegistrationError(RuntimeError):
+    """An image could not be registered; the message says why."""
+
+
+@attrs.frozen
+class RegistrationLimits:
+    """What a registration must reach to be accepted.
+
+    Attributes
+    ----------
+    overlap : float
+        Dice coefficient of the brain masks on the template's grid, inside the image's field of view.
+    information : float
+        Mutual information (nats) inside the template's brain.
+    volume_ratio : tuple of float
+        Volume of the image's brain relative to the template's.
+
+    """
+
+    overlap: float = 0.85
+    information: float = 0.06
+    volume_ratio: tuple[float, float] = (0.35, 1.25)
+
+
+@attrs.frozen(eq=False)
+class Registration:
+    """A registration and how good it is.
+
+    Attributes
+    ----------
+    to_template : Path
+        ITK composite transform (.h5) that resamples the image onto the template's grid
+        (``antsApplyTransforms -i image -r template -t to_template``).
+    from_template : Path
+        Its inverse, which resamples the template onto the image's grid.
+    matrix : ndarray, shape (4, 4)
+        The same transform as a matrix from world mm of the image to world mm (RAS) of the template.
+    overlap : float
+        Dice coefficient of the masks, see `RegistrationLimits`.
+    information : float
+        Mutual information, nats.
+    attempts : int
+        Rounds of starting positions that were needed.
+    template : str
+        Name of the template.
+
+    """
+
+    to_template: Path
+    from_template: Path
+    matrix: NDArray[np.float64]
+    overlap: float
+    information: float
+    attempts: int
+    template: str
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the sidecar tells."""
+        return {
+            "Template": self.template,
+            "Transform": "affine, 12 parameters",
+            "Overlap": round(self.overlap, 3),
+            "MutualInformation": round(self.information, 3),
+            "Attempts": self.attempts,
+        }
+
+
+@attrs.frozen(eq=False)
+class _Task:
+    """Template and image on working grids, both as brains."""
+
+    template: FloatArray
+    template_brain: BoolArray
+    template_affine: NDArray[np.float64]
+    data: FloatArray
+    brain: FloatArray
+    affine: NDArray[np.float64]
+
+    def pair(self, folder: Path, seed: int) -> Pair:
+        region = ndimage.binary_dilation(self.template_brain, iterations=2)
+        shapes = (
+            ndimage.gaussian_filter(self.template_brain.astype(np.float32), 1),
+            ndimage.gaussian_filter(self.brain, 1),
+        )
+        return Pair(
+            fixed=to_ants(self.template, self.template_affine),
+            moving=to_ants(self.data, self.affine),
+            mask=to_ants(region, self.template_affine),
+            folder=folder,
+            seed=seed,
+            depths=(to_ants(shapes[0], self.template_affine), to_ants(shapes[1], self.affine)),
+            depth_weight=0.5,
+        )
+
+
+def register_affine(
+    image: Nifti1Image,
+    mask: Nifti1Image,
+    template: Template,
+    to_template: Path,
+    from_template: Path,
+    *,
+    initial: NDArray[np.float64] | None = None,
+    threads: int = 1,
+    seed: int = 1,
+    limits: RegistrationLimits | None = None,
+) -> Registration:
+    """Register the brain of an image to a template with an affine transform.
+
+    Both images are masked, so that a template with a skull and one without are treated alike. A template without a
+    mask gets that of the embedded template, registered to it; see `with_mask`.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        Bias-corrected, 3-D, finite.
+    mask : Nifti1Image
+        Its brain, on the same grid.
+    template : Template
+        With a mask.
+    to_template, from_template : Path
+        Files to write (.h5); they appear only when whole.
+    initial : ndarray, shape (4, 4), optional
+        A transform from world mm of the image to world mm of the template to start from, such as
+        `BrainMask.to_template`; tried first.
+    threads : int
+        ITK threads; see `use_threads`.
+    seed : int
+        Seed of the metric's sampling.
+    limits : RegistrationLimits, optional
+
+    Raises
+    ------
+    ImageError
+        If the image or its mask cannot be used.
+    RegistrationError
+        If no starting position leads to an acceptable overlap.
+
+    """
+    limits = limits or RegistrationLimits()
+    use_threads(threads)
+    task = _prepare(image, mask, template)
+    reasons: list[str] = []
+    folder_above = to_template.absolute().parent
+    with tempfile.TemporaryDirectory(prefix="register_", dir=folder_above) as name:
+        folder = Path(name)
+        for attempt, starts in enumerate(_attempts(task, initial), 1):
+            try:
+                transform, overlap, information = _attempt(task, starts, folder, seed, limits)
+            except (AlignmentError, RegistrationError) as error:
+                reasons.append(f"attempt {attempt}: {error}")
+                continue
+            forward = read_affine(transform)
+            _publish(forward, folder, to_template)
+            _publish(inverse(forward), folder, from_template)
+            return Registration(
+                to_template=to_template,
+                from_template=from_template,
+                matrix=inverse(forward),
+                overlap=overlap,
+                information=information,
+                attempts=attempt,
+                template=template.name,
+            )
+    raise RegistrationError(f"registration to {template.name} failed (" + "; ".join(reasons) + ")")
+
+
+def warp_to_template(image: Nifti1Image, template: Template, transform: Path, order: str = "linear") -> Nifti1Image:
+    """Return the image on the template's grid (float32), for pictures and checks.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+    template : Template
+    transform : Path
+        `Registration.to_template`.
+    order : str
+        Interpolator of antsApplyTransforms.
+
+    """
+    import ants
+
+    fixed = to_ants(np.asarray(template.image.dataobj), template.image.affine)
+    with quiet():
+        warped = ants.apply_transforms(
+            fixed, to_ants(image_data(image), image.affine), [str(transform)], interpolator=order
+        )
+    return like(warped.numpy(), template.image, np.float32)
+
+
+def _prepare(image: Nifti1Image, mask: Nifti1Image, template: Template) -> _Task:
+    data = image_data(image)
+    inside = np.asanyarray(mask.dataobj) > 0
+    if inside.shape != data.shape or not np.allclose(mask.affine, image.affine, atol=1e-3):
+        raise ImageError("the mask is not on the grid of the image")
+    if not inside.any():
+        raise ImageError("the mask is empty")
+    if template.mask is None:
+        raise ValueError(f"template {template.name} has no mask: use with_mask first")
+    low, affine = resample_isotropic(np.where(inside, data, np.float32(0)), image.affine, WORKING_MM)
+    brain, _ = resample_isotropic(inside.astype(np.float32), image.affine, WORKING_MM)
+    low = np.clip(low / max(float(np.percentile(low[brain > 0.5], 98)), 1e-6), 0, 1.5)
+    template_inside = np.asarray(template.mask.dataobj) > 0
+    template_data = np.where(template_inside, np.asarray(template.image.dataobj, dtype=np.float32), np.float32(0))
+    fixed, fixed_affine = resample_isotropic(template_data, template.image.affine, WORKING_MM)
+    share, _ = resample_isotropic(template_inside.astype(np.float32), template.image.affine, WORKING_MM)
+    fixed = np.clip(fixed / np.percentile(fixed[share > 0.5], 98), 0, 1.5)
+    return _Task(fixed, share >= 0.5, fixed_affine, low, brain, affine)
+
+
+def _attempts(task: _Task, initial: NDArray[np.float64] | None) -> list[list[Start | NDArray[np.float64]]]:
+    fixed = apply_affine(task.template_affine, np.argwhere(task.template_brain)).mean(axis=0)
+    moving = apply_affine(task.affine, np.argwhere(task.brain >= 0.5)).mean(axis=0)
+    volumes = [(task.brain >= 0.5).sum(), task.template_brain.sum()]
+    scale = float(np.clip(np.cbrt(volumes[0] / volumes[1]), 0.7, 1.1))
+
+    def at(pitch: float, size: float = scale) -> Start:
+        return Start(tuple(map(float, fixed)), tuple(map(float, moving)), pitch, size)  # type: ignore[arg-type]
+
+    rounds: list[list[Start | NDArray[np.float64]]] = [] if initial is None else [[inverse(initial)]]
+    rounds.append([at(0.0), at(-20.0), at(20.0)])
+    rounds.append([at(-40.0), at(40.0), at(0.0, 0.85 * scale), at(0.0, 1.15 * scale)])
+    return rounds
+
+
+def _attempt(
+    task: _Task,
+    starts: list[Start | NDArray[np.float64]],
+    folder: Path,
+    seed: int,
+    limits: RegistrationLimits,
+) -> tuple[Path, float, float]:
+    pair = task.pair(folder, seed)
+    found = []
+    for index, start in enumerate(starts):
+        matrix = start.matrix() if isinstance(start, Start) else np.asarray(start)
+        transform = write_affine(matrix, folder / f"start{index}.mat")
+        if len(starts) > 1:
+            transform = pair.affine(f"coarse{index}_", transform, [(40, 4, 2)])
+        found.append((_judge(task, pair, transform), transform))
+    found.sort(key=lambda item: item[0][1], reverse=True)
+    best = pair.affine("fine_", found[0][1], [(40, 3, 2), (30, 2, 1), (10, 1, 0)], kinds=("Affine",), sampling=0.25)
+    overlap, information = _judge(task, pair, best)
+    ratio = float(np.linalg.det(read_affine(best)[:3, :3]))
+    if not limits.volume_ratio[0] <= ratio <= limits.volume_ratio[1]:
+        raise RegistrationError(f"the brain would be {ratio:.2f} times the template's volume")
+    if overlap < limits.overlap:
+        raise RegistrationError(f"the masks overlap badly (Dice {overlap:.2f}, at least {limits.overlap} is needed)")
+    if information < limits.information:
+        raise RegistrationError(
+            f"image and template have little in common (mutual information {information:.3f}, "
+            f"at least {limits.information} is needed)"
+        )
+    return best, overlap, information
+
+
+def _judge(task: _Task, pair: Pair, transform: Path) -> tuple[float, float]:
+    """Return the Dice coefficient of the masks and the mutual information in the brain, inside the field of view."""
+    import ants
+
+    with quiet():
+        brain = ants.apply_transforms(
+            pair.fixed, to_ants(task.brain, task.affine), [str(transform)], defaultvalue=-1
+        ).numpy()
+        signal = ants.apply_transforms(pair.fixed, pair.moving, [str(transform)], defaultvalue=-1).numpy()
+    seen = brain >= 0
+    first, second = brain >= 0.5, task.template_brain & seen
+    total = int(first.sum()) + int(second.sum())
+    overlap = 2 * int((first & second).sum()) / total if total else 0.0
+    if second.sum() < 1000:
+        return 0.0, 0.0
+    return overlap, mutual_information(task.template[second], signal[second])
+
+
+def _publish(matrix: NDArray[np.float64], folder: Path, path: Path) -> None:
+    """Write a transform under a temporary name on the same file system, then rename it."""
+    write_composite(matrix, folder / "whole.h5").replace(path)
+
+
+def with_mask(template: Template, embedded: Template, folder: Path, *, threads: int = 1, seed: int = 1) -> Template:
+    """Return a template with a brain mask, carried over from the embedded template when it has none.
+
+    Both are in MNI space or close to it, so that an affine registration from where they are is enough.
+
+    Parameters
+    ----------
+    template, embedded : Template
+        The latter with a mask.
+    folder : Path
+        For temporary files.
+    threads, seed : int
+        As for `register_affine`.
+
+    """
+    import ants
+
+    if template.mask is not None:
+        return template
+    if embedded.mask is None:
+        raise ValueError(f"template {embedded.name} has no mask")
+    use_threads(threads)
+    fixed, fixed_affine = resample_isotropic(
+        np.asarray(embedded.image.dataobj, dtype=np.float32), embedded.image.affine, WORKING_MM
+    )
+    share, _ = resample_isotropic(np.asarray(embedded.mask.dataobj, dtype=np.float32), embedded.mask.affine, WORKING_MM)
+    moving, moving_affine = resample_isotropic(
+        np.asarray(template.image.dataobj, dtype=np.float32), template.image.affine, WORKING_MM
+    )
+    with tempfile.TemporaryDirectory(prefix="template_", dir=folder) as name:
+        pair = Pair(
+            fixed=to_ants(fixed, fixed_affine),
+            moving=to_ants(moving / moving.max(), moving_affine),
+            # The brain alone: around it the embedded template is empty, the other is not.
+            mask=to_ants(share >= 0.5, fixed_affine),
+            folder=Path(name),
+            seed=seed,
+        )
+        start = write_affine(np.eye(4), Path(name) / "start.mat")
+        found = pair.affine("mask_", start, [(40, 3, 1), (20, 2, 0)], sampling=0.25)
+        with quiet():
+            carried = ants.apply_transforms(
+                to_ants(np.asarray(template.image.dataobj), template.image.affine),
+                to_ants(np.asarray(embedded.mask.dataobj), embedded.mask.affine),
+                [str(found)],
+                whichtoinvert=[True],
+            ).numpy()
+    mask = nib.nifti1.Nifti1Image((carried >= 0.5).astype(np.uint8), template.image.affine)
+    return attrs.evolve(template, mask=mask)
