@@ -106,19 +106,18 @@ def test_mask_is_the_brain(phantom: Path, finished: Path) -> None:
 
 def test_transform_brings_the_brain_into_the_template(phantom: Path, finished: Path) -> None:
     import ants
-    from nilearn.datasets import load_mni152_brain_mask
 
-    template = ants.from_nibabel(
-        nib.Nifti1Image(
-            load_mni152_brain_mask(resolution=2).get_fdata().astype(np.float32),
-            load_mni152_brain_mask(resolution=2).affine,
-        )
-    )
+    from moesr_bids.preproc.images import to_ants
+    from moesr_bids.preproc.template import load_template
+
+    mask = load_template().mask
+    assert mask is not None
+    there = np.asarray(mask.dataobj) > 0
     truth = nib.load(phantom / "truth" / "sub-01_T1w.nii.gz")
-    brain = ants.from_nibabel(nib.Nifti1Image((truth.get_fdata() > 0).astype(np.float32), truth.affine))
+    brain = to_ants((truth.get_fdata() > 0).astype(np.float32), truth.affine)
     transform = finished / f"sub-01/anat/sub-01_from-T1w_to-{TEMPLATE}_mode-image_xfm.h5"
-    moved = ants.apply_transforms(template, brain, [str(transform)], interpolator="linear").numpy() > 0.5
-    there = template.numpy() > 0.5
+    fixed = to_ants(there.astype(np.float32), mask.affine)
+    moved = ants.apply_transforms(fixed, brain, [str(transform)], interpolator="linear").numpy() > 0.5
     assert 2 * (moved & there).sum() / (moved.sum() + there.sum()) > 0.95
 
 

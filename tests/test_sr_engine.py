@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from moesr_bids.cli.moesr import main
 from moesr_bids.sr.cost import estimate_cost
@@ -51,6 +52,7 @@ def _image(zooms: tuple[float, float, float] = (1.0, 1.0, 3.0)) -> nib.Nifti1Ima
     radius = np.sqrt(i**2 + j**2 + k**2) + 0.1 * np.sin(6 * i + 4 * j)
     random = np.random.default_rng(0)
     truth = 600 * (radius < 0.8) - 250 * (radius < 0.5)
+    truth = ndimage.gaussian_filter(truth.astype(float), [0.8 / z for z in zooms])
     data = np.hypot(truth + random.normal(scale=12, size=shape), random.normal(scale=12, size=shape))
     frame = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.2, 0.1, -0.3) @ np.diag([-1.0, 1, 1]), [5, -7, 9])
     return nib.Nifti1Image(data.astype(np.float32), frame @ np.diag([*zooms, 1.0]))
@@ -91,6 +93,16 @@ def test_engine_is_deterministic_and_scales_with_the_image():
     larger = nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 100, image.affine)
     scaled = super_resolve(larger, resolution=1.0, threads=1)
     np.testing.assert_allclose(scaled.image.get_fdata(), 100 * first.image.get_fdata(), rtol=1e-3, atol=30)
+
+
+def test_detail_beyond_the_output_grid_is_told_apart():
+    image = _image((0.5, 0.5, 3.0))
+    result = super_resolve(image, resolution=1.0, threads=1)
+    facts = result.record["Faithfulness"]
+    assert 0.8 <= facts["ResidualStd"] <= 1.2
+    assert facts["BeyondGridStd"] > 0.5  # three quarters of the noise, and the finest edges
+    assert "finer than the output" in result.record["Warnings"][0]
+    assert super_resolve(_image(), resolution=1.0, threads=1).record["Faithfulness"]["BeyondGridStd"] == 0
 
 
 def test_cubic_is_a_plain_baseline_and_mask_is_used(tmp_path: Path):

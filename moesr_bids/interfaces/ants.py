@@ -20,7 +20,7 @@ def _named(source: str, suffix: str, folder: str, extension: str | None = None) 
 
 
 class _ThreadedInputSpec(BaseInterfaceInputSpec):
-    omp_nthreads = traits.Range(low=1, value=1, usedefault=True, nohash=True, desc="ITK threads, fixed once per process")
+    omp_nthreads = traits.Range(low=1, value=1, usedefault=True, nohash=True, desc="ITK threads, set once per process")
     random_seed = traits.Int(1, usedefault=True, desc="seed of the metric's sampling")
 
 

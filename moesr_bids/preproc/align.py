@@ -235,7 +235,7 @@ class Pair:
 
 
 def mutual_information(first: NDArray[np.floating], second: NDArray[np.floating], bins: int = HISTOGRAM_BINS) -> float:
-    """Return the mutual information of two samples in nats, from a joint histogram between their 1st and 99th percentiles."""
+    """Return the mutual information of two samples, nats; the histogram spans their 1st to 99th percentiles."""
     if first.size < SMALLEST_SAMPLE:
         return 0.0
     codes = []

@@ -77,7 +77,7 @@ class MaskLimits:
 
     volume_ml: tuple[float, float] = (600.0, 2100.0)
     overlap: float = 0.85
-    information: float = 0.03
+    information: float = 0.07
     in_view: float = 0.6
 
 

@@ -125,6 +125,7 @@ def like(data: NDArray[np.generic], image: Nifti1Image, dtype: type[np.generic])
     """Return a NIfTI image of `dtype` on the grid of `image`, keeping its sform and qform codes."""
     header = nib.nifti1.Nifti1Header()
     header.set_xyzt_units("mm")
+    header.set_data_dtype(dtype)
     new = nib.nifti1.Nifti1Image(np.asarray(data, dtype=dtype), image.affine, header)
     source = image.header
     if isinstance(source, nib.nifti1.Nifti1Header):

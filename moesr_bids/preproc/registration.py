@@ -185,6 +185,7 @@ def register_affine(
     limits = limits or RegistrationLimits()
     use_threads(threads)
     task = _prepare(image, mask, template)
+    _check_volume(task, template.name, limits)
     reasons: list[str] = []
     folder_above = to_template.absolute().parent
     with tempfile.TemporaryDirectory(prefix="register_", dir=folder_above) as name:
@@ -251,6 +252,17 @@ def _prepare(image: Nifti1Image, mask: Nifti1Image, template: Template) -> _Task
     share, _ = resample_isotropic(template_inside.astype(np.float32), template.image.affine, WORKING_MM)
     fixed = np.clip(fixed / np.percentile(fixed[share > 0.5], 98), 0, 1.5)
     return _Task(fixed, share >= 0.5, fixed_affine, low, brain, affine)
+
+
+def _check_volume(task: _Task, name: str, limits: RegistrationLimits) -> None:
+    # A cropped field of view may cut the brain, so that only far too small a mask is refused before trying.
+    volumes = [float((task.brain >= 0.5).sum()), float(task.template_brain.sum())]
+    ratio = volumes[0] / volumes[1]
+    if not limits.volume_ratio[0] / 2 <= ratio <= limits.volume_ratio[1]:
+        raise RegistrationError(
+            f"registration to {name} failed: the brain mask has {volumes[0] * WORKING_MM**3 / 1000:.0f} mL, "
+            f"{ratio:.2f} times the template's brain"
+        )
 
 
 def _attempts(task: _Task, initial: NDArray[np.float64] | None) -> list[list[Start | NDArray[np.float64]]]:

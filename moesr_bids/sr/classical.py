@@ -10,6 +10,8 @@ iterations until the residual inside the mask is the wanted share of the noise (
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .interpolation import cubic_spline
@@ -23,11 +25,12 @@ ITERATIONS = 50
 SECOND_ORDER = 0.25
 WEIGHT_PER_VARIANCE = 3.0  # start; images divided by the 99th percentile in the mask
 # The best estimate has a residual somewhat below the noise (it fits some of it); Morozov's 1 smooths too much.
-RESIDUAL_SHARE = 0.82
+RESIDUAL_SHARE = 0.85
 _STEP = 10.0  # primal step, in inverse squared singular values of A
 # Iterations after which the weight is adapted; the last ones settle.
 _ADAPT_AFTER = frozenset({6, 12, 18, 24, 30, 35, 39, 42, 45})
-_ADAPT_RANGE = (0.2, 5.0)  # the weight stays within these factors of the start
+_LEAST_WEIGHT = 0.2  # of the start
+_LARGEST_WEIGHT_PER_SIGMA = 0.5  # as much as plain denoising needs
 _HEAD_LEVEL = 0.05  # of the 99th percentile: below is background
 _HEAD_MARGIN_MM = 10.0
 
@@ -70,7 +73,8 @@ def _primal_dual(
     )
     dual_step = 1 / (prior.squared_norm * _STEP)
     start = weight = WEIGHT_PER_VARIANCE * problem.sigma**2
-    bounds = tuple(start * factor for factor in _ADAPT_RANGE)
+    bounds = (_LEAST_WEIGHT * start, _LARGEST_WEIGHT_PER_SIGMA * problem.sigma)
+    wanted = RESIDUAL_SHARE * problem.sigma * math.sqrt(factors.share)
     monitor = _ResidualMonitor(factors, left, mask)
     extrapolated = image.clone()
     for iteration in range(ITERATIONS):
@@ -83,7 +87,7 @@ def _primal_dual(
         extrapolated.add_(updated)
         image = updated
         if iteration in _ADAPT_AFTER:
-            share = monitor.rms(image) / (RESIDUAL_SHARE * problem.sigma)
+            share = monitor.rms(image) / wanted
             weight = min(max(weight / max(share, 1e-3), bounds[0]), bounds[1])
         problem.progress("reconstruct", (iteration + 1) / ITERATIONS)
     return image

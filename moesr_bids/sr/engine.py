@@ -128,7 +128,8 @@ def super_resolve(
         with _stage("reconstruct", stages):
             volume = chosen.reconstruct(problem)
         with _stage("project", stages):
-            volume, residual, lam = _agree_with_data(chosen, problem, volume, non_negative=bool(data.min() >= 0))
+            volume, lam = _agree_with_data(chosen, problem, volume, non_negative=bool(data.min() >= 0))
+            residual, faithfulness = _faithfulness(problem, volume, inside)
         facts = {
             "Version": __version__,
             "Model": chosen.name,
@@ -146,11 +147,8 @@ def super_resolve(
             "NoiseStd": sigma,
             "NoisePercent": 100 * sigma / scale,
             "Lambda": lam,
-            "Faithfulness": {
-                "ResidualStd": float(np.sqrt(np.mean(residual[inside] ** 2, dtype=np.float64))),
-                "FractionBeyond3": float(np.mean(np.abs(residual[inside]) > 3)),
-            },
-            "Warnings": _warnings(grid, target, profile, with_mask=mask is not None),
+            "Faithfulness": faithfulness,
+            "Warnings": _warnings(grid, target, profile, faithfulness, with_mask=mask is not None),
         }
         output = volume.mul_(scale).cpu().numpy()
     facts |= {"Stages": stages, "Seconds": total.seconds, "PeakMemoryGB": max(s["PeakMemoryGB"] for s in stages)}
@@ -179,8 +177,8 @@ def choose_device(device: str) -> torch.device:
 
 def _agree_with_data(
     model: Model, problem: Problem, volume: torch.Tensor, *, non_negative: bool
-) -> tuple[torch.Tensor, NDArray[np.float32], float]:
-    """Clip to the range of magnitude images, project, and return the residual of what is really written."""
+) -> tuple[torch.Tensor, float]:
+    """Clip to the range of magnitude images and project."""
     problem.progress("project", 0.0)
     lam = 0.0
     if non_negative:
@@ -191,9 +189,34 @@ def _agree_with_data(
         volume, lam = projection.image, projection.lam
         if non_negative:
             volume = volume.clamp_(min=0)
-    residual = (problem.acquired - problem.operator.forward(volume)).div_(problem.sigma)
     problem.progress("project", 1.0)
-    return volume, residual.cpu().numpy(), lam
+    return volume, lam
+
+
+def _faithfulness(
+    problem: Problem, volume: torch.Tensor, inside: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], dict[str, float]]:
+    """Residual of what is really written, and its figures inside the mask.
+
+    ``ResidualStd`` and ``FractionBeyond3`` are about what the output grid can represent. An input that is finer than
+    the output has detail (and noise) that it cannot: ``BeyondGridStd``, 0 elsewhere. The map holds both.
+    """
+    residual = (problem.acquired - problem.operator.forward(volume)).div_(problem.sigma)
+    factors = problem.operator.factors()
+    within = residual
+    if factors.share < 1:
+        within = factors.from_left(factors.to_left(residual))
+    beyond = (residual - within).cpu().numpy()[inside]
+    representable = within.cpu().numpy()[inside] / math.sqrt(factors.share)
+    return residual.cpu().numpy(), {
+        "ResidualStd": _rms(representable),
+        "FractionBeyond3": float(np.mean(np.abs(representable) > 3)),
+        "BeyondGridStd": _rms(beyond),
+    }
+
+
+def _rms(values: NDArray[np.floating]) -> float:
+    return float(np.sqrt(np.mean(np.square(values), dtype=np.float64)))
 
 
 def _load(image: SpatialImage | str | Path) -> tuple[SpatialImage, str]:
@@ -234,7 +257,7 @@ def _checked_mask(mask: SpatialImage | str | Path, image: SpatialImage, name: st
     return inside
 
 
-def _warnings(grid: Grid, target: Grid, psf: PSF, *, with_mask: bool) -> list[str]:
+def _warnings(grid: Grid, target: Grid, psf: PSF, faithfulness: Mapping[str, float], *, with_mask: bool) -> list[str]:
     warnings = []
     finer = [
         f"{axis} ({zoom:.3g} mm)"
@@ -242,7 +265,10 @@ def _warnings(grid: Grid, target: Grid, psf: PSF, *, with_mask: bool) -> list[st
         if zoom < wanted * 0.99
     ]
     if finer:
-        warnings.append(f"the input is finer than the output of {target.zooms[0]:.3g} mm along {', '.join(finer)}")
+        warnings.append(
+            f"the input is finer than the output of {target.zooms[0]:.3g} mm along {', '.join(finer)}: what the output "
+            f"cannot hold is {faithfulness['BeyondGridStd']:.2g} times the noise"
+        )
     for axis, profile, zoom in zip("ijk", psf.axes, grid.zooms, strict=True):
         if profile.kind != "kspace" and profile.fwhm < 0.75 * zoom:
             gap = zoom - profile.fwhm
@@ -292,8 +318,3 @@ def _thread_limit(threads: int | None) -> Iterator[None]:
 def _silent(step: str, share: float) -> None:
     """Progress that nobody looks at."""
     del step, share
-
-
-def is_plausible_resolution(resolution: float) -> bool:
-    """Whether a resolution makes sense for a brain: 0.3 to 5 mm."""
-    return math.isfinite(resolution) and 0.3 <= resolution <= 5.0

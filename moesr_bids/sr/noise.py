@@ -67,7 +67,10 @@ def estimate_noise(
     size = [_WINDOW if axis in along else _WINDOW_ACROSS_SLICES for axis in range(3)]
     mean = ndimage.uniform_filter(volume, size)
     variance = ndimage.uniform_filter((volume - mean) ** 2, size)
-    candidates = _eroded(inside, along) & (variance > _FLAT**2)
+    flat = inside & (variance <= _FLAT**2)
+    # Windows that overlap a clamped region hold fewer measured voxels than they seem to.
+    near_flat = ndimage.maximum_filter(flat, [2 * n - 1 for n in size])
+    candidates = _eroded(inside, along) & ~near_flat
     sigma = 0.0
     if candidates.any():
         calm = candidates & (variance <= np.quantile(variance[candidates], _HOMOGENEOUS_SHARE))

@@ -12,6 +12,8 @@ own band limit, so that A is band-limited interpolation there and nothing aliase
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -169,6 +171,11 @@ class Factors:
             right.append(torch.from_numpy(np.ascontiguousarray(vt[keep].T, dtype=np.float32)).to(device))
         values = np.einsum("i,j,k->ijk", *single).astype(np.float32)
         return cls(tuple(left), torch.from_numpy(values).to(device), tuple(right))
+
+    @property
+    def share(self) -> float:
+        """Share of the input's degrees of freedom, and so of white noise, that lies inside the range of A."""
+        return self.values.numel() / math.prod(u.shape[0] for u in self.left)
 
     def to_left(self, acquired: torch.Tensor) -> torch.Tensor:
         """Return U^T y."""

@@ -69,13 +69,12 @@ def project(
     Notes
     -----
     What the target grid cannot represent (an input finer than the target along an axis) is outside the range of A.
-    White noise has the share ``rank / n`` of its variance inside the range, so that is what the residual inside the
-    range is compared with.
+    White noise has the share ``rank / n`` of its variance inside the range (:attr:`.Factors.share`), so that is what
+    the residual inside the range is compared with.
     """
     left = factors.to_left(acquired)
     r = left - factors.values * factors.to_right(image)
-    inside_share = factors.values.numel() / acquired.numel()
-    wanted = sigma * math.sqrt(inside_share)
+    wanted = sigma * math.sqrt(factors.share)
     lam = _discrepancy(r, factors, wanted, mask)
     s = factors.values
     if lam > 0:

@@ -1,0 +1,73 @@
+"""Templates: the embedded one, TemplateFlow's without network, and what is said when one is missing."""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+import pytest
+
+from moesr_bids.preproc.atlas import load_atlas
+from moesr_bids.preproc.template import EMBEDDED, TemplateNotFoundError, load_template
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_embedded_template_is_a_brain(no_network: None) -> None:
+    template = load_template(resolution=2.0)
+    assert (template.name, template.content) == (EMBEDDED, "brain")
+    assert template.mask is not None
+    np.testing.assert_allclose(template.image.header.get_zooms(), 2.0)
+    assert 1700 < np.asarray(template.mask.dataobj).sum() * 8 / 1000 < 2000
+
+
+def test_missing_template_names_folder_and_command(tmp_path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
+    with pytest.raises(TemplateNotFoundError) as caught:
+        load_template("MNIPediatricAsym")
+    message = str(caught.value)
+    assert "MNIPediatricAsym" in message
+    assert str(tmp_path) in message
+    assert "api.get('MNIPediatricAsym'" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_promised_but_empty_template_is_missing(tmp_path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+    folder = tmp_path / "tpl-MNI152Lin"
+    folder.mkdir()
+    (folder / "template_description.json").write_text('{"Identifier": "MNI152Lin", "Name": "x"}')
+    (folder / "tpl-MNI152Lin_res-01_T1w.nii.gz").touch()
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
+    with pytest.raises(TemplateNotFoundError, match="no T1w image"):
+        load_template("MNI152Lin")
+
+
+def test_templateflow_folder_works_offline(shared_data, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(shared_data / "templateflow"))
+    template = load_template("MNI152NLin2009cAsym")
+    assert template.content == "head"
+    assert template.image.shape == (193, 229, 193)
+    assert template.mask is None
+
+
+def test_atlas_layers_and_tissues() -> None:
+    atlas = load_atlas(3.0)
+    brain = atlas.mask >= 0.5
+    np.testing.assert_allclose(atlas.tissues.sum(axis=0), atlas.mask, atol=1e-4)
+    assert atlas.tissues.min() >= -1e-6
+    assert not (atlas.brain[~brain] > 0.5).any()
+    # From the vertex upwards: brain, dark skull, bright scalp, air.
+    i, j = (n // 2 for n in brain.shape[:2])
+    outside = atlas.head[i, j, np.nonzero(brain[i, j])[0].max() + 1 :]
+    assert outside.max() > 1.5
+    assert np.argmax(outside) * 3.0 < 15
+    assert outside[0] < 0.5
+    assert outside[-1] == 0
