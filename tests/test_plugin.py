@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from nipype.interfaces.utility import Function
+from nipype.interfaces.utility import Function, Merge
 from nipype.pipeline.engine import Node, Workflow
 
 from moesr_bids.workflows.plugin import RobustMultiProc
@@ -53,6 +53,28 @@ def run(workflow: Workflow) -> list[tuple[str, str]]:
     }
     workflow.run(plugin=RobustMultiProc(plugin_args=arguments))
     return seen
+
+
+@pytest.mark.timeout(60)
+def test_images_are_taken_one_after_the_other(tmp_path: Path) -> None:
+    workflow = Workflow(name="wf", base_dir=str(tmp_path))
+    workflow.config["execution"] = {"poll_sleep_duration": "0.1", "create_report": "false"}
+    for image in ("one", "two", "three"):
+        chain = Workflow(name=image)
+        nodes = [Node(Merge(1), name=name) for name in ("a", "b", "c")]
+        chain.connect([(nodes[0], nodes[1], [("out", "in1")]), (nodes[1], nodes[2], [("out", "in1")])])
+        nodes[0].inputs.in1 = image
+        workflow.add_nodes([chain])
+    ended: list[str] = []
+    arguments = {
+        "n_procs": 1,
+        "memory_gb": 1,
+        "n_gpu_procs": 0,
+        "status_callback": lambda node, status: ended.append(node.fullname.split(".")[1]) if status == "end" else None,
+    }
+    workflow.run(plugin=RobustMultiProc(plugin_args=arguments))
+    assert ended == sorted(ended)
+    assert len(ended) == 9
 
 
 @pytest.mark.timeout(60)

@@ -40,15 +40,12 @@ def test_stripped_oblique_left_handed_brain(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("thing", ["noise", "ball"])
-def test_what_is_no_brain_is_refused_with_a_reason(thing: str, tmp_path: Path) -> None:
-    shape, affine = (60, 60, 60), np.diag([3.0, 3.0, 3.0, 1.0])
+def test_noise_is_refused_with_a_reason(tmp_path: Path) -> None:
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
     affine[:3, 3] = -90
-    noise = np.abs(np.random.default_rng(0).normal(0, 30, shape))
-    radius = np.linalg.norm(np.indices(shape) - 29.5, axis=0) * 3
-    data = noise if thing == "noise" else 0.1 * noise + 300 * (radius < 70)
-    with pytest.raises(BrainMaskError, match="no trustworthy brain mask"):
-        extract_brain(nib.Nifti1Image(data.astype(np.float32), affine), work_dir=tmp_path)
+    noise = np.abs(np.random.default_rng(0).normal(0, 30, (60, 60, 60))).astype(np.float32)
+    with pytest.raises(BrainMaskError, match=r"no trustworthy brain mask .*little in common with a brain"):
+        extract_brain(nib.Nifti1Image(noise, affine), work_dir=tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -20,7 +20,7 @@ LOST_WORKER = (
 class RobustMultiProc(MultiProcPlugin):
     """MultiProc that runs a step again when its worker died, and reports it as failed the second time.
 
-    All steps that run at the time lose their worker, the innocent with the guilty: hence the second try.
+    It also takes the images one after the other. All steps that run at the time lose their worker, the innocent with the guilty: hence the second try.
     """
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
@@ -37,6 +37,10 @@ class RobustMultiProc(MultiProcPlugin):
             taskid = int(super()._submit_job(node, updatehash))
         self._nodes[taskid] = node
         return taskid
+
+    def _sort_jobs(self, jobids: Any, scheduler: str = "tsort") -> list[int]:
+        # Image by image: a run that is stopped half-way leaves finished images, not every image half finished.
+        return sorted(jobids, key=lambda jobid: self.procs[jobid].fullname.rpartition(".")[0])
 
     def _async_callback(self, args: Future) -> None:
         if not isinstance(args.exception(), BrokenExecutor):

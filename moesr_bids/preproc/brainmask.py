@@ -77,7 +77,7 @@ class MaskLimits:
 
     volume_ml: tuple[float, float] = (600.0, 2100.0)
     overlap: float = 0.85
-    information: float = 0.07
+    information: float = 0.1
     in_view: float = 0.6
 
 
@@ -265,7 +265,7 @@ def _attempt(
         mask=like(own, image, np.uint8),
         to_template=inverse(read_affine(best.transform)),
         stripped=scene.foreground.stripped,
-        volume_ml=volume,
+        volume_ml=float(own.sum()) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000,
         overlap=overlap,
         information=best.information,
         attempts=attempt,

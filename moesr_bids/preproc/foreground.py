@@ -116,16 +116,12 @@ def starting_positions(foreground: Foreground, affine: NDArray[np.float64]) -> l
 
 def wider_positions(foreground: Foreground, affine: NDArray[np.float64]) -> list[Start]:
     """Return further positions, for a second try: other sizes, larger rotations, higher and lower."""
-    first = starting_positions(foreground, affine)
-    upright = [start for start in first if start.pitch == 0]
+    upright = [start for start in starting_positions(foreground, affine) if start.pitch == 0]
+    first = upright[0]
     more = [attrs.evolve(start, pitch=pitch) for start in upright for pitch in (-45.0, 45.0)]
-    more += [attrs.evolve(start, scale=start.scale * factor) for start in upright for factor in (0.82, 1.15)]
-    more += [
-        attrs.evolve(start, moving=(start.moving[0], start.moving[1], start.moving[2] + shift))
-        for start in upright
-        for shift in (-30.0, 30.0)
-    ]
-    return more
+    more += [attrs.evolve(first, scale=first.scale * factor) for factor in (0.82, 1.15)]
+    x, y, z = first.moving
+    return more + [attrs.evolve(first, moving=(x, y, z + shift)) for shift in (-30.0, 30.0)]
 
 
 def _point(values: NDArray[np.floating] | tuple[float, ...]) -> tuple[float, float, float]:
