@@ -76,8 +76,8 @@ def main() -> int:
         zooms = " x ".join(f"{zoom:g}" for zoom in acquisition.zooms)
         ours, cubic, ours_ssim, cubic_ssim = compare(out_dir, truth_dir, acquisition.participant, acquisition.seed)
         print(
-            f"sub-{acquisition.participant} ({zooms} mm to 1 mm): PSNR {ours:.2f} dB, cubic interpolation {cubic:.2f} dB "
-            f"({ours - cubic:+.2f}); SSIM {ours_ssim:.3f}, cubic {cubic_ssim:.3f}"
+            f"sub-{acquisition.participant} ({zooms} mm to 1 mm): PSNR {ours:.2f} dB, cubic interpolation "
+            f"{cubic:.2f} dB ({ours - cubic:+.2f}); SSIM {ours_ssim:.3f}, cubic {cubic_ssim:.3f}"
         )
         image = (
             out_dir / f"sub-{acquisition.participant}/anat/sub-{acquisition.participant}_res-1mm_desc-moesr_T1w.nii.gz"

@@ -112,7 +112,8 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
         (n4, reportlets, [("out_file", "preproc_file"), ("bias_field", "bias_file")]),
         (brain_mask, reportlets, [("out_mask", "mask_file")]),
         (super_resolve, reportlets, [("out_file", "sr_file"), ("residual_file", "residual_file")]),
-        (reference, reportlets, [("out_warped", "warped_file"), ("template_file", "template_file"), ("template_mask", "template_mask_file")]),
+        (reference, reportlets, [("out_warped", "warped_file"), ("template_file", "template_file"),
+                                 ("template_mask", "template_mask_file")]),
         (super_resolve, files, [("out_file", "in1"), ("residual_file", "in2")]),
         (n4, files, [("out_file", "in3")]),
         (target_mask, files, [("out_file", "in4")]),
@@ -146,8 +147,8 @@ def _methods_text(settings: Settings) -> str:
     templates = " and ".join(settings.output_spaces)
     return (
         "Each image was checked for a plausible header and finite voxels and kept on its own grid. "
-        "A brain mask was obtained by affine and low-resolution deformable registration to the ICBM 152 template "
-        "[@mni; @ants], or from the non-zero voxels where the image came without skull. "
+        "A brain mask was obtained from tissue classes carried over from the ICBM 152 template by affine and "
+        "low-resolution deformable registration [@mni; @ants]. "
         "Intensity non-uniformity was corrected with N4 [@n4] inside the mask. "
         f"The corrected image was registered to {templates} with an affine transform [@ants]. "
         f"It was then super-resolved to {settings.resolution:g} mm isotropic voxels along its own axes. "

@@ -20,7 +20,8 @@ LOST_WORKER = (
 class RobustMultiProc(MultiProcPlugin):
     """MultiProc that runs a step again when its worker died, and reports it as failed the second time.
 
-    It also takes the images one after the other. All steps that run at the time lose their worker, the innocent with the guilty: hence the second try.
+    It also takes the images one after the other. All steps that run at the time lose their worker, the innocent with
+    the guilty: hence the second try.
     """
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:

@@ -38,8 +38,8 @@ def read_filters(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
     allowed = {*SUFFIXES, *(suffix.lower() for suffix in SUFFIXES), "anat"}
     if unknown := sorted(set(filters) - allowed):
         raise UsageError(f"BIDS filter file {path}: {unknown[0]} is none of {', '.join(SUFFIXES)}, anat")
-    by_lower = dict(zip(map(str.lower, SUFFIXES), SUFFIXES, strict=True))
-    return {by_lower.get(key.lower(), key): value for key, value in filters.items()}
+    by_lower = {suffix.lower(): suffix for suffix in SUFFIXES}
+    return {by_lower.get(str(key).lower(), str(key)): value for key, value in filters.items()}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -90,9 +90,7 @@ def _check_choices(settings: Settings) -> None:
 
     names = model_names()
     if settings.model not in names:
-        raise UsageError(
-            f"model {settings.model} is none of {', '.join(names)}{nearest(settings.model, names)}"
-        )
+        raise UsageError(f"model {settings.model} is none of {', '.join(names)}{nearest(settings.model, names)}")
     if settings.use_plugin:
         from moesr_bids.workflows.execution import read_plugin
 

@@ -79,7 +79,7 @@ def _primal_dual(
     extrapolated = image.clone()
     for iteration in range(ITERATIONS):
         prior.ascend(extrapolated, dual_step, weight)
-        torch.mul(image, 1.0, out=extrapolated)
+        extrapolated.copy_(image)
         for planes, divergence in prior.adjoint():
             extrapolated[planes].sub_(divergence, alpha=_STEP)
         updated = data_prox(extrapolated, left, factors, _STEP)
@@ -97,6 +97,8 @@ class _ResidualMonitor:
     """Root mean square of y - A x inside the mask, of what the target grid can represent."""
 
     def __init__(self, factors: Factors, left: torch.Tensor, mask: torch.Tensor) -> None:
+        if not mask.any():  # a mask in the background: measure everywhere
+            mask = torch.ones_like(mask)
         box = bounding_box(mask)
         self._near = Factors(tuple(u[b] for u, b in zip(factors.left, box, strict=True)), factors.values, factors.right)
         self._left, self._inside = left, mask[box]
