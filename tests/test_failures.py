@@ -179,18 +179,32 @@ def test_full_disk_is_told_and_leaves_no_half_files(phantom: Path, tmp_path: Pat
         subprocess.run(["umount", str(disk)], check=False)
 
 
-def test_no_permission_is_told(phantom: Path, tmp_path: Path) -> None:
+def as_ordinary_user(command: list[str]) -> list[str]:
+    """Run a command under the permissions that files state: root has to give up two rights for that."""
+    if os.geteuid() != 0:
+        return command
+    if shutil.which("setpriv") is None:
+        pytest.skip("as root, permissions only count with setpriv")
+    drop = "-dac_override,-dac_read_search"
+    return ["setpriv", f"--inh-caps={drop}", f"--bounding-set={drop}", *command]
+
+
+def test_no_permission_to_read_is_told(phantom: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bids"
+    shutil.copytree(phantom, copy)
+    (copy / "sub-01/anat/sub-01_T1w.nii.gz").chmod(0)
+    command = [*MODULE, str(copy), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work"), *FAST]
+    done = subprocess.run(as_ordinary_user(command), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no permission to read it" in statuses(tmp_path / "out")["sub-01_T1w"]["reason"]
+
+
+def test_no_permission_to_write_is_told(phantom: Path, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(0o500)
     command = [*MODULE, str(phantom), str(locked / "out"), "participant", "-w", str(tmp_path / "work"), *FAST]
-    if os.geteuid() == 0:
-        if shutil.which("setpriv") is None:
-            pytest.skip("as root, permissions only count with setpriv")
-        # Root reads and writes everything unless it gives up these two rights.
-        drop = "-dac_override,-dac_read_search"
-        command = ["setpriv", f"--inh-caps={drop}", f"--bounding-set={drop}", *command]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(as_ordinary_user(command), capture_output=True, text=True, check=False)
     locked.chmod(0o700)
     assert done.returncode == 2
     assert f"no permission to write to {locked / 'out'}" in done.stderr

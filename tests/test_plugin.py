@@ -8,6 +8,7 @@ import pytest
 from nipype.interfaces.utility import Function, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from moesr_bids.workflows.execution import read_plugin
 from moesr_bids.workflows.plugin import RobustMultiProc
 
 
@@ -94,3 +95,15 @@ def test_a_step_that_always_dies_fails_alone_and_says_why(tmp_path: Path) -> Non
     crashes = list((tmp_path / "crash").glob("crash-*killed*.txt"))
     assert len(crashes) == 1
     assert "a worker process was killed" in crashes[0].read_text()
+
+
+def test_plugin_file(tmp_path: Path) -> None:
+    path = tmp_path / "plugin.yml"
+    path.write_text("plugin: Linear\nplugin_args: {x: 1}\n")
+    plugin, arguments = read_plugin(path)
+    assert plugin.__name__ == "LinearPlugin"
+    assert arguments == {"x": 1}
+    for text in ("plugin: NoSuch", "[]", "{"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="plugin file"):
+            read_plugin(path)

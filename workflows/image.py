@@ -152,5 +152,5 @@ def _methods_text(settings: Settings) -> str:
         "Intensity non-uniformity was corrected with N4 [@n4] inside the mask. "
         f"The corrected image was registered to {templates} with an affine transform [@ants]. "
         f"It was then super-resolved to {settings.resolution:g} mm isotropic voxels along its own axes. "
-        f"The model was {settings.model}: {get_model(settings.model).card.summary}."
+        f"{get_model(settings.model).card.methods}"
     )

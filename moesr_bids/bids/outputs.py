@@ -114,10 +114,14 @@ def finished_record(image: RawImage, settings: Settings) -> Mapping[str, Any] | 
     """
     sidecar = settings.output_dir / sidecar_of(output_paths(image, settings)["moesr"])
     record = read_sidecar(sidecar).get("Moesr")
-    if not isinstance(record, dict) or not image.path.exists():
+    if not isinstance(record, dict):
         return None
     outputs = record.get("Outputs") or []
     if not outputs or not all((settings.output_dir / path).is_file() for path in outputs):
         return None
-    same = record.get("SettingsHash") == settings_hash(image, settings, sha256(image.path))
-    return record if same else None
+    try:
+        current = settings_hash(image, settings, sha256(image.path))
+    except OSError:
+        # An input that is gone or cannot be read any more: the header check says so.
+        return None
+    return record if record.get("SettingsHash") == current else None

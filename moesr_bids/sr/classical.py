@@ -112,6 +112,10 @@ MODEL = Model(
     "classical",
     ModelCard(
         "variational reconstruction with an edge-preserving prior; needs no weights",
+        methods="The image with the least total variation of first and second order [@tv; @tgv] that explains the scan "
+        "through a model of its acquisition (slice profile and k-space window) was found with a primal-dual method "
+        "[@primaldual], the weight of the prior following from the estimated noise, and then projected onto the "
+        "acquired data.",
         iterations=ITERATIONS,
         bytes_per_voxel=68,
         seconds_per_megavoxel=1.6,

@@ -45,5 +45,11 @@ def _reconstruct(problem: Problem) -> torch.Tensor:
 
 
 MODEL = Model(
-    "cubic", ModelCard("cubic-spline interpolation: the baseline, not projected", projected=False), _reconstruct
+    "cubic",
+    ModelCard(
+        "cubic-spline interpolation: the baseline, not projected",
+        methods="Cubic-spline interpolation was used.",
+        projected=False,
+    ),
+    _reconstruct,
 )

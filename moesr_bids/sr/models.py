@@ -53,6 +53,8 @@ class ModelCard:
     ----------
     summary
         One line for help texts.
+    methods
+        Sentences for the methods section of a paper, with citation keys such as ``[@tv]``.
     projected
         Whether the output is projected onto the data; only plain baselines are not.
     weights_sha256
@@ -66,6 +68,7 @@ class ModelCard:
     """
 
     summary: str
+    methods: str
     projected: bool = True
     weights_sha256: str = "n/a"
     iterations: int = 0
