@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
-from moesr_bids.bids.crashes import Crash, crashes_by_image
+from moesr_bids.bids.crashes import crashes_by_image
 from moesr_bids.bids.dataset import prepare_output_folder, save_settings
 from moesr_bids.bids.outputs import finished_record
-from moesr_bids.bids.status import ImageStatus, write_status, write_table
+from moesr_bids.bids.status import write_status, write_table
 from moesr_bids.cli.checks import UsageError
 from moesr_bids.cli.console import Progress, say
+from moesr_bids.cli.outcomes import (
+    forget_participants,
+    image_status,
+    outcome,
+    skipped_status,
+    statuses_without_images,
+)
 from moesr_bids.cli.plan import print_plan
 from moesr_bids.config import Settings
 
@@ -29,7 +36,7 @@ def run_participants(settings: Settings) -> int:
 
     """
     if settings.reports_only:
-        return _write_reports(settings, participant_labels(settings))
+        return 0 if _write_reports(settings, participant_labels(settings)) else 1
     images = collect_images(settings)
     if settings.dry_run:
         print_plan(images, settings)
@@ -46,33 +53,33 @@ def run_participants(settings: Settings) -> int:
     started = time.time()
     finished = {image: record for image in images if (record := finished_record(image, settings)) is not None}
     todo = [image for image in images if image not in finished]
+    forget_participants(settings.output_dir, images)
     for image in finished:
-        write_status(settings.output_dir, _skipped(image, finished[image]))
+        write_status(settings.output_dir, skipped_status(image, finished[image]))
     for image in todo:
-        write_status(settings.output_dir, _status(image, state="running"))
+        write_status(settings.output_dir, image_status(image, state="running"))
     # A run that is killed leaves this table behind, with the images it had begun.
     write_table(settings.output_dir)
     say(
         f"{len(images)} images of {len({image.participant for image in images})} participants: "
         f"{len(todo)} to process, {len(finished)} already complete"
     )
-
     error = _run(todo, settings) if todo else None
-    statuses = [*_outcomes(todo, settings, started, error), *_without_images(images, settings)]
+    crashes = crashes_by_image(settings.output_dir / "logs", todo, since=started)
+    statuses = [outcome(image, settings, crashes.get(image), error) for image in todo]
+    statuses += statuses_without_images(images, settings)
     for status in statuses:
         write_status(settings.output_dir, status)
     table = write_table(settings.output_dir)
-    report_code = _write_reports(settings, participant_labels(settings))
+    reports_written = _write_reports(settings, participant_labels(settings))
     failed = [status for status in statuses if status.state == "failed"]
     for status in failed:
         say(f"FAILED {status.key} at {status.step}: {status.reason}")
-    say(
-        f"{len(todo) - sum(s.image != 'n/a' for s in failed)} done, {len(finished)} skipped, {len(failed)} failed; "
-        f"status of every image: {table}"
-    )
+    done = sum(status.state == "done" for status in statuses)
+    say(f"{done} done, {len(finished)} skipped, {len(failed)} failed; status of every image: {table}")
     if settings.clean_workdir and not failed:
         _clean(settings, {image.participant for image in images})
-    return 1 if failed or report_code else 0
+    return 1 if failed or not reports_written else 0
 
 
 def _build(images: Sequence[RawImage], settings: Settings, *, use_gpu: bool) -> Any:
@@ -96,7 +103,8 @@ def _run(images: Sequence[RawImage], settings: Settings) -> Exception | None:
         workflow.write_hierarchical_dotfile(dotfilename=str(graph), colored=True)
         say(f"wrote {graph}")
     try:
-        workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=Progress(list(images))))
+        progress = Progress(images, published=lambda image: _settle(image, settings))
+        workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=progress))
     except Exception as error:  # What failed, and why, is read per image from the crash files.
         return error
     return None
@@ -114,69 +122,26 @@ def _validate(settings: Settings) -> None:
         say(f"the BIDS validator finds errors in {settings.bids_dir}: {listed}. Images that can be read are processed.")
 
 
-def _status(image: RawImage, **fields: Any) -> ImageStatus:
-    session = f"ses-{image.session}" if image.session else "n/a"
-    return ImageStatus(participant_id=f"sub-{image.participant}", session_id=session, image=image.relative, **fields)
+def _settle(image: RawImage, settings: Settings) -> None:
+    """Write status and report as soon as an image is published: a long run shows what it has."""
+    write_status(settings.output_dir, outcome(image, settings, None, None))
+    _write_reports(settings, [image.participant])
 
 
-def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"seconds": record.get("Seconds"), "peak_memory_gb": record.get("PeakMemoryGB")}
-
-
-def _skipped(image: RawImage, record: Mapping[str, Any]) -> ImageStatus:
-    return _status(image, state="skipped", step="publish", reason="outputs were complete", **_measured(record))
-
-
-def _outcomes(
-    images: Sequence[RawImage], settings: Settings, started: float, error: Exception | None
-) -> list[ImageStatus]:
-    crashes = crashes_by_image(settings.output_dir / "logs", images, since=started)
-    outcomes = []
-    for image in images:
-        record = finished_record(image, settings)
-        if record is not None and image not in crashes:
-            outcomes.append(_status(image, state="done", step="publish", **_measured(record)))
-        else:
-            outcomes.append(_failure(image, crashes.get(image), error, settings))
-    return outcomes
-
-
-def _failure(image: RawImage, crash: Crash | None, error: Exception | None, settings: Settings) -> ImageStatus:
-    if crash is None:
-        reason = f"not finished: the run ended early ({error})" if error else "not finished"
-        return _status(image, state="failed", step="run", reason=reason.splitlines()[0])
-    relative = crash.path.relative_to(settings.output_dir).as_posix()
-    return _status(image, state="failed", step=crash.step, reason=crash.reason, crash_file=relative)
-
-
-def _without_images(images: Sequence[RawImage], settings: Settings) -> list[ImageStatus]:
-    have = {image.participant for image in images}
-    wanted = ", ".join(settings.suffixes)
-    return [
-        ImageStatus(
-            participant_id=f"sub-{label}",
-            state="failed",
-            step="collect",
-            reason=f"no {wanted} image that the options select",
-        )
-        for label in participant_labels(settings)
-        if label not in have
-    ]
-
-
-def _write_reports(settings: Settings, participants: Sequence[str]) -> int:
+def _write_reports(settings: Settings, participants: Sequence[str]) -> bool:
+    """Write the reports; False when one could not be written."""
     from moesr_bids.reports.individual import build_participant_report
 
-    code = 0
+    written = True
     for label in participants:
         try:
             path = build_participant_report(settings.output_dir, f"sub-{label}")
         except Exception as error:  # A report that cannot be written must not hide the others, nor the exit code.
             say(f"FAILED report of sub-{label}: {error}")
-            code = 1
+            written = False
         else:
             say(f"report: {path}")
-    return code
+    return written
 
 
 def _clean(settings: Settings, participants: set[str]) -> None:

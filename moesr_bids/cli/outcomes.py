@@ -1,0 +1,72 @@
+"""What became of the images of a run, as rows of the status table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from moesr_bids.bids.collect import RawImage, participant_labels
+from moesr_bids.bids.crashes import Crash
+from moesr_bids.bids.outputs import finished_record
+from moesr_bids.bids.status import ImageStatus
+from moesr_bids.config import Settings
+
+
+def image_status(image: RawImage, **fields: Any) -> ImageStatus:
+    """Return a status with the names of an image filled in."""
+    session = f"ses-{image.session}" if image.session else "n/a"
+    return ImageStatus(participant_id=f"sub-{image.participant}", session_id=session, image=image.relative, **fields)
+
+
+def skipped_status(image: RawImage, record: Mapping[str, Any]) -> ImageStatus:
+    """Return the status of an image whose outputs were complete before the run."""
+    return image_status(image, state="skipped", step="publish", reason="outputs were complete", **_measured(record))
+
+
+def outcome(image: RawImage, settings: Settings, crash: Crash | None, error: Exception | None) -> ImageStatus:
+    """Return the status of an image after the run.
+
+    Parameters
+    ----------
+    image : RawImage
+        Image that was to be processed.
+    settings : Settings
+        Settings of the run.
+    crash : Crash or None
+        First step of the image that failed.
+    error : Exception or None
+        Error with which the run as a whole ended.
+
+    """
+    if crash is not None:
+        file = crash.path.relative_to(settings.output_dir).as_posix()
+        return image_status(image, state="failed", step=crash.step, reason=crash.reason, crash_file=file)
+    record = finished_record(image, settings)
+    if record is not None:
+        return image_status(image, state="done", step="publish", **_measured(record))
+    lines = str(error).strip().splitlines() if error else []
+    # The last line of a traceback is the error itself.
+    reason = f"not finished: the run ended early ({lines[-1]})" if lines else "not finished"
+    return image_status(image, state="failed", step="run", reason=reason)
+
+
+def statuses_without_images(images: Iterable[RawImage], settings: Settings) -> list[ImageStatus]:
+    """Return a failed status for each participant of whom the options select no image."""
+    have = {image.participant for image in images}
+    reason = f"no {', '.join(settings.suffixes)} image that the options select"
+    return [
+        ImageStatus(participant_id=f"sub-{label}", state="failed", step="collect", reason=reason)
+        for label in participant_labels(settings)
+        if label not in have
+    ]
+
+
+def forget_participants(output_dir: Path, images: Iterable[RawImage]) -> None:
+    """Remove what an earlier run said of a participant as a whole, now that there are images."""
+    for label in {image.participant for image in images}:
+        (output_dir / "logs" / "status" / f"sub-{label}.json").unlink(missing_ok=True)
+
+
+def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"seconds": record.get("Seconds"), "peak_memory_gb": record.get("PeakMemoryGB")}
