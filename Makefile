@@ -16,8 +16,9 @@ lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	# workflows/ is a subpackage only once installed, so the types are checked on an installed copy.
-	rm -rf build && $(BIN)/python -m pip install --quiet --no-deps --target build/types .
-	$(BIN)/mypy build/types/moesr_bids benchmarks
+	rm -rf $(VENV)/types && $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/types .
+	rm -rf build
+	$(BIN)/mypy $(VENV)/types/moesr_bids benchmarks
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
@@ -35,4 +36,4 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml setup.py constraints.
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf build demo $(VENV)
+	rm -rf build $(DEMO) $(VENV)
