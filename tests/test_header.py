@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from moesr_bids.errors import ImageError
 from moesr_bids.preproc.header import conform
-from moesr_bids.preproc.images import ImageError
 
 
 def head(shape: tuple[int, ...] = (40, 44, 30)) -> np.ndarray:

@@ -8,9 +8,9 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
+from moesr_bids.errors import ImageError
 from moesr_bids.preproc.atlas import load_atlas
 from moesr_bids.preproc.bias import BiasCorrection, BiasSettings, continue_outside, correct_bias
-from moesr_bids.preproc.images import ImageError
 
 QUICK = BiasSettings(zoom=5.0, iterations=(30, 30, 20))
 

@@ -10,11 +10,11 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from moesr_bids.errors import ImageError
 from moesr_bids.interfaces.ants import BrainMask, N4BiasField
 from moesr_bids.preproc.atlas import load_atlas
 from moesr_bids.preproc.brainmask import BrainMaskError, dice, extract_brain
 from moesr_bids.preproc.foreground import find_foreground, starting_positions
-from moesr_bids.preproc.images import ImageError
 from moesr_bids.preproc.refine import refine_surface
 from moesr_bids.preproc.template import load_template
 

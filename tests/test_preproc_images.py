@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
+from moesr_bids.errors import ImageError
 from moesr_bids.preproc.images import (
-    ImageError,
     ants_affine,
     from_ants,
     image_data,

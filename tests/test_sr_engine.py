@@ -16,8 +16,9 @@ import torch
 from scipy import ndimage
 
 from moesr_bids.cli.moesr import main
+from moesr_bids.errors import ImageError
 from moesr_bids.sr.cost import estimate_cost
-from moesr_bids.sr.engine import ImageError, choose_device, super_resolve
+from moesr_bids.sr.engine import choose_device, super_resolve
 from moesr_bids.sr.grid import Grid
 
 ROOT = Path(__file__).resolve().parents[1]

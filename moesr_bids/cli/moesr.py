@@ -8,10 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..atomic import temporary_beside
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
 
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(options.omp_nthreads)
     # Imported here: PyTorch takes seconds, and --help shall not.
-    from ..sr.engine import ImageError
+    from ..errors import ImageError
 
     try:
         return _super_resolve(options)
@@ -115,33 +117,20 @@ def _super_resolve(options: argparse.Namespace) -> int:
     outputs = {options.output: result.image}
     if options.residual:
         outputs[options.residual] = result.residual
-    written: list[tuple[Path, Path]] = []
-    try:
+    with ExitStack() as stack:
+        # Renamed only when all of them are written.
         for path, image in outputs.items():
-            temporary = _temporary(path)
-            written.append((temporary, path))
-            image.to_filename(temporary)
+            image.to_filename(stack.enter_context(temporary_beside(path)))
         if options.record:
-            temporary = _temporary(options.record)
-            written.append((temporary, options.record))
-            temporary.write_text(json.dumps(result.record, indent=2) + "\n", encoding="utf-8")
-        for temporary, path in written:
-            temporary.replace(path)
-    finally:
-        for temporary, _ in written:
-            temporary.unlink(missing_ok=True)
+            text = json.dumps(result.record, indent=2) + "\n"
+            stack.enter_context(temporary_beside(options.record)).write_text(text, encoding="utf-8")
     for warning in result.record["Warnings"]:
         print(f"moesr sr: note: {warning}", file=sys.stderr)
     return 0
 
 
-def _temporary(path: Path) -> Path:
-    """Name in the same folder (a rename stays on one file system) with the same ending (it selects the format)."""
-    return path.with_name(f".{os.getpid()}-{path.name}")
-
-
 def _read_metadata(path: Path | None) -> dict[str, Any] | None:
-    from ..sr.engine import ImageError
+    from ..errors import ImageError
 
     if path is None:
         return None

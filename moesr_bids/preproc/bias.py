@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
+from moesr_bids.errors import ImageError
 from moesr_bids.preproc.align import quiet
 from moesr_bids.preproc.images import (
     BoolArray,
     FloatArray,
-    ImageError,
     image_data,
     like,
     resample_isotropic,

@@ -8,8 +8,9 @@ from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from moesr_bids.errors import ImageError
 from moesr_bids.preproc.align import Start
-from moesr_bids.preproc.images import BoolArray, FloatArray, ImageError
+from moesr_bids.preproc.images import BoolArray, FloatArray
 
 # A brain that is larger than this, mL, is a head.
 LARGEST_BRAIN_ML = 2250.0

@@ -17,7 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from scipy import ndimage
 
-from moesr_bids.preproc.images import ImageError
+from moesr_bids.errors import ImageError
 
 VOXEL_SIZE_MM = (0.2, 10.0)
 FIELD_OF_VIEW_MM = (60.0, 600.0)

@@ -14,6 +14,8 @@ from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from moesr_bids.errors import ImageError
+
 if TYPE_CHECKING:
     from ants.core.ants_image import ANTsImage
     from nibabel.nifti1 import Nifti1Image
@@ -24,10 +26,6 @@ BoolArray = NDArray[np.bool_]
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Largest cosine between two voxel axes that ITK still takes for a rotation.
 MAX_SHEAR = 1e-3
-
-
-class ImageError(ValueError):
-    """An image cannot be used; the message says why."""
 
 
 def use_threads(threads: int) -> None:

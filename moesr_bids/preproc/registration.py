@@ -13,6 +13,7 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from moesr_bids.errors import ImageError
 from moesr_bids.preproc.align import (
     AlignmentError,
     Pair,
@@ -27,7 +28,6 @@ from moesr_bids.preproc.align import (
 from moesr_bids.preproc.images import (
     BoolArray,
     FloatArray,
-    ImageError,
     image_data,
     like,
     resample_isotropic,

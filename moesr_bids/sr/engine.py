@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..errors import ImageError
 from ..resources import measured
 from .grid import Grid
 from .models import Model, Problem, Progress, get_model
@@ -27,10 +29,6 @@ from .psf import PSF
 
 DEFAULT_RESOLUTION = 0.7
 _PERCENTILE = 99.0
-
-
-class ImageError(ValueError):
-    """An image that cannot be super-resolved; the message names the file, what is wrong and what to do."""
 
 
 @frozen(eq=False)
@@ -237,7 +235,7 @@ def _checked_data(image: SpatialImage, name: str) -> NDArray[np.float32]:
         raise ImageError(f"{name}: the affine is not invertible; repair the header")
     try:
         data = np.array(np.asanyarray(image.dataobj), dtype=np.float32, order="C")
-    except (OSError, EOFError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise ImageError(f"{name}: the voxels cannot be read ({error}); the file may be truncated") from error
     if not np.isfinite(data).all():
         count = int(np.count_nonzero(~np.isfinite(data)))
