@@ -49,10 +49,10 @@ def compare(out_dir: Path, truth_dir: Path, participant: str, seed: int) -> tupl
     mask = truth_data > 0
     restored = output.get_fdata(dtype=np.float32)
     return (
-        psnr(restored, expected, mask),
-        psnr(cubic, expected, mask),
-        ssim(restored, expected, mask),
-        ssim(cubic, expected, mask),
+        psnr(expected, restored, mask),
+        psnr(expected, cubic, mask),
+        ssim(expected, restored, mask),
+        ssim(expected, cubic, mask),
     )
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_HOST = re.sub(r"[^0-9a-zA-Z-]", "-", socket.gethostname())
+_ABANDONED_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -17,7 +23,8 @@ def temporary_beside(path: Path) -> Iterator[Path]:
     The temporary name keeps the extensions, by which image libraries choose the format.
     """
     stem, dot, extensions = path.name.partition(".")
-    temporary = path.with_name(f".{stem}.{uuid.uuid4().hex[:8]}.part{dot}{extensions}")
+    owner = f"{_HOST}+{os.getpid()}+{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f".{stem}.{owner}.part{dot}{extensions}")
     try:
         yield temporary
         os.replace(temporary, path)  # noqa: PTH105
@@ -38,7 +45,18 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that a killed run left beside `path`."""
+    """Remove the temporary files that killed runs left beside `path`; those of a running job stay.
+
+    A process of this host is asked for; what another host left counts as dead after a day.
+    """
     stem, dot, extensions = path.name.partition(".")
     for leftover in path.parent.glob(f".{stem}.*.part{dot}{extensions}"):
-        leftover.unlink(missing_ok=True)
+        between = leftover.name[len(stem) + 2 : -len(f".part{dot}{extensions}")]
+        owner = re.fullmatch(r"(.+)\+(\d+)\+[0-9a-f]{8}", between)
+        if owner is None:
+            continue
+        with suppress(OSError):
+            here = owner[1] == _HOST
+            old = time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS
+            if (here and not Path(f"/proc/{owner[2]}").exists()) or old:
+                leftover.unlink()

@@ -23,7 +23,7 @@ class Measurement:
     seconds : float
         Wall time in seconds.
     peak_memory_gb : float
-        Peak resident memory in GiB of this process or of its largest finished child, whichever is larger.
+        Peak resident memory in GiB of this process, without its children.
 
     """
 
@@ -73,12 +73,29 @@ def available_memory_gb() -> float:
     """Return the memory in GiB this process may use: what is free, SLURM and cgroup limits included."""
     import psutil
 
-    limits = [float(psutil.virtual_memory().available)]
-    with suppress(OSError, ValueError):
-        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    limits = [float(psutil.virtual_memory().available), *map(float, _cgroup_limits())]
     with suppress(KeyError, ValueError):
         limits.append(float(os.environ["SLURM_MEM_PER_NODE"]) * 1024**2)
     with suppress(KeyError, ValueError):
         cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         limits.append(float(os.environ["SLURM_MEM_PER_CPU"]) * cpus * 1024**2)
-    return min(limits) / GIB
+    # SLURM says 0 for no limit.
+    return min(limit for limit in limits if limit > 0) / GIB
+
+
+def _cgroup_limits() -> list[int]:
+    """Return the memory limits in bytes of this process's control group and of those above it, versions 1 and 2."""
+    root = Path("/sys/fs/cgroup")
+    groups = [root / "memory.max", root / "memory" / "memory.limit_in_bytes"]
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                base, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+                group = base / path.lstrip("/")
+                groups += [folder / name for folder in (group, *group.parents) if folder.is_relative_to(base)]
+    limits = []
+    for file in groups:
+        with suppress(OSError, ValueError):
+            limits.append(int(file.read_text(encoding="ascii")))
+    return limits

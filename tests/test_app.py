@@ -74,7 +74,7 @@ def test_sidecar_tells_the_truth(phantom: Path, finished: Path, participant: str
     sidecar = json.loads((anat / f"sub-{participant}_res-1mm_desc-moesr_T1w.json").read_text())
     block = sidecar["Moesr"]
     assert sidecar["Sources"][0] == f"bids:raw:sub-{participant}/anat/sub-{participant}_T1w.nii.gz"
-    assert sidecar["SkullStripped"] is False or sidecar["SkullStripped"] is True
+    assert sidecar["SkullStripped"] is True
     raw = nib.load(phantom / "bids" / f"sub-{participant}" / "anat" / f"sub-{participant}_T1w.nii.gz")
     image = nib.load(anat / f"sub-{participant}_res-1mm_desc-moesr_T1w.nii.gz")
     residual = nib.load(anat / f"sub-{participant}_desc-residual_T1w.nii.gz")
@@ -147,21 +147,31 @@ def test_second_run_skips_what_is_complete_and_redoes_the_rest(phantom: Path, fi
     }
     assert lost.exists()
     assert untouched.stat().st_mtime_ns == before
+    assert validation_errors(other) == []
 
 
 def test_other_settings_are_planned_not_skipped(phantom: Path, finished: Path) -> None:
     same = run_app(phantom / "bids", finished, "--resolution", "1", "--dry-run")
     assert same.stdout.count("would be skipped") == 2
-    other = run_app(phantom / "bids", finished, "--resolution", "0.8", "--dry-run")
+    other = run_app(phantom / "bids", finished, "--resolution", "1", "--random-seed", "5", "--dry-run")
     assert "would be skipped" not in other.stdout
-    assert "250 x 300 x 250 of 0.8 mm" in other.stdout
+    mixed = run_app(phantom / "bids", finished, "--resolution", "0.8", "--dry-run")
+    assert mixed.returncode == 2
+    assert "of another resolution; choose another output folder for 0.8 mm" in mixed.stderr
 
 
 def test_dry_run_writes_nothing(phantom: Path, tmp_path: Path) -> None:
     done = run_app(phantom / "bids", tmp_path / "out", "--dry-run")
     assert done.returncode == 0
-    assert "100 x 120 x 100 voxels of 2 x 2 x 2 mm" in done.stdout
+    assert "100 x 120 x 100 voxels of 2 x 2 x 2 mm -> 286 x 343 x 286 of 0.7 mm" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_options_leave_out_has_not_failed(phantom: Path, finished: Path) -> None:
+    done = run_app(phantom / "bids", finished, "--resolution", "1", "--suffixes", "FLAIR", "--skip-bids-validation")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "select no image of 2 participants: 01, 02" in done.stdout
+    assert set(statuses(finished)) == {"sub-01_T1w", "sub-02_T1w"}
 
 
 def test_reports_only_and_boilerplate_only(phantom: Path, finished: Path, tmp_path: Path) -> None:

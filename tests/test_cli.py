@@ -44,7 +44,7 @@ def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["{out}", "participant", "--nprocs", "0"], "whole number above zero"),
         (["{out}", "participant", "--output-spaces", "MNI152NoSuch"], "MNI152NoSuch"),
         (["{out}", "participant", "--use-plugin", "{data}/none.yml"], "cannot be read"),
-        (["{out}", "participant", "--config-file", "{data}/none.toml"], "does not exist"),
+        (["{out}", "participant", "--config-file", "{data}/none.toml"], "No such file or directory"),
         (["{out}", "participant", "--no-such-option"], "unrecognized arguments"),
         (["{out}", "group"], "run the participant level first"),
     ],

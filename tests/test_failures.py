@@ -44,6 +44,11 @@ BAD = {
     "series": "a series of 3 volumes",
     "dangling": "content was not fetched",
     "noise": "brain",
+    "zerosform": "affine cannot be inverted",
+}
+BAD_NAMES = {
+    "sub-twins_T1w": "there is a .nii and a .nii.gz of this name",
+    "T1w": "does not repeat the labels of its folders",
 }
 
 
@@ -65,6 +70,12 @@ def broken(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path["dangling"].symlink_to("../../.git/annex/objects/none")
     noise = np.random.default_rng(0).gamma(2, 50, shape).astype(np.float32)
     nib.Nifti1Image(noise, image.affine).to_filename(path["noise"])
+    zero_sform = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+    zero_sform.set_sform(np.diag([0.0, 0.0, 0.0, 1.0]), code=1)
+    zero_sform.to_filename(path["zerosform"])
+    shutil.copyfile(good, anat(root, "twins") / "sub-twins_T1w.nii.gz")
+    image.to_filename(root / "sub-twins" / "anat" / "sub-twins_T1w.nii")
+    shutil.copyfile(good, anat(root, "noname") / "T1w.nii.gz")
     (root / "sub-noanat" / "func").mkdir(parents=True)
     return root
 
@@ -82,6 +93,7 @@ def test_bad_images_do_not_stop_the_good_one(broken_run: tuple[Path, subprocess.
     assert rows["sub-01_T1w"]["state"] == "done"
     assert {name for name, row in rows.items() if row["state"] == "failed"} == {
         *(f"sub-{name}_T1w" for name in BAD),
+        *BAD_NAMES,
         "sub-noanat",
     }
     assert "Traceback" not in done.stderr
@@ -103,6 +115,8 @@ def test_failed_participants_have_reports_with_the_reason(
     out, _ = broken_run
     for name in BAD:
         assert BAD[name] in (out / f"sub-{name}.html").read_text()
+    for name, words in BAD_NAMES.items():
+        assert words in statuses(out)[name]["reason"]
     assert "no T1w, T2w, FLAIR image" in (out / "sub-noanat.html").read_text()
 
 
@@ -131,7 +145,10 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("step", ["conform", "n4", "super_resolve", "publish"])
+STEPS = ("conform", "brain_mask", "n4", "register_MNI152NLin2009aSym", "super_resolve", "target_mask", "reportlets")
+
+
+@pytest.mark.parametrize("step", [*STEPS, "publish"])
 def test_a_killed_run_can_be_started_again(phantom: Path, tmp_path_factory: pytest.TempPathFactory, step: str) -> None:
     out = tmp_path_factory.getbasetemp() / "killed" / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -144,6 +161,7 @@ def test_a_killed_run_can_be_started_again(phantom: Path, tmp_path_factory: pyte
         time.sleep(0.02)
     time.sleep(0.3 if step != "publish" else 0.05)
     kill_tree(process)
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
     whole = [name for name in files_below(out) if name.endswith(".nii.gz") and not Path(name).name.startswith(".")]
     for name in whole:
         nib.load(out / name).get_fdata()
@@ -175,6 +193,7 @@ def test_full_disk_is_told_and_leaves_no_half_files(phantom: Path, tmp_path: Pat
         assert "Traceback" not in done.stderr
         assert not [name for name in files_below(out) if ".part" in name]
         assert not list(out.glob("sub-01/anat/*_desc-moesr_T1w.json")), "no sidecar may claim completeness"
+        assert validation_errors(out) == []
     finally:
         subprocess.run(["umount", str(disk)], check=False)
 
@@ -224,6 +243,7 @@ def test_read_only_input_is_enough(phantom: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
     assert not (work_of(tmp_path / "out") / "moesr_wf").exists()
+    assert validation_errors(tmp_path / "out") == []
 
 
 def test_empty_data_set_is_refused(tmp_path: Path) -> None:

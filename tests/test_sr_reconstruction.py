@@ -92,7 +92,7 @@ def test_prior_adjoint_over_slabs(second_order, monkeypatch):
     """<D x, p> = <x, D^T p>: the dual after one unbounded step from zero is D x itself."""
     monkeypatch.setattr("moesr_bids.sr.prior._SLAB_VOXELS", 200)
     x = torch.randn(11, 9, 10, generator=torch.Generator().manual_seed(1))
-    prior = EdgePrior((11, 9, 10), second_order=second_order, smoothing=0.0, device=x.device)
+    prior = EdgePrior((11, 9, 10), second_order=second_order, device=x.device)
     prior.ascend(x, 1.0, 1e6)
     energy = float(prior.first.square().sum() + prior.second.square().sum())
     adjoint = torch.cat([part for _, part in prior.adjoint()])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 import nibabel as nib
+import numpy as np
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import Settings
@@ -12,6 +15,8 @@ from moesr_bids.sr.grid import Grid
 
 # Declared when the header cannot be read: the step that checks it will fail and say why.
 UNKNOWN_SHAPE = (256, 256, 256)
+# More voxels along an axis than any head has at the finest resolution: a header with impossible voxel sizes.
+MAX_TARGET_VOXELS = 2000
 BYTES_PER_GB = 1024**3
 # Measured on whole heads: mask, bias field and registration work on grids of 2 mm and coarser, plus whole-grid copies.
 PREPROC_BASE_GB = 1.2
@@ -56,15 +61,16 @@ def estimate(image: RawImage, settings: Settings) -> Estimate:
     """Estimate grids, memory and time for an image."""
     try:
         header = nib.load(image.path)
-        shape, affine, readable = header.shape[:3], header.affine, len(header.shape) >= 3
+        grid, readable = Grid(header.shape[:3], header.affine), True
+        target = grid.isotropic(settings.resolution)
     except Exception:  # Whatever is wrong, the header check reports it with its reason.
-        shape, affine, readable = UNKNOWN_SHAPE, None, False
-    if not readable or affine is None:
-        shape, affine, readable = UNKNOWN_SHAPE, nib.affines.from_matvec([[1, 0, 0], [0, 1, 0], [0, 0, 1]]), False
-    grid = Grid(shape, affine)
-    target = grid.isotropic(settings.resolution)
-    memory_gb, seconds = estimate_cost(grid.shape, target.shape, settings.model)
-    voxels = max(shape[0] * shape[1] * shape[2], target.shape[0] * target.shape[1] * target.shape[2])
+        grid, readable = Grid(UNKNOWN_SHAPE, np.eye(4)), False
+        target = grid.isotropic(settings.resolution)
+    if max(target.shape) > MAX_TARGET_VOXELS:
+        grid, readable = Grid(UNKNOWN_SHAPE, np.eye(4)), False
+        target = grid.isotropic(settings.resolution)
+    memory_gb, seconds = estimate_cost(grid.shape, target.shape, settings.model, settings.omp_nthreads)
+    voxels = max(math.prod(grid.shape), math.prod(target.shape))
     return Estimate(
         input_shape=tuple(map(int, grid.shape)),
         target_shape=tuple(map(int, target.shape)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class RawImage:
         Merged sidecars.
     warnings : tuple of str
         What was odd about the sidecars.
+    problem : str
+        Why the image cannot be processed, from its name alone; empty when it can.
 
     """
 
@@ -36,6 +39,7 @@ class RawImage:
     root: Path
     metadata: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
     warnings: tuple[str, ...] = ()
+    problem: str = ""
 
     @property
     def relative(self) -> str:
@@ -59,8 +63,8 @@ class RawImage:
 
     @property
     def participant(self) -> str:
-        """Participant label without ``sub-``."""
-        return self.entities["sub"]
+        """Participant label without ``sub-``, from the folder."""
+        return self.path.relative_to(self.root).parts[0].removeprefix("sub-")
 
     @property
     def session(self) -> str | None:
@@ -105,7 +109,8 @@ def collect_images(settings: Settings) -> list[RawImage]:
     Returns
     -------
     list of RawImage
-        Sorted by path. Dangling links are included: what they lack is told per image.
+        Sorted by path. Dangling links are included: what they lack is told per image. Images whose names cannot be
+        used have their `RawImage.problem` stated.
 
     """
     layout = _layout(settings)
@@ -125,4 +130,17 @@ def collect_images(settings: Settings) -> list[RawImage]:
             path = Path(file.path)
             metadata, warnings = read_metadata(path, settings.bids_dir)
             images.append(RawImage(path=path, root=settings.bids_dir, metadata=metadata, warnings=warnings))
-    return sorted(images, key=lambda image: image.path)
+    stems = Counter((image.path.parent, image.stem) for image in images)
+    named = [attrs.evolve(image, problem=_name_problem(image, stems)) for image in images]
+    return sorted(named, key=lambda image: image.path)
+
+
+def _name_problem(image: RawImage, stems: Counter[tuple[Path, str]]) -> str:
+    """Say why the outputs of an image could not be named after it, or nothing."""
+    if stems[image.path.parent, image.stem] > 1:
+        return f"{image.path}: there is a .nii and a .nii.gz of this name; remove one of them"
+    folders = image.path.relative_to(image.root).parts[:-1]
+    stated = [f"{key}-{image.entities[key]}" for key in ("sub", "ses") if key in image.entities]
+    if stated != [folder for folder in folders if folder.startswith(("sub-", "ses-"))]:
+        return f"{image.path}: the file name does not repeat the labels of its folders; rename it as BIDS asks"
+    return ""

@@ -44,7 +44,8 @@ def read_crash(path: Path) -> Crash:
     node = re.search(r"^Node: (\S+)", text, re.MULTILINE)
     reasons = [match[2] for line in text.splitlines() if (match := _ERROR_LINE.match(line))]
     # Nipype puts its own NodeExecutionError around the error; the step's own comes last.
-    reason = reasons[-1] if reasons else text.strip().splitlines()[-1]
+    # A full disk can leave an empty crash file.
+    reason = [*(text.strip().splitlines() or ["no reason was written"]), *reasons][-1]
     return Crash(node=node[1] if node else "unknown", reason=reason.strip(), path=path)
 
 

@@ -68,10 +68,9 @@ def output_paths(image: RawImage, settings: Settings) -> dict[str, str]:
         "mask": derivative_path(image, space=space, res=res, desc="brain", suffix="mask"),
     }
     for template in settings.output_spaces:
-        name = template.replace(":", "")
         common = {"mode": "image", "suffix": "xfm", "extension": ".h5"}
-        paths[f"to-{template}"] = derivative_path(image, **{"from": image.suffix, "to": name}, **common)
-        paths[f"from-{template}"] = derivative_path(image, **{"from": name, "to": image.suffix}, **common)
+        paths[f"to-{template}"] = derivative_path(image, **{"from": image.suffix, "to": template}, **common)
+        paths[f"from-{template}"] = derivative_path(image, **{"from": template, "to": image.suffix}, **common)
     return paths
 
 

@@ -87,7 +87,8 @@ def sidecars(
     grid = f"{settings.resolution:g} mm isotropic grid along the axes of the input, over its field of view"
     contents: dict[str, dict[str, Any]] = {
         "moesr": {
-            "Description": f"Super-resolved image (model {settings.model}), consistent with the acquired image",
+            "Description": f"Image on the target grid by model {settings.model}; Moesr.Faithfulness says how well "
+            "it agrees with the acquired image",
             "Sources": [raw, preproc],
             "SkullStripped": skull_stripped,
             "SpatialReference": "orig",

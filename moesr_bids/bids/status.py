@@ -54,7 +54,10 @@ class ImageStatus:
     @property
     def key(self) -> str:
         """Name of the status file without extension."""
-        return self.participant_id if self.image == "n/a" else Path(self.image).name.split(".", 1)[0]
+        if self.image == "n/a":
+            return self.participant_id
+        stem = Path(self.image).name.split(".", 1)[0]
+        return stem if stem.startswith("sub-") else f"{self.participant_id}_{stem}"
 
 
 def write_status(output_dir: Path, status: ImageStatus) -> None:

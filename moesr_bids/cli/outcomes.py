@@ -10,7 +10,7 @@ from moesr_bids.bids.collect import RawImage, participant_labels
 from moesr_bids.bids.crashes import Crash
 from moesr_bids.bids.outputs import finished_record
 from moesr_bids.bids.status import ImageStatus
-from moesr_bids.config import Settings
+from moesr_bids.config import SUFFIXES, Settings
 
 
 def image_status(image: RawImage, **fields: Any) -> ImageStatus:
@@ -51,15 +51,28 @@ def outcome(image: RawImage, settings: Settings, crash: Crash | None, error: Exc
     return image_status(image, state="failed", step="run", reason=reason)
 
 
+def rejected_status(image: RawImage) -> ImageStatus:
+    """Return the status of an image whose name cannot be used."""
+    return image_status(image, state="failed", step="collect", reason=image.problem)
+
+
 def statuses_without_images(images: Iterable[RawImage], settings: Settings) -> list[ImageStatus]:
-    """Return a failed status for each participant of whom the options select no image."""
+    """Return a failed status for each participant without any anatomy that this app knows.
+
+    A participant who has some, only not what the options select, has not failed.
+    """
     have = {image.participant for image in images}
-    reason = f"no {', '.join(settings.suffixes)} image that the options select"
     return [
-        ImageStatus(participant_id=f"sub-{label}", state="failed", step="collect", reason=reason)
+        ImageStatus(
+            participant_id=f"sub-{label}", state="failed", step="collect", reason=f"no {', '.join(SUFFIXES)} image"
+        )
         for label in participant_labels(settings)
-        if label not in have
+        if label not in have and not _has_anatomy(settings.bids_dir / f"sub-{label}")
     ]
+
+
+def _has_anatomy(folder: Path) -> bool:
+    return any(path for suffix in SUFFIXES for path in folder.glob(f"**/anat/*_{suffix}.nii*"))
 
 
 def forget_participants(output_dir: Path, images: Iterable[RawImage]) -> None:

@@ -202,8 +202,8 @@ def _config_arguments(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     """Turn a TOML file of options into command-line arguments, so that both are checked the same way."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"configuration file {path} does not exist") from None
+    except OSError as error:
+        raise UsageError(f"configuration file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"configuration file {path} is not valid TOML: {error}") from None
     known = {string for action in parser._actions for string in action.option_strings}
@@ -213,7 +213,7 @@ def _config_arguments(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         if option not in known or option == "--config-file":
             raise UsageError(f"configuration file {path}: {key} is no option; see moesr-bids --help")
         if option == "--verbose":
-            arguments += [option] * int(value)
+            arguments += [option] * (value if isinstance(value, int) else 1)
         elif value is True:
             arguments.append(option)
         elif value is not False:

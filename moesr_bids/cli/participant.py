@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -11,14 +12,15 @@ from typing import Any
 from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
 from moesr_bids.bids.crashes import crashes_by_image
 from moesr_bids.bids.dataset import prepare_output_folder, save_settings
-from moesr_bids.bids.outputs import finished_record
-from moesr_bids.bids.status import write_status, write_table
+from moesr_bids.bids.outputs import finished_record, output_paths, sidecar_of
+from moesr_bids.bids.status import read_statuses, write_status, write_table
 from moesr_bids.cli.checks import UsageError
 from moesr_bids.cli.console import Progress, say
 from moesr_bids.cli.outcomes import (
     forget_participants,
     image_status,
     outcome,
+    rejected_status,
     skipped_status,
     statuses_without_images,
 )
@@ -36,10 +38,12 @@ def run_participants(settings: Settings) -> int:
 
     """
     if settings.reports_only:
-        return 0 if _write_reports(settings, participant_labels(settings)) else 1
-    images = collect_images(settings)
+        return _reports_only(settings)
+    found = collect_images(settings)
+    _refuse_second_resolution(found, settings)
+    images = [image for image in found if not image.problem]
     if settings.dry_run:
-        print_plan(images, settings)
+        print_plan(found, settings)
         return 0
     prepare_output_folder(settings)
     if settings.boilerplate_only:
@@ -48,12 +52,13 @@ def run_participants(settings: Settings) -> int:
         return 0
     if not settings.skip_bids_validation:
         _validate(settings)
-    save_settings(settings, time.strftime("run-%Y%m%dT%H%M%S"))
+    # Tasks of a cluster array start within one second of each other.
+    save_settings(settings, f"run-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
 
     started = time.time()
     finished = {image: record for image in images if (record := finished_record(image, settings)) is not None}
     todo = [image for image in images if image not in finished]
-    forget_participants(settings.output_dir, images)
+    forget_participants(settings.output_dir, found)
     for image in finished:
         write_status(settings.output_dir, skipped_status(image, finished[image]))
     for image in todo:
@@ -61,17 +66,22 @@ def run_participants(settings: Settings) -> int:
     # A run that is killed leaves this table behind, with the images it had begun.
     write_table(settings.output_dir)
     say(
-        f"{len(images)} images of {len({image.participant for image in images})} participants: "
+        f"{len(found)} images of {len({image.participant for image in found})} participants: "
         f"{len(todo)} to process, {len(finished)} already complete"
     )
+    if settings.write_graph and not todo:
+        say("no graph was written: every image is complete")
     error = _run(todo, settings) if todo else None
     crashes = crashes_by_image(settings.output_dir / "logs", todo, since=started)
     statuses = [outcome(image, settings, crashes.get(image), error) for image in todo]
-    statuses += statuses_without_images(images, settings)
+    statuses += [rejected_status(image) for image in found if image.problem]
+    statuses += statuses_without_images(found, settings)
     for status in statuses:
         write_status(settings.output_dir, status)
     table = write_table(settings.output_dir)
-    reports_written = _write_reports(settings, participant_labels(settings))
+    shown = {image.participant for image in found} | {s.participant_id.removeprefix("sub-") for s in statuses}
+    reports_written = _write_reports(settings, sorted(shown))
+    _tell_unselected(settings, shown)
     failed = [status for status in statuses if status.state == "failed"]
     for status in failed:
         say(f"FAILED {status.key} at {status.step}: {status.reason}")
@@ -125,10 +135,38 @@ def _validate(settings: Settings) -> None:
 def _settle(image: RawImage, settings: Settings) -> None:
     """Write status and report as soon as an image is published: a long run shows what it has."""
     write_status(settings.output_dir, outcome(image, settings, None, None))
-    _write_reports(settings, [image.participant])
+    write_table(settings.output_dir)
+    _write_reports(settings, [image.participant], quiet=True)
 
 
-def _write_reports(settings: Settings, participants: Sequence[str]) -> bool:
+def _reports_only(settings: Settings) -> int:
+    """Write the reports of all selected participants that the output folder knows of."""
+    if not settings.output_dir.is_dir():
+        raise UsageError(f"output folder {settings.output_dir} does not exist; run without --reports-only first")
+    known = {status.participant_id.removeprefix("sub-") for status in read_statuses(settings.output_dir)}
+    return 0 if _write_reports(settings, [label for label in participant_labels(settings) if label in known]) else 1
+
+
+def _refuse_second_resolution(images: Sequence[RawImage], settings: Settings) -> None:
+    """Refuse to mix resolutions: residual, figures and status have one name whatever the resolution."""
+    for image in images:
+        wanted = settings.output_dir / sidecar_of(output_paths(image, settings)["moesr"])
+        others = wanted.name.replace(f"_res-{settings.resolution_label}_", "_res-*_")
+        for path in wanted.parent.glob(others):
+            if path != wanted:
+                raise UsageError(
+                    f"{settings.output_dir} holds {path.name}, of another resolution; "
+                    f"choose another output folder for {settings.resolution:g} mm"
+                )
+
+
+def _tell_unselected(settings: Settings, shown: set[str]) -> None:
+    others = [label for label in participant_labels(settings) if label not in shown]
+    if others:
+        say(f"the options select no image of {len(others)} participants: {', '.join(others[:10])}")
+
+
+def _write_reports(settings: Settings, participants: Sequence[str], *, quiet: bool = False) -> bool:
     """Write the reports; False when one could not be written."""
     from moesr_bids.reports.individual import build_participant_report
 
@@ -140,7 +178,8 @@ def _write_reports(settings: Settings, participants: Sequence[str]) -> bool:
             say(f"FAILED report of sub-{label}: {error}")
             written = False
         else:
-            say(f"report: {path}")
+            if not quiet:
+                say(f"report: {path}")
     return written
 
 

@@ -19,6 +19,9 @@ def print_plan(images: Sequence[RawImage], settings: Settings) -> None:
     )
     seconds, largest = 0.0, 0.0
     for image in images:
+        if image.problem:
+            print(f"{image.stem}: would fail: {image.problem}")
+            continue
         if finished_record(image, settings) is not None:
             print(f"{image.stem}: complete, would be skipped")
             continue

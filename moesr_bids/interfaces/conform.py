@@ -9,12 +9,14 @@ from typing import Any
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, traits
 from nipype.interfaces.base.support import Bunch
 
+from moesr_bids import __version__
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 
 
 class _ConformInputSpec(BaseInterfaceInputSpec):
     # Not exists=True: a dangling link must reach the check that explains it.
     in_file = Str(mandatory=True, desc="raw image")
+    version = Str(__version__, usedefault=True, desc="a new version of the package redoes the whole chain")
     metadata = traits.Dict(desc="merged sidecars of the raw image")
     warnings = traits.List(Str, desc="what was odd about the sidecars")
 

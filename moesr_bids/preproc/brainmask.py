@@ -29,7 +29,13 @@ from moesr_bids.preproc.align import (
 )
 from moesr_bids.preproc.atlas import Atlas, depth_map, load_atlas
 from moesr_bids.preproc.bias import BiasSettings, estimate_log_field
-from moesr_bids.preproc.foreground import Foreground, find_foreground, starting_positions, wider_positions
+from moesr_bids.preproc.foreground import (
+    Foreground,
+    find_foreground,
+    largest_component,
+    starting_positions,
+    wider_positions,
+)
 from moesr_bids.preproc.images import (
     BoolArray,
     FloatArray,
@@ -40,7 +46,7 @@ from moesr_bids.preproc.images import (
     to_ants,
     use_threads,
 )
-from moesr_bids.preproc.refine import RefineSettings, largest_component, refine_surface
+from moesr_bids.preproc.refine import RefineSettings, refine_surface
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image

@@ -47,9 +47,10 @@ class Foreground:
     stripped: bool
 
 
-def _largest(mask: BoolArray) -> BoolArray:
+def largest_component(mask: BoolArray) -> BoolArray:
+    """Return the largest face-connected part of a mask."""
     labels, count = ndimage.label(mask)
-    if count == 0:
+    if count <= 1:
         return mask
     return np.asarray(labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]))
 
@@ -71,7 +72,7 @@ def find_foreground(data: FloatArray, affine: NDArray[np.float64]) -> Foreground
     signal = float(np.percentile(bright, 98))
     pad = 4
     above = ndimage.binary_closing(np.pad(data > 0.1 * signal, pad), iterations=3)[pad:-pad, pad:-pad, pad:-pad]
-    region = ndimage.binary_fill_holes(_largest(ndimage.binary_opening(above, iterations=2)))
+    region = ndimage.binary_fill_holes(largest_component(ndimage.binary_opening(above, iterations=2)))
     volume = float(region.sum()) * zoom**3 / 1000
     if volume < 500:
         raise ImageError(f"nothing of the size of a brain stands out from the background ({volume:.0f} mL)")

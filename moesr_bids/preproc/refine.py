@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from moesr_bids.preproc.foreground import largest_component
 from moesr_bids.preproc.images import BoolArray, FloatArray
 
 HISTOGRAM_BINS = 96
@@ -147,14 +148,6 @@ def refine_surface(
     signed = np.where(smooth, _distance(smooth, zoom) - zoom / 2, zoom / 2 - _distance(~smooth, zoom)) + settings.margin
     soft = ndimage.gaussian_filter(np.clip(0.5 + signed / (4 * zoom), 0, 1), 0.7)
     return np.asarray(np.where(allowed, soft, np.minimum(soft, 0.49)), dtype=np.float32)
-
-
-def largest_component(mask: BoolArray) -> BoolArray:
-    """Return the largest face-connected part of a mask."""
-    labels, count = ndimage.label(mask)
-    if count <= 1:
-        return mask
-    return np.asarray(labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]))
 
 
 def _distance(mask: BoolArray, zoom: float) -> NDArray[np.float64]:

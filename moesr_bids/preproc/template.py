@@ -17,12 +17,13 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from moesr_bids.config import EMBEDDED_TEMPLATE
 from moesr_bids.preproc.images import resample_isotropic
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
 
-EMBEDDED = "MNI152NLin2009aSym"
+EMBEDDED = EMBEDDED_TEMPLATE
 
 
 class TemplateNotFoundError(FileNotFoundError):

@@ -58,8 +58,12 @@ def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Noise", f"{number(moesr.get('NoisePercent'), 3)} % of the brain's brightest (99th percentile)"),
         (
             "Faithfulness: residual in noise units",
-            f"standard deviation {number(faithfulness.get('ResidualStd'), 3)} (noise alone would give 1); "
-            f"{percent(faithfulness.get('FractionBeyond3'))} beyond 3 (noise alone: 0.27 %)",
+            f"root mean square {number(faithfulness.get('ResidualStd'), 3)} (noise alone would give 1) of what the "
+            f"output grid can hold; {percent(faithfulness.get('FractionBeyond3'))} beyond 3 (noise alone: 0.27 %)",
+        ),
+        (
+            "Input detail finer than the output grid",
+            f"root mean square {number(faithfulness.get('BeyondGridStd'), 3)} noise units, kept in the residual map",
         ),
         (
             "Brain mask",

@@ -95,8 +95,15 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "residual_std",
         _get("Faithfulness", "ResidualStd"),
-        "Standard deviation in the brain of input minus A(output), in noise units; noise alone gives 1",
+        "Root mean square in the brain of input minus A(output), of what the output grid can hold, in noise units; "
+        "noise alone gives 1",
         heading="Residual, noise units",
+    ),
+    Column(
+        "beyond_grid_std",
+        _get("Faithfulness", "BeyondGridStd"),
+        "Root mean square in the brain of what the input holds and the output grid cannot, in noise units",
+        heading="Finer than output",
     ),
     Column(
         "fraction_beyond_3",

@@ -68,9 +68,7 @@ def _primal_dual(
     image: torch.Tensor, acquired: torch.Tensor, factors: Factors, problem: Problem, mask: torch.Tensor
 ) -> torch.Tensor:
     left = factors.to_left(acquired)
-    prior = EdgePrior(
-        (image.shape[0], image.shape[1], image.shape[2]), second_order=SECOND_ORDER, smoothing=0.0, device=image.device
-    )
+    prior = EdgePrior((image.shape[0], image.shape[1], image.shape[2]), second_order=SECOND_ORDER, device=image.device)
     dual_step = 1 / (prior.squared_norm * _STEP)
     start = weight = WEIGHT_PER_VARIANCE * problem.sigma**2
     bounds = (_LEAST_WEIGHT * start, _LARGEST_WEIGHT_PER_SIGMA * problem.sigma)

@@ -29,6 +29,8 @@ from .psf import PSF
 
 DEFAULT_RESOLUTION = 0.7
 _PERCENTILE = 99.0
+# Each projection undoes part of the other one; after some turns what is left is small.
+_PROJECTIONS = 4
 
 
 @frozen(eq=False)
@@ -176,17 +178,20 @@ def choose_device(device: str) -> torch.device:
 def _agree_with_data(
     model: Model, problem: Problem, volume: torch.Tensor, *, non_negative: bool
 ) -> tuple[torch.Tensor, float]:
-    """Clip to the range of magnitude images and project."""
+    """Project onto the data and onto the non-negative images in turn, until both hold or nearly so."""
     problem.progress("project", 0.0)
     lam = 0.0
     if non_negative:
         volume = volume.clamp_(min=0)
     if model.card.projected:
         factors = problem.operator.factors()
-        projection = project(volume, problem.acquired, factors, sigma=problem.sigma, mask=problem.mask)
-        volume, lam = projection.image, projection.lam
-        if non_negative:
-            volume = volume.clamp_(min=0)
+        for _ in range(_PROJECTIONS if non_negative else 1):
+            projection = project(volume, problem.acquired, factors, sigma=problem.sigma, mask=problem.mask)
+            if projection.lam == 0:
+                break
+            volume, lam = projection.image, max(lam, projection.lam)
+            if non_negative:
+                volume = volume.clamp_(min=0)
     problem.progress("project", 1.0)
     return volume, lam
 

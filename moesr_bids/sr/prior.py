@@ -1,6 +1,6 @@
-"""Edge-preserving prior: Huber-smoothed total variation of first and second order.
+"""Edge-preserving prior: total variation of first and second order.
 
-    R(x) = sum over voxels of  huber(|grad x|) + h huber(|hess x|)
+    R(x) = sum over voxels of  |grad x| + h |hess x|
 
 with isotropic norms over the three first and six second differences (mixed ones counted twice). First order alone
 (Rudin, Osher and Fatemi 1992) turns slopes into steps; the second order keeps them and follows ridges (compare
@@ -32,16 +32,12 @@ class EdgePrior:
         Shape of the volume.
     second_order
         Weight h of the second order relative to the first; 0 leaves it out.
-    smoothing
-        Huber: differences below ``smoothing * weight`` times this are penalised by their square, in dual units.
     device
         Device of the volume.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], *, second_order: float, smoothing: float, device: torch.device
-    ) -> None:
-        self.second_order, self.smoothing = second_order, smoothing
+    def __init__(self, shape: tuple[int, int, int], *, second_order: float, device: torch.device) -> None:
+        self.second_order = second_order
         self.first = torch.zeros((3, *shape), device=device)
         self.second = torch.zeros((6 if second_order else 0, *shape), device=device)
         planes = max(1, _SLAB_VOXELS // (shape[1] * shape[2]))
@@ -53,12 +49,12 @@ class EdgePrior:
         return _NORM_FIRST + (_NORM_SECOND if self.second_order else 0.0)
 
     def ascend(self, image: torch.Tensor, step: float, weight: float) -> None:
-        """One dual step: p <- proj_{|p| <= weight}((p + step D image) / (1 + step * smoothing))."""
+        """One dual step: p <- proj_{|p| <= weight}(p + step D image)."""
         for a, b in self._slabs:
-            _step(self.first[:, a:b], _first_differences(image, a, b), step, weight, self.smoothing)
+            _step(self.first[:, a:b], _first_differences(image, a, b), step, weight)
             if self.second_order:
                 bound = weight * self.second_order
-                _step(self.second[:, a:b], _second_differences(image, a, b), step, bound, self.smoothing)
+                _step(self.second[:, a:b], _second_differences(image, a, b), step, bound)
 
     def adjoint(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield D^T p slab by slab: (planes along the first axis, values)."""
@@ -69,10 +65,8 @@ class EdgePrior:
             yield slice(a, b), value
 
 
-def _step(dual: torch.Tensor, ascent: torch.Tensor, step: float, bound: float, smoothing: float) -> None:
+def _step(dual: torch.Tensor, ascent: torch.Tensor, step: float, bound: float) -> None:
     dual.add_(ascent, alpha=step)
-    if smoothing:
-        dual.div_(1 + step * smoothing)
     square = dual[0].square()
     for component in dual[1:]:
         square.addcmul_(component, component)

@@ -105,13 +105,13 @@ def _discrepancy(r: torch.Tensor, factors: Factors, wanted: float, mask: torch.T
     return math.exp((low + high) / 2)
 
 
-def bounding_box(mask: torch.Tensor, margin: int = 0) -> tuple[slice, slice, slice]:
-    """Bounding box of the true voxels of a 3-D mask, widened by ``margin`` voxels where there is room."""
+def bounding_box(mask: torch.Tensor) -> tuple[slice, slice, slice]:
+    """Bounding box of the true voxels of a 3-D mask."""
     slices = []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
         hit = torch.nonzero(mask.any(dim=others[1]).any(dim=others[0])).flatten()
         if len(hit) == 0:
             return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
-        slices.append(slice(max(0, int(hit[0]) - margin), min(mask.shape[axis], int(hit[-1]) + 1 + margin)))
+        slices.append(slice(int(hit[0]), int(hit[-1]) + 1))
     return slices[0], slices[1], slices[2]
