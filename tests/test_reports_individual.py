@@ -97,7 +97,7 @@ def test_all_sections_of_a_finished_image(tmp_path: Path) -> None:
         assert page.headings.count(heading) == 1
     assert "sform and qform differ by 0.3 mm" in html  # a warning
     assert "gaussian 5 mm" in html
-    assert "standard deviation 1.04" in html
+    assert "root mean square 1.04 (noise alone would give 1)" in html
     assert "0.31 %" in html
     assert "1433 ml" in html
     assert "MNI152NLin2009aSym: 0.957" in html
@@ -205,7 +205,7 @@ def test_missing_and_unreadable_outputs_are_told(tmp_path: Path) -> None:
 def test_sidecar_without_facts_is_shown_as_not_available(tmp_path: Path) -> None:
     add_finished(tmp_path, "sub-01_T1w", Faithfulness=None, BrainMask={}, Registration={}, PSF=None, Steps=None)
     html, _ = report(tmp_path, "01")
-    assert "standard deviation n/a" in html
+    assert "root mean square n/a" in html
 
 
 def test_report_is_made_again_over_an_old_one(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_output_folder_with_odd_characters(tmp_path: Path) -> None:
     folder = tmp_path / "it's {odd}: #1 Å"
     add_finished(folder, "sub-01_T1w")
     html, _ = report(folder, "01")
-    assert "standard deviation 1.04" in html
+    assert "root mean square 1.04 (noise alone would give 1)" in html
 
 
 def test_bars_are_in_proportion_to_time() -> None:
