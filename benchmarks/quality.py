@@ -75,7 +75,8 @@ def load_truths(data: Path, splits: Path, role: str, participants: Sequence[str]
     with splits.open(encoding="utf-8") as lines:
         chosen = [row["participant_id"] for row in csv.DictReader(lines, delimiter="\t") if row["role"] == role]
     if participants:
-        chosen = [name for name in chosen if name.removeprefix("sub-") in participants]
+        wanted = {name.removeprefix("sub-") for name in participants}
+        chosen = [name for name in chosen if name.removeprefix("sub-") in wanted]
     for participant in chosen:
         for path in sorted((data / participant).glob("**/anat/*.nii.gz")):
             source = nib.load(path)
