@@ -196,8 +196,8 @@ def test_help_and_version_are_quick():
         (["scan.nii.gz", "nowhere/out.nii.gz"], 2, "no such folder"),
         (["scan.nii.gz", "out.nii.gz", "--model", "magic"], 2, "unknown model"),
         (["scan.nii.gz", "out.nii.gz", "--psf", "kspace"], 2, "three axes"),
-        (["scan.nii.gz", "out.nii.gz", "--resolution", "0"], 2, "between 0.3 and 5"),
-        (["scan.nii.gz", "out.nii.gz", "--omp-nthreads", "0"], 2, "at least 1"),
+        (["scan.nii.gz", "out.nii.gz", "--resolution", "0"], 2, "between 0.3 and 3"),
+        (["scan.nii.gz", "out.nii.gz", "--omp-nthreads", "0"], 2, "whole number above zero"),
     ],
 )
 def test_command_errors(scan: Path, arguments, code, message, monkeypatch, capsys):

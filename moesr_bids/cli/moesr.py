@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import __version__
 from ..atomic import temporary_beside
+from .arguments import positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
 
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sr.add_argument("input", type=Path, metavar="IN", help="3-D magnitude image (.nii or .nii.gz)")
     sr.add_argument("output", type=Path, metavar="OUT", help="super-resolved image to write (.nii or .nii.gz)")
-    sr.add_argument("--resolution", type=_resolution, default=0.7, metavar="MM", help="voxel size (default: 0.7)")
+    sr.add_argument("--resolution", type=resolution_mm, default=0.7, metavar="MM", help="voxel size (default: 0.7)")
     sr.add_argument("--model", default="classical", help="classical (default) or cubic, the plain interpolation")
     sr.add_argument(
         "--psf",
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument("--residual", type=Path, metavar="FILE", help="write IN minus A(OUT) in units of the noise")
     sr.add_argument("--record", type=Path, metavar="JSON", help="write what was done, with noise and faithfulness")
     sr.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    sr.add_argument("--omp-nthreads", "--omp_nthreads", type=_positive, metavar="N", help="CPU threads")
+    sr.add_argument("--omp-nthreads", "--omp_nthreads", type=positive_int, metavar="N", help="CPU threads")
     sr.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
     return parser
 
@@ -172,22 +173,6 @@ class _Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def _resolution(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0.3 <= value <= 5.0:
-        raise argparse.ArgumentTypeError(f"a resolution is between 0.3 and 5 mm, got {text!r}")
-    return value
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is needed, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moesr_bids import __version__
+from moesr_bids.cli.arguments import positive_int, resolution_mm
 from moesr_bids.cli.checks import UsageError, check_settings, read_filters
 from moesr_bids.config import EMBEDDED_TEMPLATE, SUFFIXES, Settings
 from moesr_bids.resources import available_cpus, available_memory_gb
@@ -45,22 +46,6 @@ def memory_gb(text: str) -> float:
 
 def _label(prefix: str) -> Any:
     return lambda text: text.removeprefix(prefix)
-
-
-def _positive_int(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
-    return int(text)
-
-
-def _resolution(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.3 <= value <= 3.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a voxel size between 0.3 and 3 mm")
-    return value
 
 
 def _with_dashes(argument: str) -> str:
@@ -126,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     sr = parser.add_argument_group("super-resolution")
     sr.add_argument(
         "--resolution",
-        type=_resolution,
+        type=resolution_mm,
         default=0.7,
         metavar="MM",
         help="voxel size of the output in mm, isotropic (default: 0.7)",
@@ -153,13 +138,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--nthreads",
         "--n-cpus",
         dest="nprocs",
-        type=_positive_int,
+        type=positive_int,
         metavar="N",
         help="CPUs to use in all (default: all that this process may use)",
     )
     run.add_argument(
         "--omp-nthreads",
-        type=_positive_int,
+        type=positive_int,
         metavar="N",
         help="threads of one process (default: as --nprocs, at most 8)",
     )

@@ -1,0 +1,26 @@
+"""Types of command-line values that both commands take."""
+
+from __future__ import annotations
+
+import argparse
+
+RESOLUTION_MM = (0.3, 3.0)
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number above zero."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return int(text)
+
+
+def resolution_mm(text: str) -> float:
+    """Read the voxel size of the output in mm."""
+    low, high = RESOLUTION_MM
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a voxel size between {low:g} and {high:g} mm")
+    return value
