@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import __version__
 from ..atomic import temporary_beside
+from ..errors import ImageError
 from .arguments import positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
@@ -60,9 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.omp_nthreads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(options.omp_nthreads)
-    # Imported here: PyTorch takes seconds, and --help shall not.
-    from ..errors import ImageError
-
     try:
         return _super_resolve(options)
     except ImageError as error:
@@ -97,6 +95,7 @@ def _usage_problem(options: argparse.Namespace) -> str | None:
 
 
 def _super_resolve(options: argparse.Namespace) -> int:
+    # Imported here: PyTorch takes seconds, and --help shall not.
     from ..sr.engine import super_resolve
 
     progress = _Progress()
@@ -131,8 +130,6 @@ def _super_resolve(options: argparse.Namespace) -> int:
 
 
 def _read_metadata(path: Path | None) -> dict[str, Any] | None:
-    from ..errors import ImageError
-
     if path is None:
         return None
     try:

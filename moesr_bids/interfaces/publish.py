@@ -79,11 +79,15 @@ class Publish(RecordedInterface):
 
 
 def _publish_file(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    atomic.remove_leftovers(target)
+    _make_room(target)
     atomic.copy_file(source, target)
 
 
 def _publish_json(content: dict[str, Any], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(target)
     atomic.write_text(target, json.dumps(content, indent=2) + "\n")
+
+
+def _make_room(target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.remove_leftovers(target)

@@ -98,7 +98,7 @@ class _ResidualMonitor:
         if not mask.any():  # a mask in the background: measure everywhere
             mask = torch.ones_like(mask)
         box = bounding_box(mask)
-        self._near = Factors(tuple(u[b] for u, b in zip(factors.left, box, strict=True)), factors.values, factors.right)
+        self._near = factors.seen_from(box)
         self._left, self._inside = left, mask[box]
 
     def rms(self, image: torch.Tensor) -> float:

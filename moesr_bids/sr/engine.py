@@ -23,7 +23,7 @@ from ..resources import measured
 from .grid import Grid
 from .models import Model, Problem, Progress, get_model
 from .noise import estimate_noise, foreground
-from .operator import AcquisitionOperator
+from .operator import AcquisitionOperator, Factors
 from .projection import project
 from .psf import PSF
 
@@ -128,8 +128,9 @@ def super_resolve(
         with _stage("reconstruct", stages):
             volume = chosen.reconstruct(problem)
         with _stage("project", stages):
-            volume, lam = _agree_with_data(chosen, problem, volume, non_negative=bool(data.min() >= 0))
-            residual, faithfulness = _faithfulness(problem, volume, inside)
+            factors = operator.factors()
+            volume, lam = _agree_with_data(chosen, problem, volume, factors, non_negative=bool(data.min() >= 0))
+            residual, faithfulness = _faithfulness(problem, volume, factors, inside)
         facts = {
             "Version": __version__,
             "Model": chosen.name,
@@ -176,7 +177,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def _agree_with_data(
-    model: Model, problem: Problem, volume: torch.Tensor, *, non_negative: bool
+    model: Model, problem: Problem, volume: torch.Tensor, factors: Factors, *, non_negative: bool
 ) -> tuple[torch.Tensor, float]:
     """Project onto the data and onto the non-negative images in turn, until both hold or nearly so."""
     problem.progress("project", 0.0)
@@ -184,7 +185,6 @@ def _agree_with_data(
     if non_negative:
         volume = volume.clamp_(min=0)
     if model.card.projected:
-        factors = problem.operator.factors()
         for _ in range(_PROJECTIONS if non_negative else 1):
             projection = project(volume, problem.acquired, factors, sigma=problem.sigma, mask=problem.mask)
             if projection.lam == 0:
@@ -197,7 +197,7 @@ def _agree_with_data(
 
 
 def _faithfulness(
-    problem: Problem, volume: torch.Tensor, inside: NDArray[np.bool_]
+    problem: Problem, volume: torch.Tensor, factors: Factors, inside: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], dict[str, float]]:
     """Residual of what is really written, and its figures inside the mask.
 
@@ -205,7 +205,6 @@ def _faithfulness(
     the output has detail (and noise) that it cannot: ``BeyondGridStd``, 0 elsewhere. The map holds both.
     """
     residual = (problem.acquired - problem.operator.forward(volume)).div_(problem.sigma)
-    factors = problem.operator.factors()
     within = residual
     if factors.share < 1:
         within = factors.from_left(factors.to_left(residual))

@@ -172,6 +172,10 @@ class Factors:
         values = np.einsum("i,j,k->ijk", *single).astype(np.float32)
         return cls(tuple(left), torch.from_numpy(values).to(device), tuple(right))
 
+    def seen_from(self, box: tuple[slice, slice, slice]) -> Factors:
+        """Return the same decomposition for the input voxels of a box alone: fewer rows of U."""
+        return Factors(tuple(u[b] for u, b in zip(self.left, box, strict=True)), self.values, self.right)
+
     @property
     def share(self) -> float:
         """Share of the input's degrees of freedom, and so of white noise, that lies inside the range of A."""

@@ -85,9 +85,8 @@ def project(
 
 def _discrepancy(r: torch.Tensor, factors: Factors, wanted: float, mask: torch.Tensor) -> float:
     """Lambda for which the residual's root mean square inside the mask is ``wanted``; bisection of log lambda."""
-    # The mask's bounding box is enough: fewer rows of U.
     box = bounding_box(mask)
-    near = Factors(tuple(u[b] for u, b in zip(factors.left, box, strict=True)), factors.values, factors.right)
+    near = factors.seen_from(box)
     inside = mask[box]
     s2 = factors.values**2
 
