@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from attrs import asdict, frozen
+from attrs import asdict, field, filters, frozen
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from moesr_bids.atomic import temporary_beside
+from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr, ssim
 
@@ -62,6 +66,8 @@ class Row:
     gain_psnr: float
     gain_ssim: float
     seconds: float
+    ratios: ErrorRatios | None = field(default=None, repr=False)
+    temperature: float = 1.0
     noise_ratio: float = float("nan")
     residual_ratio: float = float("nan")
 
@@ -147,6 +153,7 @@ def compare(
     models: Sequence[str],
     external: dict[str, Path],
     save_to: Path | None,
+    threads: int,
 ) -> list[Row]:
     """All methods on one degraded scan."""
     sharp = np.asanyarray(truth.image.dataobj)
@@ -156,7 +163,7 @@ def compare(
         nib.save(low, save_to / truth.name(case))
     rows: list[Row] = []
 
-    def add(method: str, restored: NDArray[np.floating], seconds: float, **facts: float) -> None:
+    def add(method: str, restored: NDArray[np.floating], seconds: float, **facts: Any) -> None:
         p, s = psnr(sharp, restored, truth.mask), ssim(sharp, restored, truth.mask)
         base = next((row for row in rows if row.method == _BASELINE), None)
         gains = (p - base.psnr, s - base.ssim) if base else (0.0, 0.0)
@@ -167,12 +174,20 @@ def compare(
         restored = INTERPOLATORS[method](low, truth.image)
         add(method, restored, time.monotonic() - start)
     for model in models:
-        result = super_resolve(low, resolution=float(truth.image.header.get_zooms()[0]), model=model, threads=1)
+        zoom = float(truth.image.header.get_zooms()[0])
+        result = super_resolve(low, resolution=zoom, model=model, contrast=truth.suffix, threads=threads)
         record = result.record
+        restored, facts = _on_grid(result.image, truth, f"model {model}"), {}
+        if result.uncertainty is not None:
+            std = _on_grid(result.uncertainty, truth, f"model {model}")
+            temperature = record["UncertaintyCalibration"]["Temperature"]
+            ratios = ErrorRatios.of(sharp - restored, std, truth.mask, temperature=temperature)
+            facts = {"ratios": ratios, "temperature": temperature}
         add(
             model if model not in INTERPOLATORS else f"moesr-{model}",
-            _on_grid(result.image, truth, f"model {model}"),
+            restored,
             record["Seconds"],
+            **facts,
             noise_ratio=record["NoiseStd"] / sigma if sigma else float("nan"),
             residual_ratio=record["Faithfulness"]["ResidualStd"],
         )
@@ -211,6 +226,66 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def coverage_table(model: str, rows: Sequence[Row]) -> str:
+    """Share of the brain's voxels inside the predicted intervals, per contrast: as calibrated, and left out.
+
+    Left out means that the factor of the standard deviation is that of the other participants.
+    """
+    if not rows:
+        return f"\n{model}: no uncertainty"
+    lines = ["", f"{model}: share of voxels inside the interval, %", ""]
+    lines += ["| | " + " | ".join(f"{p} %" for p in LEVELS) + " |", "|---" * (len(LEVELS) + 1) + "|"]
+    for suffix in dict.fromkeys(row.suffix for row in rows):
+        held = _mean_coverage([_ratios(row).coverage(row.temperature) for row in rows if row.suffix == suffix])
+        lines.append(f"| {suffix} | " + " | ".join(f"{100 * held[str(p)]:.1f}" for p in LEVELS) + " |")
+    left_out = _left_out_coverage(rows)
+    if left_out:
+        lines.append("| left out | " + " | ".join(f"{100 * left_out[str(p)]:.1f}" for p in LEVELS) + " |")
+    return "\n".join(lines)
+
+
+def _ratios(row: Row) -> ErrorRatios:
+    assert row.ratios is not None
+    return row.ratios
+
+
+def _mean_coverage(some: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([one[key] for one in some])) for key in some[0]}
+
+
+def _left_out_coverage(rows: Sequence[Row]) -> dict[str, float]:
+    found = []
+    for participant in dict.fromkeys(row.participant for row in rows):
+        others = [_ratios(row) for row in rows if row.participant != participant]
+        if others:
+            temperature = ErrorRatios.pooled(others).temperature()
+            found += [_ratios(row).coverage(temperature) for row in rows if row.participant == participant]
+    return _mean_coverage(found) if found else {}
+
+
+def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
+    """Write the factors of the standard deviation, the coverage and the gains over cubic into a card."""
+    path = weights.with_suffix(".json")
+    card = json.loads(path.read_text(encoding="utf-8"))
+    suffixes = dict.fromkeys(row.suffix for row in rows)
+    pools = {"all": rows, **{suffix: [row for row in rows if row.suffix == suffix] for suffix in suffixes}}
+    card["temperature"] = {
+        name: round(ErrorRatios.pooled([_ratios(row) for row in some]).temperature(), 4) for name, some in pools.items()
+    }
+    card["coverage"] = {level: round(share, 4) for level, share in _left_out_coverage(rows).items()}
+    groups = {case.name: case.group for case in all_cases()}
+    card["validation"] = {
+        group: {
+            "gain_psnr_db": round(float(np.mean([r.gain_psnr for r in rows if groups[r.case] == group])), 2),
+            "gain_ssim": round(float(np.mean([r.gain_ssim for r in rows if groups[r.case] == group])), 4),
+            "worst_gain_psnr_db": round(min(r.gain_psnr for r in rows if groups[r.case] == group), 2),
+        }
+        for group in dict.fromkeys(groups[row.case] for row in rows)
+    }
+    with temporary_beside(path) as temporary:
+        temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n")[0])
@@ -220,10 +295,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--participants", nargs="*", default=[], help="only these participants of the role")
     parser.add_argument("--cases", nargs="*", help="only these cases, e.g. kspace2 slices5k")
     parser.add_argument("--interpolators", nargs="*", choices=list(INTERPOLATORS), default=list(INTERPOLATORS))
-    parser.add_argument("--models", nargs="*", default=["classical"], help="models of moesr-bids")
+    parser.add_argument("--models", nargs="*", default=["classical", "student"], help="models of moesr-bids")
     parser.add_argument("--external", nargs="*", default=[], metavar="NAME=FOLDER", help="results of other methods")
     parser.add_argument("--save-inputs", type=Path, metavar="DIR", help="write the degraded images for other methods")
     parser.add_argument("--noise", type=float, default=0.02, help="share of the brain's 99th percentile (default 0.02)")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads of the models (default: 2)")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="WEIGHTS",
+        help="write calibration and coverage into the card of these weights",
+    )
     parser.add_argument("--out", type=Path, metavar="TSV", help="write all figures")
     options = parser.parse_args(argv)
     external = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.external)}
@@ -242,16 +324,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 models=options.models,
                 external=external,
                 save_to=options.save_inputs,
+                threads=options.threads,
             )
     if not rows:
         print(f"no isotropic scan of role {options.role} below {options.data}", file=sys.stderr)
         return 1
     print(summary(rows))
+    for model in options.models:
+        print(coverage_table(model, [row for row in rows if row.method == model and row.ratios is not None]))
+    if options.calibrate:
+        write_calibration(options.calibrate, [row for row in rows if row.ratios is not None])
     if options.out:
         with options.out.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(asdict(rows[0])), delimiter="\t")
+            table = [asdict(row, filter=filters.exclude("ratios")) for row in rows]
+            writer = csv.DictWriter(stream, list(table[0]), delimiter="\t")
             writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+            writer.writerows(table)
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from moesr_bids import __version__
+from moesr_bids.sr.models import DEFAULT_MODEL
 
 SUFFIXES = ("T1w", "T2w", "FLAIR")
 EMBEDDED_TEMPLATE = "MNI152NLin2009aSym"
@@ -38,7 +39,7 @@ class Settings:
     resolution : float
         Voxel size of the target grid, in mm.
     model : str
-        Name of the super-resolution model.
+        Name of the super-resolution model, or path of its weights.
     output_spaces : tuple of str
         Template names that images are registered to.
     device : str
@@ -64,7 +65,7 @@ class Settings:
     skip_bids_validation: bool = False
     suffixes: tuple[str, ...] = SUFFIXES
     resolution: float = 0.7
-    model: str = "classical"
+    model: str = DEFAULT_MODEL
     output_spaces: tuple[str, ...] = (EMBEDDED_TEMPLATE,)
     device: str = "auto"
     nprocs: int = 1

@@ -39,6 +39,7 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
 
     """
     cost = estimate(image, settings)
+    card = get_model(settings.model).card
     threads = settings.omp_nthreads
     # ITK takes a seed of 0 for none.
     ants = {"omp_nthreads": threads, "random_seed": settings.random_seed + 1}
@@ -58,6 +59,9 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
             resolution=settings.resolution,
             model=settings.model,
             device=settings.device,
+            contrast=image.suffix,
+            uncertainty=card.uncertainty,
+            weights_sha256=card.weights_sha256,
             omp_nthreads=threads,
             random_seed=settings.random_seed,
             use_gpu=use_gpu,
@@ -92,8 +96,17 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
         "target_mask": target_mask,
         "reportlets": reportlets,
     }
-    keys = ["moesr", "residual", "preproc", "mask"]
-    files = Node(Merge(4 + 2 * len(registrations)), name="files")
+    sources = {
+        "moesr": (super_resolve, "out_file"),
+        **({"uncertainty": (super_resolve, "uncertainty_file")} if card.uncertainty else {}),
+        "residual": (super_resolve, "residual_file"),
+        "preproc": (n4, "out_file"),
+        "mask": (target_mask, "out_file"),
+    }
+    for template, node in registrations.items():
+        sources[f"to-{template}"] = (node, "out_to_template")
+        sources[f"from-{template}"] = (node, "out_from_template")
+    files = Node(Merge(len(sources)), name="files")
     records = Node(Merge(len(steps)), name="records")
     for node in (files, records):
         node.inputs.no_flatten = True
@@ -104,7 +117,7 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
         (conform, brain_mask, [("out_file", "in_file")]),
         (conform, n4, [("out_file", "in_file")]),
         (brain_mask, n4, [("out_mask", "mask_file")]),
-        (n4, super_resolve, [("out_file", "in_file")]),
+        (n4, super_resolve, [("out_file", "in_file"), ("bias_field", "bias_file")]),
         (brain_mask, super_resolve, [("out_mask", "mask_file")]),
         (conform, super_resolve, [("metadata_file", "metadata_file")]),
         (brain_mask, target_mask, [("out_mask", "in_file")]),
@@ -114,24 +127,22 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
         (super_resolve, reportlets, [("out_file", "sr_file"), ("residual_file", "residual_file")]),
         (reference, reportlets, [("out_warped", "warped_file"), ("template_file", "template_file"),
                                  ("template_mask", "template_mask_file")]),
-        (super_resolve, files, [("out_file", "in1"), ("residual_file", "in2")]),
-        (n4, files, [("out_file", "in3")]),
-        (target_mask, files, [("out_file", "in4")]),
         (files, publish, [("out", "files")]),
         (records, publish, [("out", "records")]),
         (reportlets, publish, [("out_files", "figure_files")]),
     ])
     # fmt: on
-    for index, (template, node) in enumerate(registrations.items()):
-        keys += [f"to-{template}", f"from-{template}"]
+    for index, (node, output) in enumerate(sources.values()):
+        workflow.connect(node, output, files, f"in{index + 1}")
+    if card.uncertainty:
+        workflow.connect(super_resolve, "uncertainty_file", reportlets, "uncertainty_file")
+    for node in registrations.values():
         workflow.connect(n4, "out_file", node, "in_file")
         workflow.connect(brain_mask, "out_mask", node, "mask_file")
         workflow.connect(brain_mask, "initial_xfm", node, "initial_xfm")
-        workflow.connect(node, "out_to_template", files, f"in{5 + 2 * index}")
-        workflow.connect(node, "out_from_template", files, f"in{6 + 2 * index}")
     for index, node in enumerate(steps.values()):
         workflow.connect(node, "record", records, f"in{index + 1}")
-    publish.inputs.keys = keys
+    publish.inputs.keys = list(sources)
     return workflow
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import Settings
+from moesr_bids.sr.models import weights_sha256
 
 # Order of entities in file names by the BIDS schema; raw entities not listed here come before all of these.
 _LATE_ENTITIES = ("space", "split", "recording", "chunk", "seg", "res", "den", "label", "desc", "from", "to", "mode")
@@ -54,8 +55,8 @@ def output_paths(image: RawImage, settings: Settings) -> dict[str, str]:
     Returns
     -------
     dict
-        ``moesr``, ``residual``, ``preproc``, ``mask``, and per template ``to-<template>`` and ``from-<template>``,
-        each with its path below the output root.
+        ``moesr``, ``uncertainty`` (of models that know one), ``residual``, ``preproc``, ``mask``, and per template
+        ``to-<template>`` and ``from-<template>``, each with its path below the output root.
 
     """
     res = settings.resolution_label
@@ -63,6 +64,7 @@ def output_paths(image: RawImage, settings: Settings) -> dict[str, str]:
     space = None if image.suffix == "T1w" else image.suffix
     paths = {
         "moesr": derivative_path(image, res=res, desc="moesr"),
+        "uncertainty": derivative_path(image, res=res, desc="uncertainty"),
         "residual": derivative_path(image, desc="residual"),
         "preproc": derivative_path(image, desc="preproc"),
         "mask": derivative_path(image, space=space, res=res, desc="brain", suffix="mask"),
@@ -88,7 +90,8 @@ def sha256(path: Path) -> str:
 
 def settings_hash(image: RawImage, settings: Settings, input_sha256: str) -> str:
     """Return the digest of all that decides the outputs of `image`."""
-    return settings.output_hash({"input": input_sha256, "metadata": dict(image.metadata)})
+    facts = {"input": input_sha256, "metadata": dict(image.metadata), "weights": weights_sha256(settings.model)}
+    return settings.output_hash(facts)
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

@@ -95,6 +95,14 @@ def sidecars(
             "Resolution": grid,
             "Moesr": dict(block),
         },
+        "uncertainty": {
+            "Description": "Standard deviation of the error of the super-resolved image, in its units, as the model "
+            "predicts it; Moesr.UncertaintyCalibration says on which scans intervals were checked",
+            "Sources": [preproc, f"bids::{paths['moesr']}"],
+            "SkullStripped": skull_stripped,
+            "SpatialReference": "orig",
+            "Resolution": grid,
+        },
         "residual": {
             "Description": "Bias-corrected input minus the acquisition operator applied to the super-resolved image",
             "Units": "noise standard deviations",

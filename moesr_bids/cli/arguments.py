@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 RESOLUTION_MM = (0.3, 3.0)
 
@@ -12,6 +13,17 @@ def positive_int(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
     return int(text)
+
+
+def positive_float(text: str) -> float:
+    """Read a finite number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return value
 
 
 def resolution_mm(text: str) -> float:

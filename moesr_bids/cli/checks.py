@@ -86,11 +86,13 @@ def _check_participants(settings: Settings) -> None:
 
 
 def _check_choices(settings: Settings) -> None:
-    from moesr_bids.sr.models import model_names
+    from moesr_bids.sr.models import model_names, weights_sha256
 
     names = model_names()
-    if settings.model not in names:
-        raise UsageError(f"model {settings.model} is none of {', '.join(names)}{nearest(settings.model, names)}")
+    try:
+        weights_sha256(settings.model)
+    except ValueError as error:
+        raise UsageError(f"{error}{nearest(settings.model, names)}") from None
     if settings.use_plugin:
         from moesr_bids.workflows.execution import read_plugin
 

@@ -1,4 +1,4 @@
-"""The ``moesr`` command: tools on single files, without BIDS. ``moesr sr`` super-resolves one image."""
+"""The ``moesr`` command: ``moesr sr`` super-resolves one image without BIDS, ``moesr train`` trains a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from typing import Any
 
 from .. import __version__
 from ..atomic import temporary_beside
+from ..config import SUFFIXES
 from ..errors import ImageError
+from ..sr.models import DEFAULT_MODEL
+from . import train
 from .arguments import positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
@@ -33,7 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument("input", type=Path, metavar="IN", help="3-D magnitude image (.nii or .nii.gz)")
     sr.add_argument("output", type=Path, metavar="OUT", help="super-resolved image to write (.nii or .nii.gz)")
     sr.add_argument("--resolution", type=resolution_mm, default=0.7, metavar="MM", help="voxel size (default: 0.7)")
-    sr.add_argument("--model", default="classical", help="classical (default) or cubic, the plain interpolation")
+    sr.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="student (default), classical (no training, no uncertainty), cubic (plain interpolation), or the path of "
+        "the weights that moesr train wrote",
+    )
     sr.add_argument(
         "--psf",
         metavar="KIND[:MM],KIND[:MM],KIND[:MM]",
@@ -42,11 +50,32 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sr.add_argument("--mask", type=Path, metavar="FILE", help="brain mask on the grid of IN")
     sr.add_argument("--metadata", type=Path, metavar="JSON", help="BIDS sidecar of IN (slice thickness and so on)")
+    sr.add_argument("--log-bias", "--log_bias", type=Path, metavar="FILE", help="log of the bias field removed from IN")
+    sr.add_argument(
+        "--log-jacobian",
+        "--log_jacobian",
+        type=Path,
+        metavar="FILE",
+        help="log of the Jacobian determinant of the gradient-nonlinearity correction of IN",
+    )
+    sr.add_argument(
+        "--contrast", choices=SUFFIXES, default="", help="what IN is, for the calibration of the uncertainty"
+    )
+    sr.add_argument(
+        "--uncertainty", type=Path, metavar="FILE", help="write the standard deviation of the error (student only)"
+    )
+    sr.add_argument(
+        "--test-time-averaging",
+        "--test_time_averaging",
+        action="store_true",
+        help="average the student over the eight flips of the image: slightly better, eight times the work",
+    )
     sr.add_argument("--residual", type=Path, metavar="FILE", help="write IN minus A(OUT) in units of the noise")
     sr.add_argument("--record", type=Path, metavar="JSON", help="write what was done, with noise and faithfulness")
     sr.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     sr.add_argument("--omp-nthreads", "--omp_nthreads", type=positive_int, metavar="N", help="CPU threads")
     sr.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
+    train.add_parser(commands)
     return parser
 
 
@@ -54,36 +83,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 for input that cannot be used, 2 for bad usage."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    problem = _usage_problem(options)
+    command = f"moesr {options.command}"
+    training = options.command == "train"
+    problem = train.usage_problem(options) if training else _usage_problem(options)
     if problem:
-        print(f"moesr sr: {problem}", file=sys.stderr)
+        print(f"{command}: {problem}", file=sys.stderr)
         return 2
+    # Huge pages spare the page faults of large volumes; PyTorch reads the switch when it is first imported.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if options.omp_nthreads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(options.omp_nthreads)
     try:
-        return _super_resolve(options)
+        return train.run(options) if training else _super_resolve(options)
     except ImageError as error:
-        print(f"moesr sr: {error}", file=sys.stderr)
+        print(f"{command}: {error}", file=sys.stderr)
         return 1
     except ValueError as error:
-        print(f"moesr sr: {error}", file=sys.stderr)
+        print(f"{command}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"moesr sr: {where}{error.strerror or error}; nothing was written", file=sys.stderr)
+        print(f"{command}: {where}{error.strerror or error}; nothing was written", file=sys.stderr)
         return 1
     except MemoryError:
-        print(f"moesr sr: {options.input}: not enough memory; use a coarser --resolution", file=sys.stderr)
+        way_out = "a smaller patch or batch in the recipe" if training else "a coarser --resolution"
+        print(f"{command}: not enough memory; use {way_out}", file=sys.stderr)
         return 1
 
 
 def _usage_problem(options: argparse.Namespace) -> str | None:
-    for path in (options.output, options.residual):
+    for path in (options.output, options.residual, options.uncertainty):
         if path is not None and not path.name.endswith(_IMAGE_SUFFIXES):
             return f"{path}: an output image ends in .nii.gz or .nii"
-    outputs = [p for p in (options.output, options.residual, options.record) if p is not None]
-    inputs = [p for p in (options.input, options.mask, options.metadata) if p is not None]
+    outputs = [p for p in (options.output, options.residual, options.uncertainty, options.record) if p is not None]
+    maps = (options.log_bias, options.log_jacobian)
+    inputs = [p for p in (options.input, options.mask, options.metadata, *maps) if p is not None]
     seen: set[Path] = {p.resolve() for p in inputs}
     for path in outputs:
         if path.resolve() in seen:
@@ -97,7 +132,13 @@ def _usage_problem(options: argparse.Namespace) -> str | None:
 def _super_resolve(options: argparse.Namespace) -> int:
     # Imported here: PyTorch takes seconds, and --help shall not.
     from ..sr.engine import super_resolve
+    from ..sr.models import get_model
 
+    card = get_model(options.model).card
+    if not card.uncertainty and (options.uncertainty or options.test_time_averaging):
+        option = "--uncertainty" if options.uncertainty else "--test-time-averaging"
+        raise ValueError(f"model {options.model} has no use for {option}; take another model or leave it out")
+    guidance = {"log_bias": options.log_bias, "log_jacobian": options.log_jacobian}
     progress = _Progress()
     try:
         result = super_resolve(
@@ -107,6 +148,9 @@ def _super_resolve(options: argparse.Namespace) -> int:
             psf=options.psf,
             metadata=_read_metadata(options.metadata),
             mask=options.mask,
+            guidance={name: path for name, path in guidance.items() if path is not None},
+            contrast=options.contrast,
+            averaged=options.test_time_averaging,
             device=options.device,
             threads=options.omp_nthreads,
             seed=options.random_seed,
@@ -117,6 +161,8 @@ def _super_resolve(options: argparse.Namespace) -> int:
     outputs = {options.output: result.image}
     if options.residual:
         outputs[options.residual] = result.residual
+    if options.uncertainty and result.uncertainty is not None:
+        outputs[options.uncertainty] = result.uncertainty
     with ExitStack() as stack:
         # Renamed only when all of them are written.
         for path, image in outputs.items():

@@ -14,6 +14,8 @@ from moesr_bids.cli.arguments import positive_int, resolution_mm
 from moesr_bids.cli.checks import UsageError, check_settings, read_filters
 from moesr_bids.config import EMBEDDED_TEMPLATE, SUFFIXES, Settings
 from moesr_bids.resources import available_cpus, available_memory_gb
+from moesr_bids.sr.models import DEFAULT_MODEL, model_names
+from moesr_bids.sr.weights import SUFFIX
 
 MEMORY_UNITS_GB = {"K": 1024**-2, "M": 1024**-1, "G": 1.0, "T": 1024.0}
 
@@ -116,7 +118,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MM",
         help="voxel size of the output in mm, isotropic (default: 0.7)",
     )
-    sr.add_argument("--model", default="classical", help="super-resolution model (default: classical)")
+    sr.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"super-resolution model: {', '.join(model_names())}, or the path of weights that moesr train wrote "
+        f"(default: {DEFAULT_MODEL})",
+    )
     sr.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda"],
@@ -260,7 +267,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         skip_bids_validation=args.skip_bids_validation,
         suffixes=tuple(dict.fromkeys(args.suffixes)),
         resolution=args.resolution,
-        model=args.model,
+        model=str(_absolute(Path(args.model))) if args.model.endswith(SUFFIX) else args.model,
         output_spaces=tuple(dict.fromkeys(args.output_spaces)),
         device=args.device,
         nprocs=nprocs,

@@ -16,6 +16,7 @@ class _ImageReportletsInputSpec(BaseInterfaceInputSpec):
     mask_file = File(exists=True, mandatory=True, desc="brain mask, own grid")
     bias_file = File(exists=True, desc="natural logarithm of the bias field, own grid")
     sr_file = File(exists=True, desc="super-resolved image, target grid")
+    uncertainty_file = File(exists=True, desc="standard deviation of the error, target grid")
     residual_file = File(exists=True, desc="input minus A(output) in noise units, own grid")
     warped_file = File(exists=True, requires=["template_file"], desc="image in the template's space")
     template_file = File(exists=True, requires=["warped_file"], desc="template image")
@@ -31,7 +32,8 @@ class ImageReportlets(RecordedInterface):
     """Draw the figures that the given files allow.
 
     ``brainmask.png`` always; ``bias.png`` with the field, ``registration.html`` with template and registered image,
-    ``slider.html`` with the super-resolved image, ``residual.png`` with the residual.
+    ``slider.html`` with the super-resolved image, ``uncertainty.png`` with its uncertainty, ``residual.png`` with the
+    residual.
     """
 
     input_spec = _ImageReportletsInputSpec
@@ -43,7 +45,7 @@ class ImageReportlets(RecordedInterface):
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         # matplotlib takes a second to import, which no one should wait for who only builds the workflow
-        from moesr_bids.reports.figures import plot_bias, plot_mask
+        from moesr_bids.reports.figures import plot_bias, plot_mask, plot_uncertainty
         from moesr_bids.reports.residual import plot_residual
         from moesr_bids.reports.slider import plot_registration, plot_slider
 
@@ -64,6 +66,8 @@ class ImageReportlets(RecordedInterface):
             )
         if output := self._given("sr_file"):
             figures.append(plot_slider(preproc, output, folder / "slider.html", mask_path=mask))
+        if (output := self._given("sr_file")) and (uncertainty := self._given("uncertainty_file")):
+            figures.append(plot_uncertainty(output, uncertainty, folder / "uncertainty.png"))
         if residual := self._given("residual_file"):
             figures.append(plot_residual(residual, mask, folder / "residual.png"))
         self._results["out_files"] = [str(figure) for figure in figures]

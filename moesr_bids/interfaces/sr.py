@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,14 +13,19 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, traits
 from nipype.interfaces.base.support import Bunch
 
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
+from moesr_bids.sr.models import DEFAULT_MODEL
 
 
 class _SuperResolveInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="bias-corrected image on its own grid")
     mask_file = File(exists=True, desc="brain mask on the same grid")
+    bias_file = File(exists=True, desc="natural logarithm of the bias field, same grid: guidance for the model")
+    contrast = Str(desc="BIDS suffix of the image")
     metadata_file = File(exists=True, desc="merged sidecars as JSON")
     resolution = traits.Float(0.7, usedefault=True, desc="voxel size of the target grid in mm")
-    model = Str("classical", usedefault=True, desc="name of the model")
+    model = Str(DEFAULT_MODEL, usedefault=True, desc="name of the model")
+    uncertainty = traits.Bool(False, usedefault=True, desc="write the standard deviation of the error")
+    weights_sha256 = Str("n/a", usedefault=True, desc="digest of the model's weights: others are another step")
     device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="where the model runs")
     omp_nthreads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
     random_seed = traits.Int(0, usedefault=True, desc="seed")
@@ -31,6 +35,7 @@ class _SuperResolveInputSpec(BaseInterfaceInputSpec):
 class _SuperResolveOutputSpec(RecordedOutputSpec):
     out_file = File(exists=True, desc="super-resolved image on the target grid")
     residual_file = File(exists=True, desc="input minus A(output) in units of the noise, on the input grid")
+    uncertainty_file = File(desc="standard deviation of the error on the target grid, of models that know it")
 
 
 class SuperResolve(RecordedInterface):
@@ -53,9 +58,14 @@ class SuperResolve(RecordedInterface):
             command += ["--mask", self.inputs.mask_file]
         if self.inputs.metadata_file:
             command += ["--metadata", self.inputs.metadata_file]
-        # Huge pages spare the page faults of large volumes; torch reads the switch when it starts.
-        environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+        if self.inputs.bias_file:
+            command += ["--log-bias", self.inputs.bias_file]
+        if self.inputs.contrast:
+            command += ["--contrast", self.inputs.contrast]
+        if self.inputs.uncertainty:
+            self._results["uncertainty_file"] = str(cwd / "uncertainty.nii.gz")
+            command += ["--uncertainty", self._results["uncertainty_file"]]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
         (cwd / "moesr_sr.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode == -signal.SIGKILL:
             raise MemoryError(

@@ -130,3 +130,53 @@ def plot_bias(
     bar.set_label("field, % of its median", color="white", fontsize=8)
     bar.ax.tick_params(colors="white", labelsize=8)
     return save(figure, out_file)
+
+
+def plot_uncertainty(image_path: Path, std_path: Path, out_file: Path, *, columns: int = 4) -> Path:
+    """Show the standard deviation of the error beside the super-resolved image, in three planes.
+
+    Parameters
+    ----------
+    image_path : pathlib.Path
+        Super-resolved image.
+    std_path : pathlib.Path
+        Standard deviation of its error, same grid and units; shown in percent of the image's brightest (99.5th
+        percentile of the foreground).
+    out_file : pathlib.Path
+        PNG to write.
+    columns : int
+        Slices per plane.
+
+    Returns
+    -------
+    pathlib.Path
+        ``out_file``.
+
+    Raises
+    ------
+    ValueError
+        The files have different grids, or one holds more than one volume.
+
+    """
+    image, std = Volume.load(image_path), Volume.load(std_path)
+    require_same_grid(image, std, names=(image_path, std_path))
+    head = foreground(image)
+    box = bounding_box(head, margin_mm=5)
+    low, high = intensity_window(image, box)
+    percent = std.with_data(100 * std.data / high)
+    values = percent.data[head.data > 0]
+    limit = max(1.0, float(np.ceil(np.percentile(values, 99)))) if values.size else 1.0
+    figure = new_figure(12.0, 10.0)
+    panels = figure.subplots(6, columns, squeeze=False)
+    shown: Any = None
+    for axis in range(3):
+        for column, index in enumerate(box.positions(axis, columns, inset=0.25)):
+            above, below = panels[2 * axis, column], panels[2 * axis + 1, column]
+            show(above, image, axis, index, box, cmap="gray", vmin=low, vmax=high)
+            shown = show(below, percent, axis, index, box, cmap="magma", vmin=0, vmax=limit)
+            label_panel(above, f"{PLANES[axis]} {index}", left_right=axis != 0)
+            label_panel(below, "uncertainty", left_right=axis != 0)
+    bar = figure.colorbar(shown, ax=panels, shrink=0.5, pad=0.01, extend="max")
+    bar.set_label("standard deviation of the error, % of the brightest", color="white", fontsize=8)
+    bar.ax.tick_params(colors="white", labelsize=8)
+    return save(figure, out_file)

@@ -38,6 +38,17 @@ def _registration(moesr: Mapping[str, Any]) -> str:
     return "; ".join(parts) or NOT_AVAILABLE
 
 
+def _uncertainty(moesr: Mapping[str, Any]) -> str:
+    median = _block(moesr, "Uncertainty").get("MedianPercent")
+    if median is None:
+        return "this model states none"
+    coverage = _block(_block(moesr, "UncertaintyCalibration"), "Coverage").get("90")
+    return (
+        f"median standard deviation in the brain {number(median, 3)} % of the brightest; on scans that were not "
+        f"trained on, the 90 % interval held {percent(coverage)} of the voxels"
+    )
+
+
 def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what a reader should know of one image, as pairs of name and value.
 
@@ -65,6 +76,7 @@ def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:
             "Input detail finer than the output grid",
             f"root mean square {number(faithfulness.get('BeyondGridStd'), 3)} noise units, kept in the residual map",
         ),
+        ("Uncertainty", _uncertainty(moesr)),
         (
             "Brain mask",
             f"{number(mask.get('VolumeML'), 4)} ml, overlap with the template {number(mask.get('Overlap'), 3)}, "

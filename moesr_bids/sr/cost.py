@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from .models import DEFAULT_MODEL, get_model
+from .windows import CPU_WINDOW_VOXELS
+
 _BASE_GB = 0.6  # Python, torch, nibabel and the input as read
 _MULTIPLY_ADD_PER_SECOND = 2.0e10  # per thread, float32 matrix products of these shapes
 
 
 def estimate_cost(
-    input_shape: Sequence[int], target_shape: Sequence[int], model: str = "classical", threads: int = 1
+    input_shape: Sequence[int], target_shape: Sequence[int], model: str = DEFAULT_MODEL, threads: int = 1
 ) -> tuple[float, float]:
     """Estimate peak memory and wall time of :func:`moesr_bids.sr.engine.super_resolve` on a CPU.
 
@@ -30,11 +33,10 @@ def estimate_cost(
     memory_gb, seconds
         Peak resident memory in GiB and wall time in seconds.
     """
-    from .models import get_model
-
     card = get_model(model).card
     voxels = math.prod(target_shape)
-    memory = _BASE_GB + (card.bytes_per_voxel * voxels + 24 * math.prod(input_shape)) / 1024**3
+    window = card.window_bytes_per_voxel * min(voxels, CPU_WINDOW_VOXELS)
+    memory = _BASE_GB + (card.bytes_per_voxel * voxels + window + 24 * math.prod(input_shape)) / 1024**3
     transform = _transform_work(input_shape, target_shape)
     speed = 1 if threads <= 1 else threads**0.8
     seconds = (

@@ -21,7 +21,9 @@ from .. import __version__
 from ..errors import ImageError
 from ..resources import measured
 from .grid import Grid
-from .models import Model, Problem, Progress, get_model
+from .models import DEFAULT_MODEL, get_model
+from .models.base import Model, Problem, Progress
+from .models.network import GUIDANCE
 from .noise import estimate_noise, foreground
 from .operator import AcquisitionOperator, Factors
 from .projection import project
@@ -43,12 +45,15 @@ class Result:
         Super-resolved image, float32, isotropic, on the axes of the input.
     residual
         Input minus A(image) on the input grid, in units of the noise, float32.
+    uncertainty
+        Standard deviation of the error of ``image`` in its units, float32, same grid; None for models that know none.
     record
         JSON-serialisable facts (see the ``Moesr`` block of the sidecars).
     """
 
     image: nib.Nifti1Image
     residual: nib.Nifti1Image
+    uncertainty: nib.Nifti1Image | None
     record: dict[str, Any]
 
 
@@ -56,10 +61,13 @@ def super_resolve(
     image: SpatialImage | str | Path,
     *,
     resolution: float = DEFAULT_RESOLUTION,
-    model: str = "classical",
+    model: str = DEFAULT_MODEL,
     psf: PSF | str | None = None,
     metadata: Mapping[str, Any] | None = None,
     mask: SpatialImage | str | Path | None = None,
+    guidance: Mapping[str, SpatialImage | str | Path] | None = None,
+    contrast: str = "",
+    averaged: bool = False,
     device: str = "auto",
     threads: int | None = None,
     seed: int = 0,
@@ -74,7 +82,7 @@ def super_resolve(
     resolution
         Voxel size of the output in mm.
     model
-        Name of a registered model (:func:`.models.model_names`).
+        Name of a registered model (:func:`.models.model_names`), or path of the weights of one.
     psf
         Point-spread function, or its text form (``gaussian:5.0,kspace,kspace``, axes i, j, k of the array); by default
         from voxel size and ``metadata``.
@@ -83,6 +91,14 @@ def super_resolve(
     mask
         Brain mask on the grid of the image, or its path; by default the foreground. It tells where noise and
         faithfulness are measured and does not cut the output.
+    guidance
+        Maps on the grid of the image, or their paths: ``log_bias``, the natural logarithm of the bias field that was
+        removed; ``log_jacobian``, that of the Jacobian determinant of the gradient-nonlinearity correction. Models
+        that learnt from them use them.
+    contrast
+        BIDS suffix of the image, for the calibration of the uncertainty.
+    averaged
+        Average a learned model over the eight flips of the image: eight times the work.
     device
         ``cpu``, ``cuda``, or ``auto`` for the GPU if there is one.
     threads
@@ -114,6 +130,7 @@ def super_resolve(
             target = grid.isotropic(resolution)
             operator = AcquisitionOperator(grid, target, profile, where)
             sigma = estimate_noise(data, inside, zooms=grid.zooms)
+            maps = {key: _checked_map(key, value, source, name) for key, value in (guidance or {}).items()}
             scale = float(np.percentile(data[inside], _PERCENTILE))
             if scale <= 0:
                 raise ImageError(f"{name}: the image is not positive inside the mask; a magnitude image is needed")
@@ -124,12 +141,17 @@ def super_resolve(
             sigma=sigma / scale,
             seed=seed,
             progress=progress or _silent,
+            guidance={key: torch.from_numpy(value).to(where) for key, value in maps.items()},
+            contrast=contrast,
+            averaged=averaged,
         )
         with _stage("reconstruct", stages):
-            volume = chosen.reconstruct(problem)
+            reconstruction = chosen.reconstruct(problem)
         with _stage("project", stages):
             factors = operator.factors()
-            volume, lam = _agree_with_data(chosen, problem, volume, factors, non_negative=bool(data.min() >= 0))
+            volume, lam = _agree_with_data(
+                chosen, problem, reconstruction.image, factors, non_negative=bool(data.min() >= 0)
+            )
             residual, faithfulness = _faithfulness(problem, volume, factors, inside)
         facts = {
             "Version": __version__,
@@ -139,6 +161,7 @@ def super_resolve(
             "Device": _device_name(where),
             "Precision": "float32",
             "Threads": torch.get_num_threads(),
+            **reconstruction.facts,
             "PSF": profile.record(),
             "PSFReason": profile.reason,
             "InputZooms": [round(z, 4) for z in grid.zooms],
@@ -152,10 +175,13 @@ def super_resolve(
             "Warnings": _warnings(grid, target, profile, faithfulness, with_mask=mask is not None),
         }
         output = volume.mul_(scale).cpu().numpy()
+        facts |= _uncertainty_facts(reconstruction.std, operator, inside)
+        std = None if reconstruction.std is None else reconstruction.std.mul_(scale).cpu().numpy()
     facts |= {"Stages": stages, "Seconds": total.seconds, "PeakMemoryGB": max(s["PeakMemoryGB"] for s in stages)}
     return Result(
         image=_nifti(output, target.affine, source, f"moesr {chosen.name} {resolution:g} mm"),
         residual=_nifti(residual, source.affine, source, "input - A(output), noise units"),
+        uncertainty=None if std is None else _nifti(std, target.affine, source, "standard deviation of the error"),
         record=json.loads(json.dumps(facts)),
     )
 
@@ -217,6 +243,16 @@ def _faithfulness(
     }
 
 
+def _uncertainty_facts(
+    std: torch.Tensor | None, operator: AcquisitionOperator, inside: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Median standard deviation inside the mask, seen on the input grid, in per cent of the 99th percentile."""
+    if std is None:
+        return {}
+    median = float(np.median(operator.forward(std).cpu().numpy()[inside]))
+    return {"Uncertainty": {"MedianPercent": 100 * median}}
+
+
 def _rms(values: NDArray[np.floating]) -> float:
     return float(np.sqrt(np.mean(np.square(values), dtype=np.float64)))
 
@@ -257,6 +293,18 @@ def _checked_mask(mask: SpatialImage | str | Path, image: SpatialImage, name: st
     if np.count_nonzero(inside) < 100:
         raise ImageError(f"{mask_name}: the mask has fewer than 100 voxels; check the brain extraction")
     return inside
+
+
+def _checked_map(key: str, value: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.float32]:
+    if key not in GUIDANCE:
+        raise ValueError(f"unknown guidance map {key!r}: one of {', '.join(GUIDANCE)}")
+    source, map_name = _load(value)
+    if source.shape != image.shape or not np.allclose(source.affine, image.affine, atol=1e-2):
+        raise ImageError(f"{map_name}: the map is not on the grid of {name}; resample it onto the image")
+    data = np.array(np.asanyarray(source.dataobj), dtype=np.float32, order="C")
+    if not np.isfinite(data).all():
+        raise ImageError(f"{map_name}: the map has voxels that are NaN or infinite; replace them first")
+    return data
 
 
 def _warnings(grid: Grid, target: Grid, psf: PSF, faithfulness: Mapping[str, float], *, with_mask: bool) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
 
 from .grid import Grid
-from .models import Model, ModelCard, Problem
 from .operator import apply_axes
 
 
@@ -26,30 +26,20 @@ def cubic_spline(volume: torch.Tensor, input_grid: Grid, target_grid: Grid) -> t
     volume
         float32, shape of ``target_grid``; beyond the outermost voxel centres the image is continued as constant.
     """
-    matrices = []
-    for axis in range(3):
-        n = input_grid.shape[axis]
-        source, target = input_grid.axis_positions(axis), target_grid.axis_positions(axis)
-        if n == 1:
-            matrix = np.ones((len(target), 1))
-        else:
-            spline = make_interp_spline(source, np.eye(n), k=min(3, n - 1))
-            matrix = spline(np.clip(target, source[0], source[-1]))
-        matrices.append(torch.from_numpy(matrix.astype(np.float32)).to(volume.device))
-    return apply_axes(volume, tuple(matrices))
+    matrices = (spline_matrix(input_grid.axis_positions(a), target_grid.axis_positions(a)) for a in range(3))
+    return apply_axes(volume, tuple(torch.from_numpy(m.astype(np.float32)).to(volume.device) for m in matrices))
 
 
-def _reconstruct(problem: Problem) -> torch.Tensor:
-    operator = problem.operator
-    return cubic_spline(problem.acquired, operator.input_grid, operator.target_grid)
+def spline_matrix(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cubic-spline interpolation along one axis as a matrix (n_target, n_source).
 
-
-MODEL = Model(
-    "cubic",
-    ModelCard(
-        "cubic-spline interpolation: the baseline, not projected",
-        methods="Cubic-spline interpolation was used.",
-        projected=False,
-    ),
-    _reconstruct,
-)
+    Parameters
+    ----------
+    source, target
+        Ascending positions in mm, in one frame.
+    """
+    n = len(source)
+    if n == 1:
+        return np.ones((len(target), 1))
+    spline = make_interp_spline(source, np.eye(n), k=min(3, n - 1))
+    return np.asarray(spline(np.clip(target, source[0], source[-1])), dtype=np.float64)

@@ -111,6 +111,7 @@ class AcquisitionOperator:
             for axis in range(3)
         )
         self.matrices = tuple(self._tensor(m) for m in self._exact)
+        self._factors: Factors | None = None
 
     def _tensor(self, array: NDArray[np.float64]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
@@ -132,7 +133,9 @@ class AcquisitionOperator:
             Restrict A to these target voxels and to the input voxels whose centre lies among them.
         """
         if box is None:
-            return Factors.of(self._exact, self.device)
+            if self._factors is None:
+                self._factors = Factors.of(self._exact, self.device)
+            return self._factors
         rows = self.input_box(box)
         return Factors.of(tuple(m[r][:, c] for m, r, c in zip(self._exact, rows, box, strict=True)), self.device)
 

@@ -1,17 +1,14 @@
-"""Registered models: what turns an acquired image into an image of the target grid.
-
-A model is a function of a :class:`Problem` registered under its name together with its card; adding one adds an entry
-here and nothing elsewhere.
-"""
+"""What all models share: the problem they solve, what they return, and their cards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 
-from .operator import AcquisitionOperator
+from ..operator import AcquisitionOperator
 
 Progress = Callable[[str, float], None]
 """Called with the name of the step and the share of it that is done."""
@@ -35,6 +32,12 @@ class Problem:
         Seed of all random numbers.
     progress
         Told how far the work is.
+    guidance
+        Maps on the input grid by name (:data:`.network.GUIDANCE`); a map that is not there is missing, not zero.
+    contrast
+        BIDS suffix of the image, for the calibration of the uncertainty; empty where unknown.
+    averaged
+        Whether a learned model averages over the eight flips of the image.
     """
 
     acquired: torch.Tensor
@@ -43,6 +46,28 @@ class Problem:
     sigma: float
     seed: int
     progress: Progress
+    guidance: Mapping[str, torch.Tensor] = field(factory=dict)
+    contrast: str = ""
+    averaged: bool = False
+
+
+@frozen(eq=False)
+class Reconstruction:
+    """What a model returns.
+
+    Parameters
+    ----------
+    image
+        float32 on the target grid, in the units of :attr:`Problem.acquired`.
+    std
+        Standard deviation of the error of ``image``, same shape and units; None for models that know none.
+    facts
+        What the sidecar shall say beside the model's name, JSON-serialisable.
+    """
+
+    image: torch.Tensor
+    std: torch.Tensor | None = None
+    facts: Mapping[str, Any] = field(factory=dict)
 
 
 @frozen
@@ -61,8 +86,12 @@ class ModelCard:
         Hash of the weights, ``n/a`` without any.
     iterations
         Number of applications of A and its adjoint.
+    uncertainty
+        Whether the model returns a standard deviation.
     bytes_per_voxel
         Peak memory per voxel of the target grid.
+    window_bytes_per_voxel
+        Peak memory per voxel of the window that a network works on, beside that.
     seconds_per_megavoxel
         Time beside the products with A per million target voxels, one CPU thread.
     """
@@ -71,8 +100,10 @@ class ModelCard:
     methods: str
     projected: bool = True
     weights_sha256: str = "n/a"
+    uncertainty: bool = False
     iterations: int = 0
     bytes_per_voxel: int = 24
+    window_bytes_per_voxel: int = 0
     seconds_per_megavoxel: float = 0.1
 
 
@@ -82,30 +113,4 @@ class Model:
 
     name: str
     card: ModelCard
-    reconstruct: Callable[[Problem], torch.Tensor]
-
-
-def _registry() -> dict[str, Model]:
-    from . import classical, interpolation
-
-    models = (classical.MODEL, interpolation.MODEL)
-    return {model.name: model for model in models}
-
-
-def model_names() -> tuple[str, ...]:
-    """Names of the registered models, the default first."""
-    return tuple(_registry())
-
-
-def get_model(name: str) -> Model:
-    """Look up a model.
-
-    Raises
-    ------
-    ValueError
-        If there is none of this name.
-    """
-    models = _registry()
-    if name not in models:
-        raise ValueError(f"unknown model {name!r}: one of {', '.join(models)}")
-    return models[name]
+    reconstruct: Callable[[Problem], Reconstruction]

@@ -3,7 +3,7 @@
     min_x  1/2 |A x - y|^2 + weight R(x)
 
 with the edge-preserving prior R of :mod:`.prior`, minimised by the primal-dual method of Chambolle and Pock (2011,
-algorithm 1). The data term enters by its exact proximal map (:func:`.projection.data_prox`), so that some dozens of
+algorithm 1). The data term enters by its exact proximal map (:func:`..projection.data_prox`), so that some dozens of
 iterations are enough whatever the point-spread function. The weight follows from the noise: it is adapted during the
 iterations until the residual inside the mask is the wanted share of the noise (discrepancy principle).
 """
@@ -14,11 +14,11 @@ import math
 
 import torch
 
-from .interpolation import cubic_spline
-from .models import Model, ModelCard, Problem
-from .operator import Factors
+from ..interpolation import cubic_spline
+from ..operator import Factors
+from ..projection import bounding_box, data_prox
+from .base import Model, ModelCard, Problem, Reconstruction
 from .prior import EdgePrior
-from .projection import bounding_box, data_prox
 
 ITERATIONS = 50
 # Chosen on training images with 2 % noise: k-space windows x2 and 3 to 5 mm slices, T1w, T2w and FLAIR.
@@ -35,7 +35,7 @@ _HEAD_LEVEL = 0.05  # of the 99th percentile: below is background
 _HEAD_MARGIN_MM = 10.0
 
 
-def reconstruct(problem: Problem) -> torch.Tensor:
+def reconstruct(problem: Problem) -> Reconstruction:
     """Minimise the variational problem inside the head's bounding box; the background is the cubic spline's."""
     operator = problem.operator
     image = cubic_spline(problem.acquired, operator.input_grid, operator.target_grid)
@@ -47,7 +47,7 @@ def reconstruct(problem: Problem) -> torch.Tensor:
     del outside
     factors = operator.factors(box)
     image[box] = _primal_dual(image[box].contiguous(), acquired, factors, problem, problem.mask[rows])
-    return image
+    return Reconstruction(image)
 
 
 def head_box(image: torch.Tensor, zooms: tuple[float, float, float]) -> tuple[slice, slice, slice]:

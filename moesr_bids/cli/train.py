@@ -1,0 +1,178 @@
+"""``moesr train``: train a model on one's own scans."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..errors import ImageError
+from .arguments import positive_float, positive_int
+
+if TYPE_CHECKING:
+    from ..training.loop import Trained
+    from ..training.volumes import Volume
+
+WEIGHTS = "weights.safetensors"
+_SUFFIXES = ("T1w", "T2w", "FLAIR")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to those of ``moesr``."""
+    parser = commands.add_parser(
+        "train",
+        help="train a model",
+        description="Train a model on the sharp T1w, T2w and FLAIR scans of a BIDS folder. Run it again with the same "
+        "--out to go on. Under torchrun it uses one process per GPU.",
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="BIDS_DIR", help="scans to train on")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders with label maps (*_dseg.nii.gz, FreeSurfer numbers) for synthetic volumes",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for weights, state and log")
+    parser.add_argument("--recipe", default="student", help="name of a recipe, or a .yml file (default: student)")
+    parser.add_argument(
+        *("--participant-label", "--participant_label"),
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="participants to train on (default: all that are not for validation)",
+    )
+    parser.add_argument(
+        *("--validation-label", "--validation_label"),
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="participants to validate on; they are never trained on",
+    )
+    parser.add_argument("--minutes", type=positive_float, metavar="N", help="stop after this time")
+    parser.add_argument("--steps", type=positive_int, metavar="N", help="stop at this step")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="weights to start a new training from")
+    parser.add_argument("--licence", default="", help="terms of the data, for the card")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--omp-nthreads", "--omp_nthreads", type=positive_int, metavar="N", help="CPU threads")
+    parser.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
+
+
+def usage_problem(options: argparse.Namespace) -> str | None:
+    """Say what is wrong with the options, if anything."""
+    for folder in (options.data, *options.labels):
+        if not folder.is_dir():
+            return f"{folder}: no such folder"
+    if options.minutes is None and options.steps is None:
+        return "say when to stop: --minutes or --steps"
+    both = set(map(_label, options.participant_label)) & set(map(_label, options.validation_label))
+    if both:
+        return f"participant {sorted(both)[0]} is named for training and for validation"
+    known = {path.name.removeprefix("sub-") for path in options.data.glob("sub-*")}
+    missing = sorted({*map(_label, options.participant_label), *map(_label, options.validation_label)} - known)
+    return f"{options.data}: there is no participant {missing[0]}" if missing else None
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train; return the exit code."""
+    import torch
+
+    from ..sr.engine import choose_device
+    from ..sr.weights import Weights, write_weights
+    from ..training.loop import Budget, train
+    from ..training.recipe import read_recipe
+    from ..training.synthesis import load_label_map
+
+    if options.omp_nthreads:
+        torch.set_num_threads(options.omp_nthreads)
+    device, recipe = choose_device(options.device), read_recipe(options.recipe)
+    held_out_labels = set(map(_label, options.validation_label))
+    chosen = set(map(_label, options.participant_label))
+    volumes = list(_volumes(options.data, lambda label: label in chosen if chosen else label not in held_out_labels))
+    held_out = list(_volumes(options.data, held_out_labels.__contains__))
+    maps = [path for folder in options.labels for path in sorted(folder.rglob("*_dseg.nii.gz"))]
+    maps = [path for path in maps if _label(path.name.split("_", 1)[0]) not in held_out_labels]
+    if not volumes and not maps:
+        raise ImageError(f"{options.data}: no scan is sharp enough to train on")
+    options.out.mkdir(parents=True, exist_ok=True)
+    trained = train(
+        recipe,
+        options.out,
+        volumes=volumes,
+        labels=[load_label_map(path) for path in maps],
+        held_out=held_out,
+        budget=Budget(minutes=options.minutes, steps=options.steps),
+        device=device,
+        seed=options.random_seed,
+        start=Weights.read(options.start).network(device) if options.start else None,
+        say=_say,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        facts = {
+            "scans": [volume.name for volume in volumes],
+            "label_maps": [path.name.split(".", 1)[0] for path in maps],
+            "validation_scans": [volume.name for volume in held_out],
+            "licence": options.licence,
+        }
+        weights = write_weights(options.out / WEIGHTS, trained.network, _card(trained, facts, device, options))
+        _say(f"wrote {weights.path}")
+    return 0
+
+
+def _volumes(data: Path, wanted: Any) -> Iterable[Volume]:
+    from ..training.volumes import load_volume
+
+    for folder in sorted(data.glob("sub-*")):
+        if not wanted(_label(folder.name)):
+            continue
+        for path in sorted(path for s in _SUFFIXES for path in folder.rglob(f"*_{s}.nii.gz")):
+            try:
+                volume = load_volume(path)
+            except ImageError as error:
+                _say(f"left out: {error}")
+                continue
+            _say(f"{volume.name}: spacing {volume.spacings[0]:.2f} to {volume.spacings[1]:.2f} of its voxels")
+            yield volume
+
+
+def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    card: dict[str, Any] = {
+        "name": options.recipe if not options.recipe.endswith((".yml", ".yaml")) else Path(options.recipe).stem,
+        "version": __version__,
+        "data": data,
+        "training": {
+            "steps": trained.steps,
+            "minutes": trained.minutes,
+            "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(torch.get_num_threads()),
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "random_seed": options.random_seed,
+            "recipe": trained.recipe.record(),
+        },
+        "patch_gain_db": {name: round(gain, 2) for name, gain in trained.gains.items()},
+    }
+    if options.start:
+        card["training"]["started_from"] = json.loads(options.start.with_suffix(".json").read_text())["sha256"]
+    return card
+
+
+def _cpu(threads: int) -> str:
+    from ..resources import cpu_name
+
+    return f"{cpu_name()}, {threads} threads, {platform.machine()}"
+
+
+def _label(name: str) -> str:
+    return name.removeprefix("sub-")
+
+
+def _say(line: str) -> None:
+    print(f"moesr train: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,74 @@
+"""Registered models: what turns an acquired image into an image of the target grid.
+
+A model is a function of a :class:`.base.Problem` registered under its name together with its card; adding one adds an
+entry here and nothing elsewhere. A path of a ``.safetensors`` file is a model as well: the student with those weights.
+PyTorch is imported when a model is looked up, not with this package: command lines and scheduler workers need names.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..weights import PACKAGED, SUFFIX, Weights
+
+if TYPE_CHECKING:
+    from .base import Model
+
+DEFAULT_MODEL = "student"
+_LEARNED = (DEFAULT_MODEL,)
+_PLAIN = ("classical", "cubic")
+
+
+def model_names() -> tuple[str, ...]:
+    """Names of the registered models, the default first."""
+    return _LEARNED + _PLAIN
+
+
+def weights_path(name: str) -> Path | None:
+    """Weights file of a model; None for models without weights.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model.
+    """
+    if name.endswith(SUFFIX):
+        return Path(name)
+    if name in _LEARNED:
+        return PACKAGED / f"{name}{SUFFIX}"
+    if name in _PLAIN:
+        return None
+    raise ValueError(
+        f"unknown model {name!r}: one of {', '.join(model_names())}, or the path of a {SUFFIX} file of moesr train"
+    )
+
+
+def weights_sha256(name: str) -> str:
+    """Digest of the weights of a model, ``n/a`` without any.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or its weights cannot be used.
+    """
+    path = weights_path(name)
+    return Weights.read(path).sha256 if path else "n/a"
+
+
+def get_model(name: str) -> Model:
+    """Look up a model by its name, or by the path of its weights.
+
+    Raises
+    ------
+    ValueError
+        If there is none of this name, or the weights cannot be used.
+    """
+    path = weights_path(name)
+    if path is None:
+        model: Model = import_module(f"{__name__}.{name}").MODEL
+        return model
+    from .student import student
+
+    return student(path.name.removesuffix(SUFFIX), path)

@@ -1,0 +1,107 @@
+"""Weights of learned models: a safetensors file and a JSON card of the same name beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from ..atomic import temporary_beside
+
+if TYPE_CHECKING:
+    import torch
+
+    from .models.network import ResidualNetwork
+
+PACKAGED = Path(__file__).resolve().parents[1] / "data" / "weights"
+SUFFIX = ".safetensors"
+
+
+@frozen(eq=False)
+class Weights:
+    """A trained network and its card.
+
+    Parameters
+    ----------
+    path
+        The safetensors file.
+    sha256
+        Of the file.
+    card
+        What it was trained on, for how long, on which hardware, how good it is, and its calibration.
+    """
+
+    path: Path
+    sha256: str
+    card: Mapping[str, Any] = field(factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Weights:
+        """Read the card of a weights file and check that the file is the one it describes.
+
+        Raises
+        ------
+        ValueError
+            If the file or its card is missing or damaged, or they do not belong together.
+        """
+        card_path = path.with_suffix(".json")
+        try:
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            card = json.loads(card_path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(
+                f"weights {path}: {error.filename} cannot be read ({error.strerror}); a model is a .safetensors file "
+                "with its .json card beside it, as moesr train writes them"
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"weights {path}: the card {card_path} is not valid JSON ({error})") from None
+        if not isinstance(card, dict) or card.get("sha256") != sha256:
+            raise ValueError(f"weights {path}: not the file that its card {card_path} describes; get both again")
+        return cls(path, sha256, card)
+
+    def network(self, device: torch.device) -> ResidualNetwork:
+        """Build the network, in evaluation mode.
+
+        Raises
+        ------
+        ValueError
+            If the weights do not fit the network that the card names.
+        """
+        import torch
+        from safetensors.torch import load_file
+
+        from .models.network import NetworkShape, ResidualNetwork
+
+        try:
+            network = ResidualNetwork(NetworkShape(**self.card["network"]))
+            network.load_state_dict(load_file(self.path))
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"weights {self.path}: not of the network that the card names ({error})") from error
+        return network.to(device, memory_format=torch.channels_last_3d).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+
+def write_weights(path: Path, network: ResidualNetwork, card: Mapping[str, Any]) -> Weights:
+    """Write weights (float32) and their card; both appear only when whole.
+
+    Parameters
+    ----------
+    path
+        Safetensors file to write; the card goes beside it.
+    network
+        Trained network.
+    card
+        Facts; ``network`` and ``sha256`` are added.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().float().cpu().contiguous() for name, value in network.state_dict().items()}
+    with temporary_beside(path) as temporary, temporary_beside(path.with_suffix(".json")) as card_file:
+        save_file(tensors, temporary)
+        sha256 = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        facts = {**card, "network": network.shape.record(), "sha256": sha256}
+        card_file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return Weights(path, sha256, facts)

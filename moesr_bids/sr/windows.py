@@ -1,0 +1,90 @@
+"""Windows of a volume that is too large for a network at once.
+
+Each window carries a halo as wide as the network sees, so every voxel is computed from all that it depends on and the
+result does not depend on the windows; nothing needs blending. (Overlapped and blended windows, as MONAI's
+SlidingWindowInferer makes them, compute two to three times the volume and still depend on the window size.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from attrs import frozen
+
+Box = tuple[slice, slice, slice]
+_LEAST_CORE = 16
+CPU_WINDOW_VOXELS = 24_000_000
+"""Most voxels of a window on a CPU: a head at 0.7 mm in one piece; a constant, so that memory can be told before."""
+
+
+@frozen
+class Window:
+    """Part of a volume: ``outer`` is what the network is given, ``core`` is what is kept of its output.
+
+    Both are slices of the volume.
+    """
+
+    outer: Box
+    core: Box
+
+    @property
+    def inner(self) -> Box:
+        """The core as slices of the outer part."""
+        i, j, k = (slice(c.start - o.start, c.stop - o.start) for c, o in zip(self.core, self.outer, strict=True))
+        return i, j, k
+
+    @property
+    def voxels(self) -> int:
+        """Voxels that the network works on."""
+        return math.prod(o.stop - o.start for o in self.outer)
+
+
+def plan_windows(shape: Sequence[int], box: Box, *, halo: int, largest: int, multiple: int) -> list[Window]:
+    """Cut a box of a volume into windows.
+
+    Parameters
+    ----------
+    shape
+        Shape of the volume, multiples of ``multiple``.
+    box
+        Part to cover.
+    halo
+        Voxels around a core that its result depends on, a multiple of ``multiple``.
+    largest
+        Most voxels of a window with its halo.
+    multiple
+        All slices start at multiples of it, so that every window meets the network's inner grid alike.
+
+    Raises
+    ------
+    ValueError
+        If even the smallest window is larger than ``largest``.
+    """
+    snapped = [
+        (b.start // multiple * multiple, min(n, -(-b.stop // multiple) * multiple))
+        for b, n in zip(box, shape, strict=True)
+    ]
+    parts = [1, 1, 1]
+    while True:
+        windows = list(_cut(snapped, parts, shape, halo, multiple))
+        if max(window.voxels for window in windows) <= largest:
+            return windows
+        lengths = [(high - low) / n for (low, high), n in zip(snapped, parts, strict=True)]
+        axis = max(range(3), key=lambda a: lengths[a])
+        if lengths[axis] <= _LEAST_CORE:
+            raise ValueError(f"a window of {largest} voxels is too small: the network sees {halo} to each side")
+        parts[axis] += 1
+
+
+def _cut(
+    box: Sequence[tuple[int, int]], parts: Sequence[int], shape: Sequence[int], halo: int, multiple: int
+) -> Iterator[Window]:
+    axes = []
+    for (low, high), count, n in zip(box, parts, shape, strict=True):
+        step = -(-(high - low) // (count * multiple)) * multiple
+        cores = [(a, min(a + step, high)) for a in range(low, high, step)]
+        axes.append([(slice(max(0, a - halo), min(n, b + halo)), slice(a, b)) for a, b in cores])
+    for i, j, k in product(*axes):
+        yield Window((i[0], j[0], k[0]), (i[1], j[1], k[1]))

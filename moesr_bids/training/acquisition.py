@@ -1,0 +1,395 @@
+"""Simulated acquisitions: from a sharp volume to what a scanner would have seen of it.
+
+A family of parts with one face, in the manner of TorchIO (whose own RandomAnisotropy subsamples without a slice profile
+and runs on the CPU only): ``RandomX.sample(rng)`` draws a frozen ``X``, and ``X`` does the same every time, on the
+device of the volume. All of them together are a :class:`Scan`, which can be recorded as JSON and replayed.
+
+Lengths are in voxels of the target grid; intensities in units of the image's 99th percentile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import asdict, field, frozen
+from numpy.typing import NDArray
+
+from ..sr.interpolation import spline_matrix
+from ..sr.models.network import acquisition_vector, data_correction
+from ..sr.operator import Factors, apply_axes, axis_matrix
+from ..sr.psf import PSF, AxisPSF
+from .volumes import log_uniform
+
+Rng = np.random.Generator
+Range = tuple[float, float]
+_TARGET = (1.0, 1.0, 1.0)
+
+
+def _floats(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(float(v) for v in values)
+
+
+def _triple(values: Iterable[float]) -> tuple[float, float, float]:
+    i, j, k = _floats(values)
+    return i, j, k
+
+
+@frozen
+class Contrast:
+    """Intensity map: a curve through (0, 0), linear between ``levels`` at equal steps of ``0 .. 1.6``, then a gamma.
+
+    A falling curve turns the order of the tissues round, as between T1w and T2w.
+    """
+
+    gamma: float
+    levels: tuple[float, ...] = field(default=(), converter=_floats)
+
+    _TOP = 1.6
+
+    def apply(self, volume: torch.Tensor) -> torch.Tensor:
+        """Map intensities; the background stays 0."""
+        volume = volume.clamp(min=0)
+        if self.levels:
+            knots = volume.new_tensor([0.0, *self.levels])
+            place = (volume / self._TOP * (len(knots) - 1)).clamp(max=len(knots) - 1.0001)
+            below = place.long()
+            volume = torch.lerp(knots[below], knots[below + 1], place - below)
+        return volume.pow(self.gamma)
+
+
+@frozen
+class RandomContrast:
+    """Draw a :class:`Contrast`.
+
+    Parameters
+    ----------
+    gamma
+        Range of the exponent (log-uniform).
+    probability
+        Of a curve beside the gamma.
+    """
+
+    gamma: Range = (0.7, 1.4)
+    probability: float = 0.3
+
+    def sample(self, rng: Rng) -> Contrast:
+        """Draw the parameters."""
+        levels: Sequence[float] = ()
+        if rng.random() < self.probability:
+            levels = [float(v) for v in rng.uniform(0.05, 1.1, size=4)]
+        return Contrast(log_uniform(rng, *self.gamma), levels)
+
+
+@frozen
+class BiasField:
+    """Smooth multiplicative field exp(f), f a polynomial of third order over the volume (as TorchIO's RandomBiasField).
+
+    What is left of it after correction is ``error`` times f with the sign of its odd terms turned.
+    """
+
+    coefficients: tuple[float, ...] = field(converter=_floats)
+    error: float
+    known: bool
+
+    ORDER = 3
+
+    def log_field(self, positions: Sequence[torch.Tensor], extent: float, *, odd: float = 1.0) -> torch.Tensor:
+        """Evaluate f at positions (one vector per axis) of a volume that reaches from -extent to extent."""
+        powers = [torch.stack([(p / extent) ** n for n in range(self.ORDER + 1)]) for p in positions]
+        cube = positions[0].new_zeros((self.ORDER + 1,) * 3)
+        terms = _terms(self.ORDER)
+        for (i, j, k), value in zip(terms, self.coefficients, strict=True):
+            cube[i, j, k] = value * (odd if (i + j + k) % 2 else 1.0)
+        return torch.einsum("abc,ai,bj,ck->ijk", cube, *powers)
+
+
+def _terms(order: int) -> list[tuple[int, int, int]]:
+    size = range(order + 1)
+    return [(i, j, k) for i in size for j in size for k in size if 0 < i + j + k <= order]
+
+
+@frozen
+class RandomBiasField:
+    """Draw a :class:`BiasField`.
+
+    Parameters
+    ----------
+    strength
+        Largest coefficient of the log field.
+    probability
+        Of any field at all.
+    known
+        Probability that the network is given the field.
+    """
+
+    strength: float = 0.15
+    probability: float = 0.6
+    known: float = 0.6
+
+    def sample(self, rng: Rng) -> BiasField:
+        """Draw the parameters."""
+        size = self.strength * (rng.random() < self.probability) * rng.random()
+        coefficients = [float(v) for v in rng.uniform(-size, size, size=len(_terms(BiasField.ORDER)))]
+        return BiasField(coefficients, float(rng.uniform(0, 0.3)), bool(rng.random() < self.known))
+
+
+@frozen
+class Motion:
+    """Small shifts of the head between segments of k-space: along ``axis``, changing with the phase ``phase_axis``."""
+
+    axis: int
+    phase_axis: int
+    shifts: tuple[float, ...] = field(converter=_floats)
+
+    def apply(self, volume: torch.Tensor) -> torch.Tensor:
+        """Shift each segment of k-space by its own distance (voxels)."""
+        if not any(self.shifts):
+            return volume
+        n = volume.shape[self.phase_axis]
+        segment = torch.arange(n, device=volume.device) * len(self.shifts) // n
+        # Segments follow each other in k-space; the central one is not moved, or the whole image would be.
+        shift = torch.fft.ifftshift(volume.new_tensor(self.shifts)[segment] - self.shifts[len(self.shifts) // 2])
+        frequency = torch.fft.fftfreq(volume.shape[self.axis], device=volume.device)
+        turn = -2 * math.pi * torch.outer(frequency, shift)
+        if self.axis > self.phase_axis:
+            turn = turn.T
+        shape = [1, 1, 1]
+        shape[self.axis], shape[self.phase_axis] = volume.shape[self.axis], n
+        ramp = torch.polar(torch.ones_like(turn), turn).reshape(shape)
+        axes = (self.axis, self.phase_axis)
+        return torch.fft.ifftn(torch.fft.fftn(volume, dim=axes) * ramp, dim=axes).abs()
+
+
+@frozen
+class RandomMotion:
+    """Draw a :class:`Motion`; ``size`` is the standard deviation of the shifts in target voxels."""
+
+    size: float = 0.4
+    segments: int = 6
+    probability: float = 0.1
+
+    def sample(self, rng: Rng) -> Motion:
+        """Draw the parameters."""
+        axis, phase_axis = (int(a) for a in rng.permutation(3)[:2])
+        shifts = rng.normal(scale=self.size * (rng.random() < self.probability), size=self.segments)
+        return Motion(axis, phase_axis, [float(s) for s in shifts])
+
+
+@frozen
+class Sampling:
+    """Acquisition grid and point-spread function.
+
+    ``reported`` is what the network is told; scanners often do not say the truth.
+    """
+
+    zooms: tuple[float, float, float] = field(converter=_triple)
+    offsets: tuple[float, float, float] = field(converter=_triple)
+    psf: PSF
+    reported: PSF
+
+    def positions(self, axis: int, n: int) -> NDArray[np.float64]:
+        """Sample positions along an axis of n target voxels, from the centre of the volume."""
+        zoom, offset = self.zooms[axis], self.offsets[axis]
+        half = (n - 1) / 2
+        first, last = math.ceil((-half - offset) / zoom), math.floor((half - offset) / zoom)
+        return offset + zoom * np.arange(first, last + 1, dtype=np.float64)
+
+
+@frozen
+class RandomSampling:
+    """Draw a :class:`Sampling`.
+
+    Parameters
+    ----------
+    isotropic
+        Range of the factor of isotropic acquisitions.
+    slices
+        Range of the slice spacing of 2-D acquisitions.
+    in_plane
+        Range of their in-plane factor.
+    thickness
+        Range of the slice thickness as a share of the spacing; below 1 there are gaps.
+    slice_probability
+        Share of 2-D acquisitions.
+    truthful
+        Probability that the network is told the true profile, and not the one that voxel sizes suggest.
+    """
+
+    isotropic: Range = (1.0, 3.5)
+    slices: Range = (1.8, 8.0)
+    in_plane: Range = (1.0, 1.5)
+    thickness: Range = (0.7, 1.15)
+    slice_probability: float = 0.6
+    truthful: float = 0.5
+
+    def sample(self, rng: Rng) -> Sampling:
+        """Draw the parameters."""
+        if rng.random() < self.slice_probability:
+            zooms, axes = self._two_dimensional(rng)
+        else:
+            zooms, axes = self._three_dimensional(rng)
+        psf = PSF((axes[0], axes[1], axes[2]), "simulated")
+        offsets = [float(rng.uniform(-z / 2, z / 2)) for z in zooms]
+        reported = psf if rng.random() < self.truthful else PSF.from_acquisition(zooms)
+        return Sampling(zooms, offsets, psf, reported)
+
+    def _two_dimensional(self, rng: Rng) -> tuple[list[float], list[AxisPSF]]:
+        axis = int(rng.integers(3))
+        in_plane = 1.0 if rng.random() < 0.5 else log_uniform(rng, *self.in_plane)
+        zooms = [in_plane] * 3
+        zooms[axis] = max(in_plane, log_uniform(rng, *self.slices))
+        width = zooms[axis] * (float(rng.uniform(*self.thickness)) if rng.random() < 0.5 else 1.0)
+        axes = [AxisPSF("kspace", z) for z in zooms]
+        axes[axis] = AxisPSF(str(rng.choice(["gaussian", "rect", "kspace"], p=[0.6, 0.25, 0.15])), width)  # type: ignore[arg-type]
+        return zooms, axes
+
+    def _three_dimensional(self, rng: Rng) -> tuple[list[float], list[AxisPSF]]:
+        factor = log_uniform(rng, *self.isotropic)
+        zooms = [max(1.0, factor * float(rng.uniform(0.95, 1.05))) for _ in range(3)]
+        kind = str(rng.choice(["kspace", "gaussian", "rect"], p=[0.8, 0.15, 0.05]))
+        return zooms, [AxisPSF(kind, z) for z in zooms]  # type: ignore[arg-type]
+
+
+@frozen
+class RicianNoise:
+    """Magnitude of the image with Gaussian noise in both channels; ``reported`` is what the network is told."""
+
+    sigma: float
+    reported: float
+    seed: int
+
+    def apply(self, volume: torch.Tensor) -> torch.Tensor:
+        """Add the noise."""
+        generator = torch.Generator(volume.device).manual_seed(self.seed)
+        draw = torch.randn((2, *volume.shape), generator=generator, device=volume.device)
+        return torch.hypot(volume + self.sigma * draw[0], self.sigma * draw[1])
+
+
+@frozen
+class RandomRicianNoise:
+    """Draw a :class:`RicianNoise` of log-uniform ``sigma``; the report's logarithm errs by ``error``."""
+
+    sigma: Range = (0.004, 0.06)
+    error: float = 0.12
+
+    def sample(self, rng: Rng) -> RicianNoise:
+        """Draw the parameters."""
+        sigma = log_uniform(rng, *self.sigma)
+        return RicianNoise(sigma, sigma * float(math.exp(rng.normal(scale=self.error))), int(rng.integers(2**31)))
+
+
+@frozen
+class Scan:
+    """One simulated acquisition, all of its parameters."""
+
+    contrast: Contrast
+    bias: BiasField
+    motion: Motion
+    sampling: Sampling
+    noise: RicianNoise
+
+    def record(self) -> dict[str, Any]:
+        """Return the parameters as JSON-serialisable facts."""
+        return asdict(self)
+
+    @classmethod
+    def replay(cls, record: Mapping[str, Any]) -> Scan:
+        """Rebuild a scan from its record."""
+        sampling = dict(record["sampling"])
+        for key in ("psf", "reported"):
+            i, j, k = (AxisPSF(**axis) for axis in sampling[key]["axes"])
+            sampling[key] = PSF((i, j, k), sampling[key]["reason"])
+        return cls(
+            Contrast(**record["contrast"]),
+            BiasField(**record["bias"]),
+            Motion(**record["motion"]),
+            Sampling(**sampling),
+            RicianNoise(**record["noise"]),
+        )
+
+
+@frozen
+class RandomScan:
+    """Draw a :class:`Scan`: the parts and their ranges."""
+
+    contrast: RandomContrast = RandomContrast()
+    bias: RandomBiasField = RandomBiasField()
+    motion: RandomMotion = RandomMotion()
+    sampling: RandomSampling = RandomSampling()
+    noise: RandomRicianNoise = RandomRicianNoise()
+
+    def sample(self, rng: Rng) -> Scan:
+        """Draw the parameters of all parts."""
+        return Scan(
+            self.contrast.sample(rng),
+            self.bias.sample(rng),
+            self.motion.sample(rng),
+            self.sampling.sample(rng),
+            self.noise.sample(rng),
+        )
+
+
+@frozen(eq=False)
+class Example:
+    """What the network gets and what it should find.
+
+    Parameters
+    ----------
+    channels
+        float32 (2 + guidance, n, n, n): interpolated image, its correction by the data, guidance maps.
+    acquisition
+        float32 vector, see :func:`moesr_bids.sr.models.network.acquisition_vector`.
+    sharp
+        float32 (n, n, n): the truth on the target grid.
+    """
+
+    channels: torch.Tensor
+    acquisition: torch.Tensor
+    sharp: torch.Tensor
+
+
+def acquire(volume: torch.Tensor, scan: Scan, margin: int) -> Example:
+    """Simulate a scan of a volume and interpolate it back, as the engine does.
+
+    Parameters
+    ----------
+    volume
+        float32 (m, m, m): sharp volume with ``margin`` voxels more on each side than the example will have.
+    scan
+        Parameters.
+    margin
+        Voxels that are cut off after the simulation, where the profile reached outside of the volume.
+    """
+    n, device = volume.shape[0], volume.device
+    sharp = scan.contrast.apply(volume)
+    target = np.arange(n, dtype=np.float64) - (n - 1) / 2
+    source = [scan.sampling.positions(axis, n) for axis in range(3)]
+    on_target = [torch.from_numpy(target.astype(np.float32)).to(device)] * 3
+    on_source = [torch.from_numpy(s.astype(np.float32)).to(device) for s in source]
+
+    def tensors(matrices: Sequence[NDArray[np.float64]]) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(m.astype(np.float32)).to(device) for m in matrices)
+
+    def matrices(psf: PSF) -> list[NDArray[np.float64]]:
+        return [axis_matrix(s, target, p, 1.0) for s, p in zip(source, psf.axes, strict=True)]
+
+    log_bias = scan.bias.log_field(on_target, n / 2)
+    corrected_by = scan.bias.log_field(on_source, n / 2)
+    left = scan.bias.error * scan.bias.log_field(on_source, n / 2, odd=-1.0)
+    sampled = apply_axes(scan.motion.apply(sharp * log_bias.exp()), tensors(matrices(scan.sampling.psf)))
+    acquired = scan.noise.apply(sampled.clamp(min=0)) * (left - corrected_by).exp()
+    image = apply_axes(acquired, tensors([spline_matrix(s, target) for s in source]))
+    factors = Factors.of(tuple(matrices(scan.sampling.reported)), device)
+    correction = data_correction(image, acquired, factors, scan.noise.reported)
+    inner = (slice(margin, n - margin),) * 3
+    known = scan.bias.known
+    absent = torch.zeros_like(image)
+    channels = torch.stack([image, correction, log_bias if known else absent, absent])
+    vector = acquisition_vector(
+        scan.sampling.reported, scan.sampling.zooms, _TARGET, scan.noise.reported, (known, False)
+    )
+    return Example(channels[:, *inner].contiguous(), vector.to(device), sharp[inner].contiguous())

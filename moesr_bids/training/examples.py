@@ -1,0 +1,78 @@
+"""Examples by number: the same number gives the same example, so that a resumed training sees what it would have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from .acquisition import Example, RandomScan, acquire
+from .recipe import Recipe
+from .synthesis import LabelMap, RandomAnatomy
+from .volumes import Volume
+
+_SLOTS = 8  # drawn anatomies in use at a time
+_SCALE_ERROR = 0.1  # of the 99th percentile: head and brain differ in it
+
+
+class Examples:
+    """Endless examples of a training.
+
+    Parameters
+    ----------
+    volumes, labels
+        What patches are drawn from; the recipe says in which share.
+    recipe
+        Sizes and shares.
+    seed
+        Of all random numbers.
+    device
+        Where patches are synthesised and degraded.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Volume],
+        labels: Sequence[LabelMap],
+        recipe: Recipe,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        if not volumes and not labels:
+            raise ValueError("a training needs volumes or label maps")
+        self.volumes, self.labels, self.recipe, self.seed, self.device = volumes, labels, recipe, seed, device
+        self.synthetic = 0.0 if not labels else 1.0 if not volumes else recipe.synthetic
+        self.anatomy, self.scan = RandomAnatomy(), RandomScan()
+        self._drawn = lru_cache(maxsize=2 * _SLOTS)(self._draw)
+
+    def __getitem__(self, number: int) -> Example:
+        """Return example ``number``."""
+        rng = np.random.default_rng([self.seed, 0, number])
+        size = self.recipe.patch + 2 * self.recipe.margin
+        if rng.random() < self.synthetic:
+            volume = self.anatomy.paint(self._drawn(*self._anatomy_of(number)), rng)
+        else:
+            volume = self.volumes[int(rng.integers(len(self.volumes)))].patch(size, rng, self.device)
+        volume = volume * float(np.exp(rng.normal(scale=_SCALE_ERROR)))
+        return acquire(volume, self.scan.sample(rng), self.recipe.margin)
+
+    def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Stack examples ``first`` to ``first + count - 1``: channels, acquisition vectors, truth with one channel."""
+        some = [self[number] for number in range(first, first + count)]
+        return (
+            torch.stack([e.channels for e in some]),
+            torch.stack([e.acquisition for e in some]),
+            torch.stack([e.sharp for e in some])[:, None],
+        )
+
+    def _anatomy_of(self, number: int) -> tuple[int, int]:
+        """Return slot and generation of the anatomy that an example uses if it is synthetic."""
+        return number % _SLOTS, int(number * self.synthetic) // (_SLOTS * self.recipe.reuse)
+
+    def _draw(self, slot: int, generation: int) -> torch.Tensor:
+        rng = np.random.default_rng([self.seed, 1, slot, generation])
+        labels = self.labels[int(rng.integers(len(self.labels)))]
+        return self.anatomy.draw(labels, self.recipe.patch + 2 * self.recipe.margin, rng, self.device)

@@ -1,0 +1,308 @@
+"""The training loop: one process or several (torchrun), limited in time, resumable to the step."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from attrs import frozen
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ..atomic import temporary_beside
+from ..sr.models.network import INPUTS, ResidualNetwork
+from ..sr.precision import fast_dtype
+from .examples import Examples
+from .losses import student_loss
+from .recipe import Recipe, recipe_from
+from .synthesis import LabelMap
+from .validation import validate
+from .volumes import Volume
+
+_FINAL_RATE = 0.02  # of the learning rate
+_LOG_EVERY = 100
+_SAVE_SECONDS = 120.0
+_VALIDATION_PATCH = 64
+_VALIDATION_PATCHES = 3
+STATE = "state.safetensors"
+LOG = "training.tsv"
+
+
+@frozen(kw_only=True)
+class Budget:
+    """When a run ends: after ``minutes``, or at step ``steps``, whichever comes first."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def share(self, step: int, seconds: float) -> float:
+        """Share of the run that is done."""
+        shares = [0.0]
+        if self.minutes:
+            shares.append(seconds / (60 * self.minutes))
+        if self.steps:
+            shares.append(step / self.steps)
+        return min(1.0, max(shares))
+
+
+@frozen(kw_only=True)
+class Team:
+    """The processes of a training, from the environment that torchrun makes."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: torch.device) -> Team:
+        """Join the other processes, if there are any."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls(rank=0, size=1, device=device)
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(rank=dist.get_rank(), size=size, device=device)
+
+    def leave(self) -> None:
+        """Part from the other processes."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    def agree(self, share: float) -> float:
+        """Return what the first process says, so that all end at the same step."""
+        if self.size == 1:
+            return share
+        said = torch.tensor([share], dtype=torch.float64, device=self.device)
+        dist.broadcast(said, 0)
+        return float(said)
+
+    def average_gradients(self, network: nn.Module) -> None:
+        """Average the gradients over the processes."""
+        if self.size == 1:
+            return
+        flat = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        dist.all_reduce(flat)
+        flat /= self.size
+        start = 0
+        for p in network.parameters():
+            if p.grad is not None:
+                p.grad.copy_(flat[start : start + p.grad.numel()].view_as(p.grad))
+                start += p.grad.numel()
+
+
+@frozen(kw_only=True)
+class Trained:
+    """What a run leaves: averaged weights and the facts for their card."""
+
+    network: ResidualNetwork
+    recipe: Recipe
+    steps: int
+    minutes: float
+    gains: dict[str, float]
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    volumes: Sequence[Volume],
+    labels: Sequence[LabelMap],
+    held_out: Sequence[Volume],
+    budget: Budget,
+    device: torch.device,
+    seed: int = 0,
+    start: ResidualNetwork | None = None,
+    validate_minutes: float = 10.0,
+    say: Any = print,
+) -> Trained:
+    """Train, or go on with what is in ``folder``.
+
+    Parameters
+    ----------
+    recipe
+        Settings; must equal those of the run that is resumed.
+    folder
+        Where the state (``state.safetensors``), the log (``training.tsv``) and TensorBoard's events are.
+    volumes, labels
+        What is trained on.
+    held_out
+        Volumes for validation, of other participants.
+    budget
+        When to stop. The learning rate goes to zero with it. A killed run goes on where it was saved; after one that
+        ended, the rate warms up again.
+    device
+        Where to train; one GPU per process under torchrun.
+    seed
+        Of the weights and of all examples.
+    start
+        Weights to start a new training from.
+    validate_minutes
+        Time between two validations.
+    say
+        Told a line now and then.
+    """
+    team = Team.join(device)
+    try:
+        run = _Run(recipe, folder, team, seed, start)
+        examples = Examples(volumes, labels, recipe, seed=seed, device=team.device)
+        return run.loop(examples, held_out, budget, validate_minutes, say)
+    finally:
+        team.leave()
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, folder: Path, team: Team, seed: int, start: ResidualNetwork | None) -> None:
+        self.recipe, self.folder, self.team = recipe, folder, team
+        torch.manual_seed(seed)
+        self.network = (copy.deepcopy(start) if start else ResidualNetwork(recipe.network)).to(team.device)
+        self.network = self.network.to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+        )
+        self.step, self.seconds, self.first_step = 0, 0.0, 0
+        if (folder / STATE).is_file():
+            self._load()
+
+    def loop(
+        self, examples: Examples, held_out: Sequence[Volume], budget: Budget, validate_minutes: float, say: Any
+    ) -> Trained:
+        recipe, team, begun = self.recipe, self.team, time.monotonic()
+        dtype = fast_dtype(team.device)
+        per_step = recipe.batch * team.size
+        before, saved, validated = self.seconds, begun, begun
+        sums: dict[str, float] = {}
+        while True:
+            elapsed = time.monotonic() - begun
+            share = team.agree(budget.share(self.step, elapsed))
+            if share >= 1:
+                break
+            self._set_rate(share)
+            channels, acquisition, sharp = examples.batch(self.step * per_step + team.rank * recipe.batch, recipe.batch)
+            with torch.autocast(team.device.type, dtype, enabled=dtype != torch.float32):
+                output = self.network(channels, acquisition)
+            start = channels[:, :INPUTS].sum(dim=1, keepdim=True)
+            loss, terms = student_loss(output, start, sharp, recipe.loss)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            team.average_gradients(self.network)
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
+            self.optimizer.step()
+            self.step += 1
+            self._average()
+            for name, value in {**terms, "gradient_norm": norm}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) / _LOG_EVERY
+            self.seconds = before + time.monotonic() - begun
+            if team.rank:
+                continue
+            if self.step % _LOG_EVERY == 0:
+                self._log("train", sums, say)
+                sums = {}
+            if held_out and time.monotonic() - validated > 60 * validate_minutes:
+                self._log("validation", self._validate(held_out), say)
+                validated = time.monotonic()
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                self._save()
+                saved = time.monotonic()
+        gains: dict[str, float] = {}
+        if not team.rank:
+            self.first_step = self.step  # the next run warms up again
+            self._save()
+            gains = self._validate(held_out)
+            self._log("validation", gains, say)
+        return Trained(
+            network=self.average, recipe=recipe, steps=self.step, minutes=round(self.seconds / 60, 1), gains=gains
+        )
+
+    def _set_rate(self, share: float) -> None:
+        recipe = self.recipe
+        warm = min(1.0, (self.step - self.first_step + 1) / max(1, recipe.warmup))
+        left = 1.0 if recipe.decay == 0 else min(1.0, (1 - share) / recipe.decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * warm * max(left, _FINAL_RATE)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # Shorter memory at the start, so that the first weights are forgotten.
+        keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(now, 1 - keep)
+
+    def _validate(self, held_out: Sequence[Volume]) -> dict[str, float]:
+        return validate(
+            self.average,
+            held_out,
+            patch=_VALIDATION_PATCH,
+            margin=self.recipe.margin,
+            patches=_VALIDATION_PATCHES,
+            device=self.team.device,
+        )
+
+    def _log(self, kind: str, values: dict[str, float], say: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = self.folder / LOG
+        new = not path.exists()
+        with path.open("a", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, delimiter="\t")
+            if new:
+                writer.writerow(["step", "minutes", "kind", "name", "value"])
+            for name, value in values.items():
+                writer.writerow([self.step, f"{self.seconds / 60:.2f}", kind, name, f"{value:.5g}"])
+        with SummaryWriter(self.folder) as board:
+            for name, value in values.items():
+                board.add_scalar(f"{kind}/{name}", value, self.step)
+        if kind == "validation" and values:
+            shown = f"mean gain {sum(values.values()) / len(values):+.2f} dB"
+        else:
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        say(f"step {self.step}, {self.seconds / 60:.1f} min, {kind}: {shown}")
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def _save(self) -> None:
+        facts = {
+            "step": self.step,
+            "first_step": self.first_step,
+            "seconds": self.seconds,
+            "recipe": self.recipe.record(),
+        }
+        with temporary_beside(self.folder / STATE) as path:
+            save_file(self._tensors(), path, metadata={"training": json.dumps(facts)})
+
+    def _load(self) -> None:
+        path = self.folder / STATE
+        with safe_open(path, "pt", device=str(self.team.device)) as stored:
+            facts = json.loads(stored.metadata()["training"])
+            if recipe_from(facts["recipe"]) != self.recipe:
+                raise ValueError(f"{path}: was trained with another recipe; use that one or another folder")
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.network.load_state_dict(part("network."))
+        self.average.load_state_dict(part("average."))
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in part("optimizer.").items():
+            number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step, self.first_step, self.seconds = facts["step"], facts["first_step"], facts["seconds"]

@@ -1,0 +1,208 @@
+"""Synthetic volumes from label maps, so that no contrast and no scanner is foreign to the network.
+
+After SynthSeg and SynthSR (Billot et al. 2023; Iglesias et al. 2023): every label gets a random intensity. Here the
+anatomy is drawn at twice the target's resolution and averaged, which gives partial volume; tissue has a texture with a
+power-law spectrum; lesions of random shape are put into white matter.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from attrs import frozen
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from ..errors import ImageError
+from ..sr.projection import bounding_box
+from .volumes import log_uniform, read_3d, turned
+
+# FreeSurfer numbers whose two sides have one contrast.
+_RIGHT_TO_LEFT = {
+    **{41: 2, 42: 3, 43: 4, 44: 5, 46: 7, 47: 8, 49: 10, 50: 11, 51: 12, 52: 13, 53: 17, 54: 18, 58: 26, 60: 28},
+    **{62: 30, 63: 31},
+}
+_WHITE_MATTER = (2, 7)
+_BACKGROUND = 0
+_LESION = 255
+_OVERSAMPLING = 2
+_SHARPER = 2  # label maps are refined by this factor before they are drawn, or their voxels would be seen
+_SPECTRAL_SLOPE = 1.2  # amplitude ~ 1 / f^slope, as white matter of the training scans has it
+_FINEST_TEXTURE = 40.0  # voxels of the longest wave
+
+
+@frozen(eq=False)
+class LabelMap:
+    """A label map with merged sides, renumbered 0 .. n - 1 (0 is background), and voxels to draw patches around."""
+
+    name: str
+    data: NDArray[np.uint8]
+    white_matter: tuple[int, ...]
+    labels: int
+    centres: NDArray[np.int16]
+
+
+def load_label_map(path: Path) -> LabelMap:
+    """Load a label map with FreeSurfer numbers.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read or is no map with white matter.
+    """
+    voxels, _ = read_3d(path)
+    raw = voxels.astype(np.int32)
+    whole = np.array_equal(raw, voxels)
+    for right, left in _RIGHT_TO_LEFT.items():
+        raw[raw == right] = left
+    values = np.unique(np.append(raw, _BACKGROUND))
+    if not whole or _WHITE_MATTER[0] not in values or len(values) >= _LESION:
+        raise ImageError(f"{path}: not a map of FreeSurfer labels with white matter ({_WHITE_MATTER[0]})")
+    data = np.searchsorted(values, raw).astype(np.uint8)
+    brain = np.argwhere((raw > 0) & (raw < 100))
+    white = tuple(int(np.searchsorted(values, v)) for v in _WHITE_MATTER if v in values)
+    name = path.name.split(".", 1)[0]
+    return LabelMap(name, data, white, len(values), brain[:: max(1, len(brain) // 50_000)].astype(np.int16))
+
+
+@frozen
+class RandomAnatomy:
+    """Ranges of the synthesis.
+
+    Parameters
+    ----------
+    spacing
+        Target voxel size in label voxels.
+    rotation
+        Largest rotation about each axis in degrees.
+    displacement
+        Standard deviation of the smooth displacement in label voxels.
+    texture
+        Range of the standard deviation of the texture within a tissue.
+    lesions
+        Probability of lesions in a patch.
+    bare
+        Probability that everything outside of the brain is background.
+    """
+
+    spacing: tuple[float, float] = (0.65, 1.1)
+    rotation: float = 20.0
+    displacement: float = 2.0
+    texture: tuple[float, float] = (0.003, 0.04)
+    lesions: float = 0.3
+    bare: float = 0.3
+
+    def draw(self, labels: LabelMap, size: int, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
+        """Draw the labels of a deformed cube of ``size`` target voxels at twice the target's resolution, uint8."""
+        generator = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
+        spacing = rng.uniform(*self.spacing, size=3)
+        reach = math.ceil(size * float(spacing.max()) * 1.2 + 4 * self.displacement)
+        centre = labels.centres[rng.integers(len(labels.centres))].astype(int)
+        refined = _refine(_crop_labels(labels.data, centre, reach, device))
+        n = size * _OVERSAMPLING
+        line = (torch.arange(n, device=device) + 0.5) / _OVERSAMPLING - size / 2
+        turn = torch.from_numpy((_rotation(rng, self.rotation) * spacing).astype(np.float32)).to(device)
+        grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"))
+        knots = torch.randn((1, 3, 6, 6, 6), generator=generator, device=device) * self.displacement
+        smooth = functional.interpolate(knots, size=(n, n, n), mode="trilinear", align_corners=True)[0]
+        place = torch.einsum("ab,bijk->aijk", turn, grid).add_(smooth)
+        index = ((place + reach / 2) * _SHARPER).long().clamp_(0, refined.shape[0] - 1)
+        fine = refined[index[0], index[1], index[2]]
+        if rng.random() < self.lesions:
+            self._add_lesions(labels, fine, rng)
+        if rng.random() < self.bare:
+            _strip(labels, fine)
+        return fine
+
+    def paint(self, fine: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Give drawn labels a contrast: float32 cube at the target's resolution, in random orientation."""
+        generator = torch.Generator(fine.device).manual_seed(int(rng.integers(2**31)))
+        means = rng.uniform(0.05, 1.1, size=_LESION + 1).astype(np.float32)
+        spread = log_uniform(rng, *self.texture) * rng.uniform(0.5, 1.5, size=_LESION + 1).astype(np.float32)
+        for table in (means, spread):
+            table[_BACKGROUND] = 0.0
+        tables = torch.from_numpy(np.stack([means, spread])).to(fine.device)
+        drawn = functional.avg_pool3d(tables[:, fine.int()][None], _OVERSAMPLING)[0]
+        image = drawn[0] + drawn[1] * texture(drawn.shape[-1], generator, fine.device)
+        return turned(image.clamp(min=0), rng)
+
+    def _add_lesions(self, labels: LabelMap, fine: torch.Tensor, rng: np.random.Generator) -> None:
+        """Replace white matter inside some rough balls."""
+        n = fine.shape[0]
+        white = torch.isin(fine, torch.tensor(labels.white_matter, device=fine.device))
+        line = torch.arange(n, device=fine.device, dtype=torch.float32)
+        for _ in range(int(rng.integers(1, 8))):
+            centre = rng.uniform(0, n, size=3)
+            radii = np.exp(rng.uniform(math.log(2.0), math.log(0.12 * n), size=3))
+            distance = sum(
+                ((line - float(c)) / float(r)).square().reshape([-1 if a == axis else 1 for a in range(3)])
+                for axis, (c, r) in enumerate(zip(centre, radii, strict=True))
+            )
+            phase = [float(p) for p in rng.uniform(0, 2 * math.pi, size=3)]
+            wave = sum(
+                torch.sin(line * (2 * math.pi / float(3 * r)) + p).reshape([-1 if a == axis else 1 for a in range(3)])
+                for axis, (r, p) in enumerate(zip(radii, phase, strict=True))
+            )
+            fine[(distance + 0.25 * wave < 1) & white] = _LESION
+
+
+def _strip(labels: LabelMap, fine: torch.Tensor) -> None:
+    """Make background of the labels that keep away from white matter: skull, skin and what lies between."""
+    white = torch.isin(fine, torch.tensor([*labels.white_matter, _LESION], dtype=torch.uint8, device=fine.device))
+    coarse = functional.max_pool3d(white[None, None].float(), 4)
+    near = functional.interpolate(functional.max_pool3d(coarse, 3, stride=1, padding=1), scale_factor=4)[0, 0] > 0
+    inside = fine[tuple(slice(0, n) for n in near.shape)]
+    touched = torch.bincount(inside[near].int(), minlength=_LESION + 1)
+    total = torch.bincount(inside.flatten().int(), minlength=_LESION + 1).clamp(min=1)
+    fine[(touched / total < 0.2)[fine.int()]] = _BACKGROUND
+
+
+def texture(size: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
+    """Gaussian random field of standard deviation 1 with a power-law spectrum, float32 (size, size, size)."""
+    white = torch.randn((size,) * 3, generator=generator, device=device)
+    squares = torch.fft.fftfreq(size, device=device).square()
+    half = torch.fft.rfftfreq(size, device=device).square()
+    frequency = (squares[:, None, None] + squares[None, :, None] + half).sqrt_().clamp_(min=1 / _FINEST_TEXTURE)
+    field = torch.fft.irfftn(torch.fft.rfftn(white) * frequency.pow_(-_SPECTRAL_SLOPE), s=(size,) * 3)
+    return field / field.std()
+
+
+def _crop_labels(data: NDArray[np.uint8], centre: NDArray[np.int_], size: int, device: torch.device) -> torch.Tensor:
+    picks = [np.clip(np.arange(size) - size // 2 + c, -1, n) for c, n in zip(centre, data.shape, strict=True)]
+    cube = data[np.ix_(*(np.clip(p, 0, n - 1) for p, n in zip(picks, data.shape, strict=True)))]
+    for axis, (p, n) in enumerate(zip(picks, data.shape, strict=True)):
+        cube[tuple((p < 0) | (p >= n) if a == axis else slice(None) for a in range(3))] = _BACKGROUND
+    return torch.from_numpy(cube).to(device)
+
+
+def _refine(cube: torch.Tensor) -> torch.Tensor:
+    """Label map at twice the resolution: the label with the largest smoothed and interpolated indicator."""
+    size = [n * _SHARPER for n in cube.shape]
+    best = torch.zeros(size, device=cube.device)
+    chosen = torch.zeros(size, dtype=torch.uint8, device=cube.device)
+    for label in torch.unique(cube).tolist():
+        here = cube == label
+        # Two voxels around the label: that far its smoothed indicator reaches.
+        around = zip(bounding_box(here), cube.shape, strict=True)
+        box = tuple(slice(max(0, b.start - 2), min(n, b.stop + 2)) for b, n in around)
+        smooth = functional.avg_pool3d(here[box][None, None].float(), 3, stride=1, padding=1, count_include_pad=False)
+        indicator = functional.interpolate(smooth, scale_factor=_SHARPER, mode="trilinear")[0, 0]
+        fine = tuple(slice(b.start * _SHARPER, b.stop * _SHARPER) for b in box)
+        better = indicator > best[fine]
+        chosen[fine][better] = label
+        best[fine] = torch.maximum(best[fine], indicator)
+    return chosen
+
+
+def _rotation(rng: np.random.Generator, degrees: float) -> NDArray[np.float64]:
+    turn = np.eye(3)
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        angle = math.radians(float(rng.uniform(-degrees, degrees)))
+        one = np.eye(3)
+        one[a, a] = one[b, b] = math.cos(angle)
+        one[a, b], one[b, a] = -math.sin(angle), math.sin(angle)
+        turn = one @ turn
+    return turn

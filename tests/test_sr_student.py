@@ -1,0 +1,272 @@
+"""The student: its weights, independence of windows, guidance, uncertainty, and sharp input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from benchmarks.degrade import all_cases, degrade
+from moesr_bids.cli.moesr import main
+from moesr_bids.errors import ImageError
+from moesr_bids.sr.calibration import LEVELS, ErrorRatios
+from moesr_bids.sr.engine import super_resolve
+from moesr_bids.sr.metrics import psnr
+from moesr_bids.sr.models import get_model, model_names, weights_sha256
+from moesr_bids.sr.models import student as module
+from moesr_bids.sr.models.network import (
+    CONDITIONS,
+    GUIDANCE,
+    INPUTS,
+    NetworkShape,
+    ResidualNetwork,
+    acquisition_vector,
+    depth_to_space,
+    space_to_depth,
+)
+from moesr_bids.sr.models.student import head_weight
+from moesr_bids.sr.psf import PSF
+from moesr_bids.sr.weights import PACKAGED, Weights, write_weights
+
+
+def brainlike(shape: tuple[int, int, int] = (54, 60, 48), noise: float = 0.0) -> nib.Nifti1Image:
+    """Folded layers in an ellipsoid: background, cortex, white matter, ventricle."""
+    i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    radius = np.sqrt(i**2 + j**2 + k**2) + 0.06 * np.sin(9 * i + 5 * j) * np.cos(8 * k - 3 * j)
+    truth = 70.0 * (radius < 0.85) + 40.0 * (radius < 0.68) - 80.0 * (radius < 0.22)
+    data = ndimage.gaussian_filter(truth, 0.6)
+    random = np.random.default_rng(0)
+    data = np.hypot(data + random.normal(scale=noise, size=shape), random.normal(scale=noise, size=shape))
+    return nib.Nifti1Image(data.astype(np.float32), np.diag([-1.0, 1.0, 1.0, 1.0]))
+
+
+def thick(noise: float = 2.0) -> nib.Nifti1Image:
+    case = next(case for case in all_cases() if case.name == "slices4k")
+    return degrade(brainlike(), case, noise, seed=0)
+
+
+@pytest.fixture
+def learned(tmp_path: Path) -> Path:
+    """Weights of a small network with random output: whatever it says must not depend on windows or flips."""
+    torch.manual_seed(0)
+    network = ResidualNetwork(NetworkShape(channels=8, blocks=2, embedding=8))
+    for layer in (network.tail, *(block.modulate for block in network.body)):
+        torch.nn.init.normal_(layer.weight, std=0.05)
+    path = tmp_path / "weights.safetensors"
+    write_weights(path, network, {"temperature": {"all": 1.5, "T1w": 2.0}})
+    return path
+
+
+def test_the_default_model_comes_with_weights_and_a_card() -> None:
+    assert model_names()[0] == "student"
+    weights = Weights.read(PACKAGED / "student.safetensors")
+    assert weights_sha256("student") == get_model("student").card.weights_sha256 == weights.sha256
+    parameters = sum(p.numel() for p in weights.network(torch.device("cpu")).parameters())
+    assert parameters < 4_000_000
+    card = weights.card
+    assert not {"sub-bert_T1w", "sub-seeg_T1w", "sub-ljubms07_FLAIR"} & set(card["data"]["scans"])
+    assert set(card["coverage"]) == {str(level) for level in LEVELS}
+    assert card["training"]["steps"] > 0
+    assert set(card["validation"]) == {"kspace2", "slices3", "slices4", "slices5"}
+
+
+def test_weights_that_are_not_what_their_card_says_are_refused(learned: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    shutil.copy(learned, other)
+    with pytest.raises(ValueError, match="card"):
+        get_model(str(other))
+    shutil.copy(learned.with_suffix(".json"), other.with_suffix(".json"))
+    assert get_model(str(other)).card.uncertainty
+    other.write_bytes(other.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="not the file that its card"):
+        Weights.read(other)
+    facts = json.loads(learned.with_suffix(".json").read_text())
+    facts["network"]["channels"] = 16
+    learned.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="not of the network"):
+        Weights.read(learned).network(torch.device("cpu"))
+
+
+def test_space_to_depth_is_undone() -> None:
+    volume = torch.randn(2, 3, 8, 6, 10)
+    cells = space_to_depth(volume)
+    assert cells.shape == (2, 24, 4, 3, 5)
+    torch.testing.assert_close(depth_to_space(cells), volume, rtol=0, atol=0)
+
+
+def test_network_sees_no_further_than_it_says() -> None:
+    shape = NetworkShape(channels=8, blocks=1, embedding=8)
+    network = ResidualNetwork(shape)
+    torch.nn.init.normal_(network.tail.weight)
+    reach = shape.receptive_field
+    n = 4 * reach
+    channels = torch.zeros(1, INPUTS + len(GUIDANCE), n, n, n)
+    changed = channels.clone()
+    changed[..., n // 2, n // 2, n // 2] = 1.0
+    vector = torch.zeros(1, CONDITIONS)
+    with torch.no_grad():
+        moved = (network(changed, vector).residual - network(channels, vector).residual)[0, 0].abs() > 0
+    touched = torch.nonzero(moved)
+    assert len(touched) > 0
+    assert int((touched - n // 2).abs().max()) <= reach
+
+
+@pytest.mark.parametrize("model", ["student", "random"])
+def test_result_does_not_depend_on_the_windows(model: str, learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = str(learned) if model == "random" else model
+    whole = super_resolve(thick(), resolution=1.0, model=name, threads=1)
+    monkeypatch.setattr(module, "CPU_WINDOW_VOXELS", 70_000 if model == "random" else 150_000)
+    cut = super_resolve(thick(), resolution=1.0, model=name, threads=1)
+    assert cut.record["Windows"] > whole.record["Windows"] == 1
+    assert cut.uncertainty is not None
+    assert whole.uncertainty is not None
+    for one, other in ((whole.image, cut.image), (whole.uncertainty, cut.uncertainty)):
+        difference = np.abs(one.get_fdata() - other.get_fdata()).max()
+        assert difference < 1e-3 * np.percentile(whole.image.get_fdata(), 99)
+
+
+def test_averaging_makes_the_model_equivariant_to_flips(learned: Path) -> None:
+    image = thick()
+    flipped = nib.Nifti1Image(np.ascontiguousarray(image.get_fdata(dtype=np.float32)[::-1]), image.affine)
+    results = [
+        super_resolve(scan, resolution=1.0, model=str(learned), averaged=True, threads=1) for scan in (image, flipped)
+    ]
+    one, other = (result.image.get_fdata() for result in results)
+    np.testing.assert_allclose(one, other[::-1], atol=1e-3 * one.max())
+    assert results[0].record["TestTimeAveraging"]
+
+
+def test_guidance_reaches_the_network_and_is_checked(learned: Path) -> None:
+    image = thick()
+    field = nib.Nifti1Image(np.full(image.shape, 0.2, np.float32), image.affine)
+    plain = super_resolve(image, resolution=1.0, model=str(learned), threads=1)
+    guided = super_resolve(image, resolution=1.0, model=str(learned), guidance={"log_bias": field}, threads=1)
+    assert plain.record["Guidance"] == []
+    assert guided.record["Guidance"] == ["log_bias"]
+    assert np.abs(plain.image.get_fdata() - guided.image.get_fdata()).max() > 0
+    classical = [
+        super_resolve(image, resolution=1.0, model="classical", guidance=maps, threads=1).image.get_fdata()
+        for maps in ({}, {"log_bias": field})
+    ]
+    np.testing.assert_array_equal(*classical)
+    with pytest.raises(ValueError, match="unknown guidance"):
+        super_resolve(image, resolution=1.0, model=str(learned), guidance={"magic": field})
+    shifted = nib.Nifti1Image(field.get_fdata(), image.affine + np.eye(4))
+    with pytest.raises(ImageError, match="not on the grid"):
+        super_resolve(image, resolution=1.0, model=str(learned), guidance={"log_bias": shifted})
+
+
+def test_uncertainty_is_calibrated_by_contrast_and_has_the_images_units(learned: Path) -> None:
+    image = thick()
+    unknown, t1w = (
+        super_resolve(image, resolution=1.0, model=str(learned), contrast=contrast, threads=1)
+        for contrast in ("", "T1w")
+    )
+    assert unknown.uncertainty is not None
+    assert t1w.uncertainty is not None
+    std = unknown.uncertainty.get_fdata()
+    assert unknown.uncertainty.shape == unknown.image.shape
+    assert std.min() > 0
+    head = head_weight(torch.from_numpy(unknown.image.get_fdata(dtype=np.float32) / 110)).numpy() == 1
+    np.testing.assert_allclose(t1w.uncertainty.get_fdata()[head], std[head] * 2.0 / 1.5, rtol=1e-3)
+    brighter = nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 10, image.affine)
+    scaled = super_resolve(brighter, resolution=1.0, model=str(learned), threads=1)
+    assert scaled.uncertainty is not None
+    np.testing.assert_allclose(scaled.uncertainty.get_fdata(), 10 * std, rtol=1e-2)
+
+
+def test_error_ratios_find_the_factor_and_the_coverage() -> None:
+    random = np.random.default_rng(0)
+    std = random.uniform(1, 3, size=(40, 40, 40))
+    error, mask = random.normal(size=std.shape) * std * 1.7, np.ones(std.shape, dtype=bool)
+    ratios = ErrorRatios.of(error, std, mask)
+    assert ratios.temperature() == pytest.approx(1.7, rel=0.02)
+    for level, share in ratios.coverage(1.7).items():
+        assert share == pytest.approx(int(level) / 100, abs=0.01)
+    again = ErrorRatios.of(error, 1.7 * std, mask, temperature=1.7)
+    np.testing.assert_allclose(again.counts, ratios.counts, atol=1e-4)
+
+
+def test_sharp_input_is_left_alone() -> None:
+    sigma = 2.0
+    truth, scan = brainlike().get_fdata(), brainlike(noise=sigma)
+    result = super_resolve(scan, resolution=1.0, threads=1)
+    out = result.image.get_fdata()
+    inside = ndimage.binary_erosion(truth > 20, iterations=2)
+    change = out[inside] - scan.get_fdata()[inside]
+    assert np.sqrt(np.mean(change**2)) < 1.2 * sigma
+    assert psnr(truth, out, inside) > psnr(truth, scan.get_fdata(), inside)
+    assert result.record["Faithfulness"]["ResidualStd"] <= 1.05
+
+
+@pytest.mark.parametrize("name", ["kspace2", "slices4k"])
+def test_student_beats_cubic_and_classical_on_a_real_scan(shared_data: Path, name: str) -> None:
+    source = nib.load(shared_data / "bids/sub-bert/anat/sub-bert_T1w.nii.gz")
+    labels = nib.load(next((shared_data / "labels/aparcaseg/sub-bert").rglob("*_dseg.nii.gz")))
+    box = tuple(slice(low, low + 60) for low in (98, 70, 98))
+    truth = nib.Nifti1Image(source.get_fdata(dtype=np.float32)[box], source.affine)
+    inside = np.asanyarray(labels.dataobj)[box] > 0
+    case = next(case for case in all_cases() if case.name == name)
+    low = degrade(truth, case, 0.02 * float(np.percentile(truth.get_fdata()[inside], 99)), seed=0)
+    found = {
+        model: psnr(
+            truth.get_fdata(), super_resolve(low, resolution=1.0, model=model, threads=1).image.get_fdata(), inside
+        )
+        for model in model_names()
+    }
+    assert found["student"] > found["classical"]
+    assert found["student"] > found["cubic"]
+
+
+def test_acquisition_vector_is_about_octaves_and_ignores_finer_input() -> None:
+    psf = PSF.parse("kspace,kspace,gaussian:5.6", (0.35, 1.4, 5.6))
+    vector = acquisition_vector(psf, (0.35, 1.4, 5.6), (0.7, 0.7, 0.7), 0.04, (True, False))
+    assert vector.shape == (CONDITIONS,)
+    assert vector.tolist() == pytest.approx([0, 0, 1, 1, 1, 1, 3, 3, -1, 1, 1, -1])
+
+
+def test_head_weight_keeps_the_head_and_drops_specks() -> None:
+    image = torch.zeros(64, 64, 64)
+    image[24:40, 24:40, 24:40] = 1.0
+    image[60, 60, 60] = 1.0
+    weight = head_weight(image)
+    assert float(weight[24:40, 24:40, 24:40].min()) == 1.0
+    assert float(weight[56:, 56:, 56:].max()) == 0.0
+    assert float(weight[:8].max()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "classical", "--uncertainty", "std.nii.gz"], "no use for --uncertainty"),
+        (["--model", "cubic", "--test-time-averaging"], "no use for --test-time-averaging"),
+        (["--model", "missing.safetensors"], "cannot be read"),
+        (["--uncertainty", "std.txt"], "ends in"),
+    ],
+)
+def test_command_refuses_what_a_model_cannot_do(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nib.save(thick(), "scan.nii.gz")
+    assert main(["sr", "scan.nii.gz", "out.nii.gz", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.nii.gz"]
+
+
+def test_command_writes_the_uncertainty(tmp_path: Path, learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nib.save(thick(), "scan.nii.gz")
+    options = ["sr", "scan.nii.gz", "out.nii.gz", "--resolution", "1", "--model", str(learned), "--omp-nthreads", "1"]
+    assert main([*options, "--uncertainty", "std.nii.gz"]) == 0
+    assert nib.load("std.nii.gz").shape == nib.load("out.nii.gz").shape

@@ -1,0 +1,337 @@
+"""Training: simulated acquisitions, volumes, synthesis, and the loop."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from moesr_bids.cli.moesr import main
+from moesr_bids.errors import ImageError
+from moesr_bids.sr.models.network import GUIDANCE, INPUTS, NetworkOutput
+from moesr_bids.sr.psf import PSF
+from moesr_bids.sr.weights import Weights
+from moesr_bids.training import loop
+from moesr_bids.training.acquisition import (
+    BiasField,
+    Contrast,
+    Motion,
+    RandomBiasField,
+    RandomContrast,
+    RandomScan,
+    RicianNoise,
+    Sampling,
+    Scan,
+    acquire,
+)
+from moesr_bids.training.examples import Examples
+from moesr_bids.training.loop import Budget, train
+from moesr_bids.training.losses import LossWeights, student_loss
+from moesr_bids.training.recipe import read_recipe, recipe_from
+from moesr_bids.training.synthesis import RandomAnatomy, load_label_map, texture
+from moesr_bids.training.volumes import axis_smoothness, load_volume
+from tests.test_sr_student import brainlike
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+NOTHING = {"contrast": Contrast(1.0), "bias": BiasField([0.0] * 19, 0.0, False), "motion": Motion(0, 1, [0.0])}
+TINY = {
+    **{"network": {"channels": 8, "blocks": 1, "embedding": 8}, "patch": 16, "margin": 8, "batch": 2, "synthetic": 0.5},
+    **{"reuse": 2, "learning_rate": 1e-3, "weight_decay": 0.0, "warmup": 3, "decay": 0.5, "ema": 0.9, "clip": 1.0},
+    "loss": {"gradient": 0.3, "likelihood": 0.02, "epsilon": 0.02},
+}
+
+
+@pytest.fixture(scope="module")
+def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a data set of two sharp scans, one of thick slices, and a label map."""
+    root = tmp_path_factory.mktemp("bids")
+    for label in ("01", "02", "03"):
+        (root / f"sub-{label}" / "anat").mkdir(parents=True)
+    for label in ("01", "02"):
+        nib.save(brainlike(noise=1.0), root / f"sub-{label}/anat/sub-{label}_T1w.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 4)), np.diag([1, 1, 3, 1])), root / "sub-03/anat/sub-03_T2w.nii.gz")
+    (root / "labels").mkdir()
+    labels = np.select([brainlike().get_fdata() > 90, brainlike().get_fdata() > 40], [41, 3], 0)
+    labels[:27][labels[:27] == 41] = 2
+    nib.save(nib.Nifti1Image(labels.astype(np.int16), np.eye(4)), root / "labels/sub-09_dseg.nii.gz")
+    return root
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_a_scan_is_replayed_from_its_record(seed: int) -> None:
+    scan = RandomScan().sample(np.random.default_rng(seed))
+    assert Scan.replay(json.loads(json.dumps(scan.record()))) == scan
+
+
+def test_a_replayed_scan_is_the_same_example() -> None:
+    volume = torch.from_numpy(brainlike((48, 48, 48)).get_fdata(dtype=np.float32) / 110)
+    scan = RandomScan().sample(np.random.default_rng(4))
+    one, other = acquire(volume, scan, 8), acquire(volume, Scan.replay(scan.record()), 8)
+    torch.testing.assert_close(one.channels, other.channels, rtol=0, atol=0)
+    assert one.channels.shape == (INPUTS + len(GUIDANCE), 32, 32, 32)
+    assert one.sharp.shape == (32, 32, 32)
+
+
+@pytest.mark.parametrize("zooms", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (1.0, 1.0, 4.3)])
+@pytest.mark.parametrize("offset", [-0.4, 0.0, 0.5])
+def test_simulation_has_no_shift(zooms: tuple[float, float, float], offset: float) -> None:
+    """A linear ramp comes back as it was, whatever the factor and the position of the samples."""
+    ramp = np.add.outer(np.add.outer(np.arange(64.0), 2 * np.arange(64.0)), -np.arange(64.0)) / 400 + 0.6
+    psf = PSF.parse(",".join(f"gaussian:{z}" for z in zooms), zooms)
+    sampling = Sampling(zooms, [offset] * 3, psf, psf)
+    scan = Scan(sampling=sampling, noise=RicianNoise(1e-6, 1e-6, 0), **NOTHING)
+    example = acquire(torch.from_numpy(ramp.astype(np.float32)), scan, 20)
+    torch.testing.assert_close(example.channels[0], example.sharp, rtol=0, atol=4e-3)
+
+
+def test_noise_is_rician_and_contrast_keeps_the_background() -> None:
+    noisy = RicianNoise(0.05, 0.05, 1).apply(torch.full((40, 40, 40), 1.0))
+    assert float(noisy.std()) == pytest.approx(0.05, rel=0.05)
+    assert float(RicianNoise(0.05, 0.05, 1).apply(torch.zeros(40, 40, 40)).mean()) == pytest.approx(0.0627, rel=0.02)
+    for seed in range(20):
+        contrast = RandomContrast(probability=1.0).sample(np.random.default_rng(seed))
+        mapped = contrast.apply(torch.tensor([0.0, 0.5, 1.0, 3.0]))
+        assert float(mapped[0]) == 0
+        assert torch.isfinite(mapped).all()
+
+
+def test_bias_field_is_removed_as_far_as_it_is_known() -> None:
+    volume = torch.full((40, 40, 40), 0.8)
+    field = evolve(
+        RandomBiasField(strength=0.3, probability=1.0).sample(np.random.default_rng(3)), error=0.0, known=True
+    )
+    psf = PSF.parse("kspace:1,kspace:1,kspace:1", (1, 1, 1))
+    sampling = Sampling((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), psf, psf)
+    scan = Scan(sampling=sampling, noise=RicianNoise(1e-6, 1e-6, 0), **{**NOTHING, "bias": field})
+    example = acquire(volume, scan, 8)
+    torch.testing.assert_close(example.channels[0], example.sharp, rtol=0, atol=0.02)
+    assert float(example.channels[INPUTS].std()) > 0.01
+    unknown = acquire(volume, evolve(scan, bias=evolve(field, known=False)), 8)
+    assert float(unknown.channels[INPUTS].abs().max()) == 0
+    assert unknown.acquisition[-2:].tolist() == [-1, -1]
+    assert example.acquisition[-2:].tolist() == [1, -1]
+
+
+def test_motion_moves_and_still_heads_stay() -> None:
+    volume = torch.rand(24, 26, 28)
+    for axis, phase in ((0, 1), (2, 0), (1, 2)):
+        assert torch.equal(Motion(axis, phase, [0.0] * 4).apply(volume), volume)
+        together = Motion(axis, phase, [1.0] * 4).apply(volume)  # all segments alike: no motion
+        torch.testing.assert_close(together, volume, rtol=0, atol=1e-4)
+        assert float((Motion(axis, phase, [1.0, 0, 0, 0]).apply(volume) - volume).abs().max()) > 0.01
+
+
+def test_smooth_axes_are_found_and_thick_slices_refused(bids: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    white = ndimage.gaussian_filter(rng.normal(size=(60, 60, 60)), (0.85, 0.85, 1.7))
+    widths = axis_smoothness(white, np.ones(white.shape, dtype=bool))
+    assert widths[0] == pytest.approx(2.0, rel=0.05)
+    assert widths[2] / widths[0] == pytest.approx(2.0, rel=0.1)
+    path = tmp_path / "sub-01_T1w.nii.gz"
+    smoothed = ndimage.gaussian_filter1d(brainlike(noise=4.0).get_fdata(), 1.2, axis=1)
+    nib.save(nib.Nifti1Image(smoothed, np.eye(4)), path)
+    assert load_volume(path).spacings[0] > 1.2
+    assert load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz").spacings[0] == 1.0
+    with pytest.raises(ImageError, match="no sharp target"):
+        load_volume(bids / "sub-03/anat/sub-03_T2w.nii.gz")
+
+
+def test_patches_are_drawn_inside_and_scaled(bids: Path) -> None:
+    volume = load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz")
+    for seed in range(6):
+        patch = volume.patch(40, np.random.default_rng(seed), CPU)
+        assert patch.shape == (40, 40, 40)
+        assert 0.7 < float(patch.max()) < 2.0
+
+
+def test_synthesis_draws_lesions_in_white_matter_and_partial_volume(bids: Path) -> None:
+    labels = load_label_map(bids / "labels/sub-09_dseg.nii.gz")
+    assert labels.labels == 3  # background, cortex, and white matter of both sides as one
+    anatomy = RandomAnatomy(lesions=1.0, bare=0.0)
+    with_lesions = anatomy.draw(labels, 32, np.random.default_rng(2), CPU)
+    without = RandomAnatomy(lesions=0.0, bare=0.0).draw(labels, 32, np.random.default_rng(2), CPU)
+    lesion = with_lesions == 255
+    assert 0 < int(lesion.sum()) < lesion.numel() / 2
+    assert torch.isin(without[lesion], torch.tensor(labels.white_matter, dtype=torch.uint8)).all()
+    assert torch.equal(with_lesions[~lesion], without[~lesion])
+    image = RandomAnatomy(texture=(1e-6, 2e-6)).paint(without, np.random.default_rng(0))
+    assert image.shape == (32, 32, 32)
+    levels, counts = np.unique(np.round(image.numpy(), 4), return_counts=True)
+    assert len(levels) > 3  # mixed voxels
+    assert np.sort(counts)[-3:].sum() > 0.5 * image.numel()  # most are pure
+    with pytest.raises(ImageError, match="white matter"):
+        load_label_map(bids / "sub-01/anat/sub-01_T1w.nii.gz")
+
+
+def test_texture_has_the_spectrum_it_says() -> None:
+    field = texture(48, torch.Generator().manual_seed(0), CPU)
+    assert float(field.std()) == pytest.approx(1.0, abs=1e-4)
+    power = torch.fft.fftn(field).abs()[0, 0].square()
+    assert float(power[2:5].mean() / power[16:22].mean()) > 5
+
+
+def test_examples_are_the_same_by_number(bids: Path) -> None:
+    volumes, labels = (
+        [load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz")],
+        [load_label_map(bids / "labels/sub-09_dseg.nii.gz")],
+    )
+    recipe = recipe_from(TINY)
+    one, other = (Examples(volumes, labels, recipe, seed=3, device=CPU) for _ in range(2))
+    later = other[17]  # whatever was asked for before
+    for number in range(3):
+        one[number]
+    torch.testing.assert_close(one[17].channels, later.channels, rtol=0, atol=0)
+    assert not torch.equal(one[17].channels, one[18].channels)
+    with pytest.raises(ValueError, match="volumes or label maps"):
+        Examples([], [], recipe, seed=0, device=CPU)
+
+
+def test_loss_is_least_for_the_truth_and_the_right_scale() -> None:
+    truth = torch.rand(2, 1, 12, 12, 12)
+    start = truth + 0.1 * torch.randn(truth.shape)
+    weights = LossWeights()
+
+    def loss(residual: torch.Tensor, log_scale: float) -> float:
+        output = NetworkOutput(residual, torch.full_like(truth, log_scale))
+        return float(student_loss(output, start, truth, weights)[0])
+
+    scale = float(np.log(0.1 * np.sqrt(2 / np.pi)))  # of the absolute error
+    nothing = torch.zeros_like(truth)
+    assert loss(truth - start, -5.0) < loss(nothing, scale)
+    assert loss(nothing, scale) < min(loss(nothing, scale - 0.5), loss(nothing, scale + 0.5))
+
+
+def _train(bids: Path, folder: Path, steps: int, say=lambda line: None):
+    folder.mkdir(exist_ok=True)
+    return train(
+        recipe_from(TINY),
+        folder,
+        volumes=[load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz")],
+        labels=[load_label_map(bids / "labels/sub-09_dseg.nii.gz")],
+        held_out=[],
+        budget=Budget(steps=steps),
+        device=CPU,
+        say=say,
+    )
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(
+    bids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _train(bids, tmp_path / "whole", 8).network.state_dict()
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "_LOG_EVERY", 1)
+
+    def killed(line: str) -> None:
+        if line.startswith("step 5"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(bids, tmp_path / "cut", 8, killed)
+    resumed = _train(bids, tmp_path / "cut", 8)
+    assert resumed.steps == 8
+    for name, value in resumed.network.state_dict().items():
+        torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
+
+
+def test_another_recipe_is_not_resumed(bids: Path, tmp_path: Path) -> None:
+    _train(bids, tmp_path / "run", 1)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(
+            evolve(recipe_from(TINY), batch=1),
+            tmp_path / "run",
+            volumes=[load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz")],
+            labels=[],
+            held_out=[],
+            budget=Budget(steps=2),
+            device=CPU,
+        )
+
+
+def _recipe_file(folder: Path) -> Path:
+    path = folder / "tiny.yml"
+    path.write_text(json.dumps(TINY))
+    return path
+
+
+def test_command_trains_validates_and_its_weights_run(bids: Path, tmp_path: Path) -> None:
+    arguments = [
+        *("train", "--data", str(bids), "--labels", str(bids / "labels"), "--out", str(tmp_path / "out")),
+        *("--recipe", str(_recipe_file(tmp_path)), "--validation-label", "02", "--steps", "2", "--omp-nthreads", "1"),
+    ]
+    assert main(arguments) == 0
+    weights = Weights.read(tmp_path / "out/weights.safetensors")
+    assert weights.card["data"]["scans"] == ["sub-01_T1w"]
+    assert weights.card["data"]["validation_scans"] == ["sub-02_T1w"]
+    assert weights.card["training"]["steps"] == 2
+    with (tmp_path / "out/training.tsv").open() as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    assert {row["kind"] for row in rows} == {"validation"}
+    assert list((tmp_path / "out").glob("events.out.tfevents*"))
+    nib.save(brainlike(noise=1.0), tmp_path / "scan.nii.gz")
+    sr = ["sr", str(tmp_path / "scan.nii.gz"), str(tmp_path / "sharp.nii.gz"), "--resolution", "0.9"]
+    assert main([*sr, "--model", str(weights.path), "--omp-nthreads", "1"]) == 0
+    assert (tmp_path / "sharp.nii.gz").is_file()
+
+
+def test_several_processes_agree(bids: Path, tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "moesr_bids.cli.moesr", "train", "--data", str(bids), "--out", str(tmp_path / "out")),
+        *("--recipe", str(_recipe_file(tmp_path)), "--steps", "3", "--device", "cpu", "--omp-nthreads", "1"),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    card = Weights.read(tmp_path / "out/weights.safetensors").card
+    assert card["training"]["processes"] == 2
+    assert card["training"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "1", "--participant-label", "07"], "no participant 07"),
+        (
+            ["--steps", "1", "--participant-label", "01", "--validation-label", "sub-01"],
+            "for training and for validation",
+        ),
+        (["--validation-label", "02"], "say when to stop"),
+        (["--steps", "1", "--recipe", "magic"], "no recipe 'magic'"),
+        (["--steps", "1", "--labels", "nowhere"], "no such folder"),
+        (["--minutes", "-3"], "not a number above zero"),
+    ],
+)
+def test_command_errors(
+    bids: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["train", "--data", str(bids), "--out", str(tmp_path / "out"), *arguments])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipes_are_checked(tmp_path: Path) -> None:
+    assert read_recipe("student").network.receptive_field > 0
+    for key, value in (("patch", 15), ("synthetic", 1.5), ("surprise", 1)):
+        path = tmp_path / "bad.yml"
+        path.write_text(json.dumps({**TINY, key: value}))
+        with pytest.raises(ValueError, match=r"recipe .*bad\.yml"):
+            read_recipe(str(path))
