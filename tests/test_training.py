@@ -46,7 +46,7 @@ from tests.test_sr_student import brainlike
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-NOTHING = {"contrast": Contrast(1.0), "bias": BiasField([0.0] * 19, 0.0, False), "motion": Motion(0, 1, [0.0])}
+NOTHING = {"contrast": Contrast(1.0), "bias": BiasField([0.0] * 19, False), "motion": Motion(0, 1, [0.0])}
 TINY = {
     **{"network": {"channels": 8, "blocks": 1, "embedding": 8}, "patch": 16, "margin": 8, "batch": 2, "synthetic": 0.5},
     **{"reuse": 2, "learning_rate": 1e-3, "weight_decay": 0.0, "warmup": 3, "decay": 0.5, "ema": 0.9, "clip": 1.0},
@@ -111,9 +111,7 @@ def test_noise_is_rician_and_contrast_keeps_the_background() -> None:
 
 def test_bias_field_is_removed_as_far_as_it_is_known() -> None:
     volume = torch.full((40, 40, 40), 0.8)
-    field = evolve(
-        RandomBiasField(strength=0.3, probability=1.0).sample(np.random.default_rng(3)), error=0.0, known=True
-    )
+    field = evolve(RandomBiasField(strength=0.3, probability=1.0).sample(np.random.default_rng(3)), known=True)
     psf = PSF.parse("kspace:1,kspace:1,kspace:1", (1, 1, 1))
     sampling = Sampling((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), psf, psf)
     scan = Scan(sampling=sampling, noise=RicianNoise(1e-6, 1e-6, 0), **{**NOTHING, "bias": field})

@@ -74,7 +74,7 @@ class RandomContrast:
     """
 
     gamma: Range = (0.7, 1.4)
-    probability: float = 0.3
+    probability: float = 0.15
 
     def sample(self, rng: Rng) -> Contrast:
         """Draw the parameters."""
@@ -88,22 +88,21 @@ class RandomContrast:
 class BiasField:
     """Smooth multiplicative field exp(f), f a polynomial of third order over the volume (as TorchIO's RandomBiasField).
 
-    What is left of it after correction is ``error`` times f with the sign of its odd terms turned.
+    The scan is corrected for it, so what remains of it is noise that differs from place to place.
     """
 
     coefficients: tuple[float, ...] = field(converter=_floats)
-    error: float
     known: bool
 
     ORDER = 3
 
-    def log_field(self, positions: Sequence[torch.Tensor], extent: float, *, odd: float = 1.0) -> torch.Tensor:
+    def log_field(self, positions: Sequence[torch.Tensor], extent: float) -> torch.Tensor:
         """Evaluate f at positions (one vector per axis) of a volume that reaches from -extent to extent."""
         powers = [torch.stack([(p / extent) ** n for n in range(self.ORDER + 1)]) for p in positions]
         cube = positions[0].new_zeros((self.ORDER + 1,) * 3)
         terms = _terms(self.ORDER)
         for (i, j, k), value in zip(terms, self.coefficients, strict=True):
-            cube[i, j, k] = value * (odd if (i + j + k) % 2 else 1.0)
+            cube[i, j, k] = value
         return torch.einsum("abc,ai,bj,ck->ijk", cube, *powers)
 
 
@@ -134,7 +133,7 @@ class RandomBiasField:
         """Draw the parameters."""
         size = self.strength * (rng.random() < self.probability) * rng.random()
         coefficients = [float(v) for v in rng.uniform(-size, size, size=len(_terms(BiasField.ORDER)))]
-        return BiasField(coefficients, float(rng.uniform(0, 0.3)), bool(rng.random() < self.known))
+        return BiasField(coefficients, bool(rng.random() < self.known))
 
 
 @frozen
@@ -170,7 +169,7 @@ class RandomMotion:
 
     size: float = 0.4
     segments: int = 6
-    probability: float = 0.1
+    probability: float = 0.05
 
     def sample(self, rng: Rng) -> Motion:
         """Draw the parameters."""
@@ -224,7 +223,7 @@ class RandomSampling:
     in_plane: Range = (1.0, 1.5)
     thickness: Range = (0.7, 1.15)
     slice_probability: float = 0.6
-    truthful: float = 0.5
+    truthful: float = 0.75
 
     def sample(self, rng: Rng) -> Sampling:
         """Draw the parameters."""
@@ -273,7 +272,7 @@ class RicianNoise:
 class RandomRicianNoise:
     """Draw a :class:`RicianNoise` of log-uniform ``sigma``; the report's logarithm errs by ``error``."""
 
-    sigma: Range = (0.004, 0.06)
+    sigma: Range = (0.005, 0.06)
     error: float = 0.12
 
     def sample(self, rng: Rng) -> RicianNoise:
@@ -379,9 +378,8 @@ def acquire(volume: torch.Tensor, scan: Scan, margin: int) -> Example:
 
     log_bias = scan.bias.log_field(on_target, n / 2)
     corrected_by = scan.bias.log_field(on_source, n / 2)
-    left = scan.bias.error * scan.bias.log_field(on_source, n / 2, odd=-1.0)
     sampled = apply_axes(scan.motion.apply(sharp * log_bias.exp()), tensors(matrices(scan.sampling.psf)))
-    acquired = scan.noise.apply(sampled.clamp(min=0)) * (left - corrected_by).exp()
+    acquired = scan.noise.apply(sampled.clamp(min=0)) * (-corrected_by).exp()
     image = apply_axes(acquired, tensors([spline_matrix(s, target) for s in source]))
     factors = Factors.of(tuple(matrices(scan.sampling.reported)), device)
     correction = data_correction(image, acquired, factors, scan.noise.reported)

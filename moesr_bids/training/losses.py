@@ -7,7 +7,7 @@ from attrs import frozen
 
 from ..sr.models.network import NetworkOutput
 
-_LEAST_LOSS = 2e-3  # an example that is nearly perfect before shall not count for all others
+_LEAST_LOSS = 2e-4  # an example that is nearly perfect before shall not count for all others
 
 
 @frozen
@@ -26,7 +26,7 @@ class LossWeights:
 
     gradient: float = 0.3
     likelihood: float = 0.02
-    epsilon: float = 0.02
+    epsilon: float = 0.1
 
 
 def student_loss(

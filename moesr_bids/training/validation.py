@@ -53,7 +53,7 @@ def validate(
     plain = evolve(
         RandomScan().sample(np.random.default_rng(0)),
         contrast=Contrast(1.0),
-        bias=BiasField([0.0] * 19, 0.0, False),
+        bias=BiasField([0.0] * 19, False),
         motion=Motion(0, 1, [0.0]),
     )
     gains: dict[str, float] = {}

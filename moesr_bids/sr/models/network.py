@@ -32,6 +32,8 @@ FACTOR = 2
 _TYPICAL_NOISE = 0.02
 _DETAIL = 0.05  # tau: what interpolation misses, in units of the 99th percentile
 _LEAST_NOISE = 2e-3
+_BLUR = 7  # voxels: what is finer is detail
+_DETAIL_IN, _CORRECTION_IN, _MIDDLE, _DETAIL_OUT = 5.0, 10.0, 0.5, 0.2
 _LOG_SCALE_START = math.log(0.03)
 _LEAST_LOG_SCALE = -7.0
 
@@ -57,7 +59,7 @@ class NetworkShape:
     @property
     def receptive_field(self) -> int:
         """Target voxels that an output voxel sees to each side, a multiple of :data:`FACTOR`."""
-        return FACTOR * (2 * self.blocks + 2)
+        return FACTOR * (2 * self.blocks + 2) + FACTOR * -(-_BLUR // (2 * FACTOR))
 
     def record(self) -> dict[str, int]:
         """Return the sizes as JSON-serialisable facts."""
@@ -88,7 +90,7 @@ class ResidualNetwork(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(CONDITIONS, shape.embedding), nn.SiLU(), nn.Linear(shape.embedding, shape.embedding), nn.SiLU()
         )
-        self.head = nn.Conv3d((INPUTS + len(GUIDANCE)) * cells, width, 3, padding=1)
+        self.head = nn.Conv3d((INPUTS + 1 + len(GUIDANCE)) * cells, width, 3, padding=1)
         self.body = nn.ModuleList(_Block(width, shape.embedding) for _ in range(shape.blocks))
         self.tail = nn.Conv3d(width, 2 * cells, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
@@ -108,7 +110,7 @@ class ResidualNetwork(nn.Module):
             float32, (batch, CONDITIONS), from :func:`acquisition_vector`.
         """
         embedding = self.embed(acquisition)
-        features = self.head(space_to_depth(channels))
+        features = self.head(space_to_depth(_spread(channels)))
         inner = features
         for block in self.body:
             inner = block(inner, embedding)
@@ -116,8 +118,16 @@ class ResidualNetwork(nn.Module):
         with torch.autocast(channels.device.type, enabled=False):
             cells = self.tail((features + inner).float())
         residual, log_scale = depth_to_space(cells).split(1, dim=1)
+        residual = residual * _DETAIL_OUT
         # A smooth floor: no part of the head is free of error, and the likelihood must not run away.
         return NetworkOutput(residual, functional.softplus(log_scale - _LEAST_LOG_SCALE) + _LEAST_LOG_SCALE)
+
+
+def _spread(channels: torch.Tensor) -> torch.Tensor:
+    """Separate the detail of the image from its level, each about as large as 1: what is to be found is detail."""
+    image, correction, maps = channels[:, :1], channels[:, 1:INPUTS], channels[:, INPUTS:]
+    level = functional.avg_pool3d(image, _BLUR, stride=1, padding=_BLUR // 2, count_include_pad=False)
+    return torch.cat([(image - level) * _DETAIL_IN, correction * _CORRECTION_IN, image - _MIDDLE, maps], dim=1)
 
 
 class _Block(nn.Module):

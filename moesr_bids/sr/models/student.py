@@ -64,7 +64,7 @@ def _read(path: Path) -> Weights:
 def _flops_per_voxel(shape: NetworkShape) -> float:
     cells = FACTOR**3
     body = 2 * shape.blocks * shape.channels**2
-    ends = shape.channels * cells * (INPUTS + len(GUIDANCE)) + shape.channels * cells * 2
+    ends = shape.channels * cells * (INPUTS + 1 + len(GUIDANCE)) + shape.channels * cells * 2
     return 2 * 27 * (body + ends) / cells
 
 
