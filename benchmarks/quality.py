@@ -1,6 +1,6 @@
 """Image quality against known truth: degrade real scans, restore them, compare inside the brain.
 
-    python -m benchmarks.quality --data BIDS_DIR --splits splits.tsv [--models classical] [--external NAME=FOLDER]
+    python -m benchmarks.quality --data BIDS_DIR --splits splits.tsv [--models NAME ...] [--external NAME=FOLDER]
 
 Scans of one role of ``splits.tsv`` are degraded with the forward models of :mod:`benchmarks.degrade` (k-space crop x2;
 slices of 3, 4 and 5 mm with a Gaussian profile along each axis) and Rician noise, then restored by interpolation

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.demo import compare
 from benchmarks.phantom import ACQUISITIONS, build
+from moesr_bids.sr.models import weights_sha256
 from tests.app import files_below, run_app, statuses, validation_errors
 
 TEMPLATE = "MNI152NLin2009aSym"
@@ -59,6 +60,25 @@ def test_outputs_are_exactly_these(finished: Path) -> None:
 
 def test_outputs_are_valid_bids(finished: Path) -> None:
     assert validation_errors(finished) == []
+
+
+def test_student_adds_its_uncertainty(phantom: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run_app(phantom / "bids", out, "--resolution", "2", "--model", "student", "--participant-label", "01")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert validation_errors(out) == []
+    main = out / "sub-01/anat/sub-01_res-2mm_desc-moesr_T1w"
+    block = json.loads(main.with_suffix(".json").read_text())["Moesr"]
+    image = nib.load(main.with_suffix(".nii.gz"))
+    uncertainty = nib.load(str(main.with_suffix(".nii.gz")).replace("moesr", "uncertainty"))
+    assert uncertainty.shape == image.shape
+    assert float(uncertainty.get_fdata().min()) > 0
+    assert block["Guidance"] == ["log_bias"]
+    assert block["WeightsSHA256"] == weights_sha256("student")
+    assert 0 < block["Uncertainty"]["MedianPercent"] < 20
+    page = (out / "sub-01.html").read_text()
+    assert "sub-01_desc-uncertainty_T1w.png" in page
+    assert "the 90 % interval held" in page
 
 
 @pytest.mark.parametrize("acquisition", ACQUISITIONS, ids=lambda acquisition: acquisition.participant)

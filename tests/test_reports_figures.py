@@ -200,6 +200,7 @@ def test_interface_draws_what_its_inputs_allow(
         mask_file=str(volumes["mask"]),
         bias_file=str(volumes["field"]),
         sr_file=str(volumes["sr"]),
+        uncertainty_file=str(volumes["sr"]),
         residual_file=str(volumes["residual"]),
         warped_file=str(volumes["sr"]),
         template_file=str(volumes["template"]),
@@ -207,6 +208,7 @@ def test_interface_draws_what_its_inputs_allow(
         template_name="MNI",
     ).run()
     names = {Path(file).name for file in result.outputs.out_files}
-    assert names == {"brainmask.png", "bias.png", "registration.html", "slider.html", "residual.png"}
+    pictures = {"brainmask.png", "bias.png", "registration.html", "slider.html", "uncertainty.png", "residual.png"}
+    assert names == pictures
     assert result.outputs.record["Seconds"] > 0
     assert all(Path(file).stat().st_size > 3000 for file in result.outputs.out_files)

@@ -39,8 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="student (default), classical (no training, no uncertainty), cubic (plain interpolation), or the path of "
-        "the weights that moesr train wrote",
+        help="classical (default), student (one-step network with uncertainty, little trained yet), cubic (plain "
+        "interpolation), or the path of the weights that moesr train wrote",
     )
     sr.add_argument(
         "--psf",
@@ -62,13 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--contrast", choices=SUFFIXES, default="", help="what IN is, for the calibration of the uncertainty"
     )
     sr.add_argument(
-        "--uncertainty", type=Path, metavar="FILE", help="write the standard deviation of the error (student only)"
+        "--uncertainty", type=Path, metavar="FILE", help="write the standard deviation of the error (learned models)"
     )
     sr.add_argument(
         "--test-time-averaging",
         "--test_time_averaging",
         action="store_true",
-        help="average the student over the eight flips of the image: slightly better, eight times the work",
+        help="average a learned model over the eight flips of the image: slightly better, eight times the work",
     )
     sr.add_argument("--residual", type=Path, metavar="FILE", help="write IN minus A(OUT) in units of the noise")
     sr.add_argument("--record", type=Path, metavar="JSON", help="write what was done, with noise and faithfulness")

@@ -86,10 +86,13 @@ def run(options: argparse.Namespace) -> int:
 
     from ..sr.engine import choose_device
     from ..sr.weights import Weights, write_weights
-    from ..training.loop import Budget, train
     from ..training.recipe import read_recipe
     from ..training.synthesis import load_label_map
 
+    try:
+        from ..training.loop import Budget, train
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; training needs: pip install 'moesr-bids[train]'") from error
     if options.omp_nthreads:
         torch.set_num_threads(options.omp_nthreads)
     device, recipe = choose_device(options.device), read_recipe(options.recipe)

@@ -17,6 +17,7 @@ from attrs import frozen
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from ..atomic import temporary_beside
 from ..sr.models.network import INPUTS, ResidualNetwork
@@ -250,8 +251,6 @@ class _Run:
         )
 
     def _log(self, kind: str, values: dict[str, float], say: Any) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         path = self.folder / LOG
         new = not path.exists()
         with path.open("a", encoding="utf-8", newline="") as stream:

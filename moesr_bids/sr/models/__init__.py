@@ -16,14 +16,14 @@ from ..weights import PACKAGED, SUFFIX, Weights
 if TYPE_CHECKING:
     from .base import Model
 
-DEFAULT_MODEL = "student"
-_LEARNED = (DEFAULT_MODEL,)
-_PLAIN = ("classical", "cubic")
+DEFAULT_MODEL = "classical"
+_LEARNED = ("student",)
+_PLAIN = (DEFAULT_MODEL, "cubic")
 
 
 def model_names() -> tuple[str, ...]:
     """Names of the registered models, the default first."""
-    return _LEARNED + _PLAIN
+    return tuple(sorted(_LEARNED + _PLAIN, key=lambda name: name != DEFAULT_MODEL))
 
 
 def weights_path(name: str) -> Path | None:
