@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from itertools import product
@@ -51,7 +52,7 @@ def student(name: str, path: Path) -> Model:
         iterations=2,
         bytes_per_voxel=40,
         window_bytes_per_voxel=_bytes_per_voxel(shape, torch.float32),
-        seconds_per_megavoxel=_flops_per_voxel(shape) / _FLOPS_PER_THREAD * 1e6,
+        seconds_per_megavoxel=flops_per_voxel(shape) / _FLOPS_PER_THREAD * 1e6,
     )
     return Model(name, card, partial(reconstruct, weights))
 
@@ -61,7 +62,8 @@ def _read(path: Path) -> Weights:
     return Weights.read(path)
 
 
-def _flops_per_voxel(shape: NetworkShape) -> float:
+def flops_per_voxel(shape: NetworkShape) -> float:
+    """Return the floating-point operations of the network per voxel of its window."""
     cells = FACTOR**3
     body = 2 * shape.blocks * shape.channels**2
     ends = shape.channels * cells * (INPUTS + 1 + len(GUIDANCE)) + shape.channels * cells * 2
@@ -107,11 +109,16 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
     # Outside of the head there is nothing but noise, and the interpolated image has it.
     std = torch.full_like(image, problem.sigma)
     out = image.clone()
+    seconds, voxels = 0.0, 0
     for number, window in enumerate(windows):
         weight = head[window.core]
         if weight.any():
+            start = time.perf_counter()
             channels = _channels((image, correction), maps, window)
             residual, log_scale = _predict(network, channels, vector, dtype, averaged=problem.averaged)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds, voxels = seconds + time.perf_counter() - start, voxels + window.voxels
             out[window.core].addcmul_(residual[window.inner] + correction[window.core], weight)
             std[window.core].lerp_(temperature * log_scale[window.inner].exp(), weight)
         problem.progress("reconstruct", (number + 1) / len(windows))
@@ -119,6 +126,8 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
     facts = {
         "Precision": str(dtype).removeprefix("torch."),
         "Windows": len(windows),
+        "NetworkVoxels": voxels,
+        "NetworkSeconds": round(seconds, 3),
         "Guidance": sorted(maps),
         "TestTimeAveraging": problem.averaged,
         "UncertaintyCalibration": {"Temperature": temperature, "Coverage": weights.card.get("coverage", {})},
