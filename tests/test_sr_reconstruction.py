@@ -13,9 +13,9 @@ from moesr_bids.sr.grid import Grid
 from moesr_bids.sr.metrics import psnr, ssim
 from moesr_bids.sr.models import get_model, model_names
 from moesr_bids.sr.models.classical import head_box
+from moesr_bids.sr.models.prior import EdgePrior
 from moesr_bids.sr.noise import estimate_noise, foreground
 from moesr_bids.sr.operator import AcquisitionOperator
-from moesr_bids.sr.prior import EdgePrior
 from moesr_bids.sr.projection import data_prox, project
 from moesr_bids.sr.psf import PSF
 
@@ -90,7 +90,7 @@ def test_projection_leaves_an_image_that_agrees():
 @pytest.mark.parametrize("second_order", [0.0, 0.5])
 def test_prior_adjoint_over_slabs(second_order, monkeypatch):
     """<D x, p> = <x, D^T p>: the dual after one unbounded step from zero is D x itself."""
-    monkeypatch.setattr("moesr_bids.sr.prior._SLAB_VOXELS", 200)
+    monkeypatch.setattr("moesr_bids.sr.models.prior._SLAB_VOXELS", 200)
     x = torch.randn(11, 9, 10, generator=torch.Generator().manual_seed(1))
     prior = EdgePrior((11, 9, 10), second_order=second_order, device=x.device)
     prior.ascend(x, 1.0, 1e6)
