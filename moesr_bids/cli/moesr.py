@@ -94,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.omp_nthreads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(options.omp_nthreads)
+    if training:
+        # NumPy decomposes small matrices only: its threads would wait for each other and for PyTorch's.
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
     try:
         return train.run(options) if training else _super_resolve(options)
     except ImageError as error:
