@@ -59,7 +59,7 @@ def learned(tmp_path: Path) -> Path:
     for layer in (network.tail, *(block.modulate for block in network.body)):
         torch.nn.init.normal_(layer.weight, std=0.05)
     path = tmp_path / "weights.safetensors"
-    write_weights(path, network, {"temperature": {"all": 1.5, "T1w": 2.0}})
+    write_weights(path, network, {"temperature": {"all": 1.5, "T1w": 2.0}, "guidance": ["log_bias"]})
     return path
 
 
@@ -121,7 +121,7 @@ def test_network_sees_no_further_than_it_says() -> None:
 def test_result_does_not_depend_on_the_windows(model: str, learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = str(learned) if model == "random" else model
     whole = super_resolve(thick(), resolution=1.0, model=name, threads=1)
-    monkeypatch.setattr(module, "CPU_WINDOW_VOXELS", 70_000 if model == "random" else 150_000)
+    monkeypatch.setattr(module, "CPU_WINDOW_VOXELS", 150_000)
     cut = super_resolve(thick(), resolution=1.0, model=name, threads=1)
     assert cut.record["Windows"] > whole.record["Windows"] == 1
     assert cut.uncertainty is not None
@@ -138,7 +138,8 @@ def test_averaging_makes_the_model_equivariant_to_flips(learned: Path) -> None:
         super_resolve(scan, resolution=1.0, model=str(learned), averaged=True, threads=1) for scan in (image, flipped)
     ]
     one, other = (result.image.get_fdata() for result in results)
-    np.testing.assert_allclose(one, other[::-1], atol=1e-3 * one.max())
+    inside = brainlike().get_fdata() > 20  # where the network's part is blended out, cells are not symmetric
+    np.testing.assert_allclose(one[inside], other[::-1][inside], atol=1e-3 * one.max())
     assert results[0].record["TestTimeAveraging"]
 
 
@@ -150,14 +151,11 @@ def test_guidance_reaches_the_network_and_is_checked(learned: Path) -> None:
     assert plain.record["Guidance"] == []
     assert guided.record["Guidance"] == ["log_bias"]
     assert np.abs(plain.image.get_fdata() - guided.image.get_fdata()).max() > 0
-    classical = [
-        super_resolve(image, resolution=1.0, model="classical", guidance=maps, threads=1).image.get_fdata()
-        for maps in ({}, {"log_bias": field})
-    ]
-    np.testing.assert_array_equal(*classical)
-    with pytest.raises(ValueError, match="unknown guidance"):
-        super_resolve(image, resolution=1.0, model=str(learned), guidance={"magic": field})
-    shifted = nib.Nifti1Image(field.get_fdata(), image.affine + np.eye(4))
+    with pytest.raises(ValueError, match="no map"):
+        super_resolve(image, resolution=1.0, model="classical", guidance={"log_bias": field})
+    with pytest.raises(ValueError, match="not trained with the guidance map 'log_jacobian' but with log_bias"):
+        super_resolve(image, resolution=1.0, model=str(learned), guidance={"log_jacobian": field})
+    shifted = nib.Nifti1Image(field.get_fdata(), nib.affines.from_matvec(image.affine[:3, :3], [3, 0, 0]))
     with pytest.raises(ImageError, match="not on the grid"):
         super_resolve(image, resolution=1.0, model=str(learned), guidance={"log_bias": shifted})
 
@@ -173,7 +171,7 @@ def test_uncertainty_is_calibrated_by_contrast_and_has_the_images_units(learned:
     std = unknown.uncertainty.get_fdata()
     assert unknown.uncertainty.shape == unknown.image.shape
     assert std.min() > 0
-    head = head_weight(torch.from_numpy(unknown.image.get_fdata(dtype=np.float32) / 110)).numpy() == 1
+    head = brainlike().get_fdata() > 20
     np.testing.assert_allclose(t1w.uncertainty.get_fdata()[head], std[head] * 2.0 / 1.5, rtol=1e-3)
     brighter = nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 10, image.affine)
     scaled = super_resolve(brighter, resolution=1.0, model=str(learned), threads=1)

@@ -117,7 +117,7 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
         (conform, brain_mask, [("out_file", "in_file")]),
         (conform, n4, [("out_file", "in_file")]),
         (brain_mask, n4, [("out_mask", "mask_file")]),
-        (n4, super_resolve, [("out_file", "in_file"), ("bias_field", "bias_file")]),
+        (n4, super_resolve, [("out_file", "in_file")]),
         (brain_mask, super_resolve, [("out_mask", "mask_file")]),
         (conform, super_resolve, [("metadata_file", "metadata_file")]),
         (brain_mask, target_mask, [("out_mask", "in_file")]),
@@ -134,6 +134,8 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
     # fmt: on
     for index, (node, output) in enumerate(sources.values()):
         workflow.connect(node, output, files, f"in{index + 1}")
+    if "log_bias" in card.guidance:
+        workflow.connect(n4, "bias_field", super_resolve, "bias_file")
     if card.uncertainty:
         workflow.connect(super_resolve, "uncertainty_file", reportlets, "uncertainty_file")
     for node in registrations.values():

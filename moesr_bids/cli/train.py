@@ -151,6 +151,7 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
     card: dict[str, Any] = {
         "name": options.recipe if not options.recipe.endswith((".yml", ".yaml")) else Path(options.recipe).stem,
         "version": __version__,
+        "guidance": ["log_bias"],  # the simulated acquisitions know no gradient nonlinearity yet
         "data": data,
         "training": {
             "steps": trained.steps,

@@ -23,7 +23,6 @@ from ..resources import measured
 from .grid import Grid
 from .models import DEFAULT_MODEL, get_model
 from .models.base import Model, Problem, Progress
-from .models.network import GUIDANCE
 from .noise import estimate_noise, foreground
 from .operator import AcquisitionOperator, Factors
 from .projection import project
@@ -93,8 +92,8 @@ def super_resolve(
         faithfulness are measured and does not cut the output.
     guidance
         Maps on the grid of the image, or their paths: ``log_bias``, the natural logarithm of the bias field that was
-        removed; ``log_jacobian``, that of the Jacobian determinant of the gradient-nonlinearity correction. Models
-        that learnt from them use them.
+        removed; ``log_jacobian``, that of the Jacobian determinant of the gradient-nonlinearity correction. The card
+        of a model says with which of them it was trained.
     contrast
         BIDS suffix of the image, for the calibration of the uncertainty.
     averaged
@@ -113,9 +112,16 @@ def super_resolve(
     ImageError
         If the image or the mask cannot be used.
     ValueError
-        If an option is wrong: unknown model or device, impossible PSF or resolution, CUDA without a GPU.
+        If an option is wrong: unknown model or device, impossible PSF or resolution, CUDA without a GPU, a guidance
+        map that the model was not trained with.
     """
     chosen = get_model(model)
+    for key in guidance or {}:
+        if key not in chosen.card.guidance:
+            known = ", ".join(chosen.card.guidance) or "no map"
+            raise ValueError(
+                f"model {model} was not trained with the guidance map {key!r} but with {known}; leave it out"
+            )
     where = choose_device(device)
     with measured() as total, _thread_limit(threads):
         torch.manual_seed(seed)
@@ -130,7 +136,7 @@ def super_resolve(
             target = grid.isotropic(resolution)
             operator = AcquisitionOperator(grid, target, profile, where)
             sigma = estimate_noise(data, inside, zooms=grid.zooms)
-            maps = {key: _checked_map(key, value, source, name) for key, value in (guidance or {}).items()}
+            maps = {key: _checked_map(value, source, name) for key, value in (guidance or {}).items()}
             scale = float(np.percentile(data[inside], _PERCENTILE))
             if scale <= 0:
                 raise ImageError(f"{name}: the image is not positive inside the mask; a magnitude image is needed")
@@ -285,22 +291,25 @@ def _checked_data(image: SpatialImage, name: str) -> NDArray[np.float32]:
     return data
 
 
-def _checked_mask(mask: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.bool_]:
-    source, mask_name = _load(mask)
+def _load_on_grid(
+    value: SpatialImage | str | Path, image: SpatialImage, name: str, what: str
+) -> tuple[SpatialImage, str]:
+    source, own_name = _load(value)
     if source.shape != image.shape or not np.allclose(source.affine, image.affine, atol=1e-2):
-        raise ImageError(f"{mask_name}: the mask is not on the grid of {name}; resample it onto the image")
+        raise ImageError(f"{own_name}: the {what} is not on the grid of {name}; resample it onto the image")
+    return source, own_name
+
+
+def _checked_mask(mask: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.bool_]:
+    source, mask_name = _load_on_grid(mask, image, name, "mask")
     inside = np.asanyarray(source.dataobj) > 0.5
     if np.count_nonzero(inside) < 100:
         raise ImageError(f"{mask_name}: the mask has fewer than 100 voxels; check the brain extraction")
     return inside
 
 
-def _checked_map(key: str, value: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.float32]:
-    if key not in GUIDANCE:
-        raise ValueError(f"unknown guidance map {key!r}: one of {', '.join(GUIDANCE)}")
-    source, map_name = _load(value)
-    if source.shape != image.shape or not np.allclose(source.affine, image.affine, atol=1e-2):
-        raise ImageError(f"{map_name}: the map is not on the grid of {name}; resample it onto the image")
+def _checked_map(value: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.float32]:
+    source, map_name = _load_on_grid(value, image, name, "map")
     data = np.array(np.asanyarray(source.dataobj), dtype=np.float32, order="C")
     if not np.isfinite(data).all():
         raise ImageError(f"{map_name}: the map has voxels that are NaN or infinite; replace them first")

@@ -84,6 +84,8 @@ class ModelCard:
         Whether the output is projected onto the data; only plain baselines are not.
     weights_sha256
         Hash of the weights, ``n/a`` without any.
+    guidance
+        Guidance maps that the model was trained with; it refuses others.
     iterations
         Number of applications of A and its adjoint.
     uncertainty
@@ -101,6 +103,7 @@ class ModelCard:
     projected: bool = True
     weights_sha256: str = "n/a"
     uncertainty: bool = False
+    guidance: tuple[str, ...] = ()
     iterations: int = 0
     bytes_per_voxel: int = 24
     window_bytes_per_voxel: int = 0

@@ -49,6 +49,7 @@ def student(name: str, path: Path) -> Model:
         methods=_METHODS,
         weights_sha256=weights.sha256,
         uncertainty=True,
+        guidance=tuple(weights.card.get("guidance", ())),
         iterations=2,
         bytes_per_voxel=40,
         window_bytes_per_voxel=_bytes_per_voxel(shape, torch.float32),
