@@ -96,12 +96,13 @@ def write_weights(path: Path, network: ResidualNetwork, card: Mapping[str, Any])
     card
         Facts; ``network`` and ``sha256`` are added.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in network.state_dict().items()}
     with temporary_beside(path) as temporary, temporary_beside(path.with_suffix(".json")) as card_file:
-        save_file(tensors, temporary)
-        sha256 = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        content = save(tensors)
+        temporary.write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
         facts = {**card, "network": network.shape.record(), "sha256": sha256}
         card_file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return Weights(path, sha256, facts)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from attrs import frozen
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -173,6 +173,7 @@ class _Run:
             self.network.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
         )
         self.step, self.seconds, self.first_step = 0, 0.0, 0
+        self.board: SummaryWriter | None = None
         if (folder / STATE).is_file():
             self._load()
 
@@ -222,6 +223,8 @@ class _Run:
             self._save()
             gains = self._validate(held_out)
             self._log("validation", gains, say)
+        if self.board is not None:
+            self.board.close()
         return Trained(
             network=self.average, recipe=recipe, steps=self.step, minutes=round(self.seconds / 60, 1), gains=gains
         )
@@ -259,9 +262,10 @@ class _Run:
                 writer.writerow(["step", "minutes", "kind", "name", "value"])
             for name, value in values.items():
                 writer.writerow([self.step, f"{self.seconds / 60:.2f}", kind, name, f"{value:.5g}"])
-        with SummaryWriter(self.folder) as board:
-            for name, value in values.items():
-                board.add_scalar(f"{kind}/{name}", value, self.step)
+        if self.board is None:
+            self.board = SummaryWriter(self.folder)
+        for name, value in values.items():
+            self.board.add_scalar(f"{kind}/{name}", value, self.step)
         if kind == "validation" and values:
             shown = f"mean gain {sum(values.values()) / len(values):+.2f} dB"
         else:
@@ -283,7 +287,7 @@ class _Run:
             "recipe": self.recipe.record(),
         }
         with temporary_beside(self.folder / STATE) as path:
-            save_file(self._tensors(), path, metadata={"training": json.dumps(facts)})
+            path.write_bytes(save(self._tensors(), metadata={"training": json.dumps(facts)}))
 
     def _load(self) -> None:
         path = self.folder / STATE
