@@ -105,7 +105,7 @@ def test_names_keep_all_entities_in_schema_order() -> None:
 def test_outputs_of_several_images_never_share_a_name(settings: Settings) -> None:
     stems = ["sub-01_T1w", "sub-01_T2w", "sub-01_FLAIR", "sub-01_run-1_T1w", "sub-01_run-2_T1w", "sub-01_part-mag_T1w"]
     paths = [p for stem in stems for p in output_paths(image(f"sub-01/anat/{stem}.nii.gz"), settings).values()]
-    assert len(paths) == 6 * len(stems)
+    assert len(paths) == 7 * len(stems)
     assert len(set(paths)) == len(paths)
 
 
