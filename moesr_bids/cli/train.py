@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..config import SUFFIXES
 from ..errors import ImageError
 from .arguments import positive_float, positive_int
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ..training.volumes import Volume
 
 WEIGHTS = "weights.safetensors"
-_SUFFIXES = ("T1w", "T2w", "FLAIR")
 
 
 def add_parser(commands: Any) -> None:
@@ -135,7 +134,7 @@ def _volumes(data: Path, wanted: Any) -> Iterable[Volume]:
     for folder in sorted(data.glob("sub-*")):
         if not wanted(_label(folder.name)):
             continue
-        for path in sorted(path for s in _SUFFIXES for path in folder.rglob(f"*_{s}.nii.gz")):
+        for path in sorted(path for s in SUFFIXES for path in folder.rglob(f"*_{s}.nii.gz")):
             try:
                 volume = load_volume(path)
             except ImageError as error:
@@ -147,6 +146,8 @@ def _volumes(data: Path, wanted: Any) -> Iterable[Volume]:
 
 def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse.Namespace) -> dict[str, Any]:
     import torch
+
+    from ..sr.weights import Weights
 
     card: dict[str, Any] = {
         "name": options.recipe if not options.recipe.endswith((".yml", ".yaml")) else Path(options.recipe).stem,
@@ -164,7 +165,7 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
         "patch_gain_db": {name: round(gain, 2) for name, gain in trained.gains.items()},
     }
     if options.start:
-        card["training"]["started_from"] = json.loads(options.start.with_suffix(".json").read_text())["sha256"]
+        card["training"]["started_from"] = Weights.read(options.start).sha256
     return card
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def student(name: str, path: Path) -> Model:
     ValueError
         If the weights cannot be used.
     """
-    weights = _read(path)
+    weights = Weights.read(path)
     shape = NetworkShape(**weights.card["network"])
     card = ModelCard(
         "one-step residual network",
@@ -56,11 +56,6 @@ def student(name: str, path: Path) -> Model:
         seconds_per_megavoxel=flops_per_voxel(shape) / _FLOPS_PER_THREAD * 1e6,
     )
     return Model(name, card, partial(reconstruct, weights))
-
-
-@lru_cache
-def _read(path: Path) -> Weights:
-    return Weights.read(path)
 
 
 def flops_per_voxel(shape: NetworkShape) -> float:
