@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,15 +26,15 @@ from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.weights import Weights
 from moesr_bids.training import loop
 from moesr_bids.training.acquisition import (
-    BiasField,
     Contrast,
     Motion,
-    RandomBiasField,
     RandomContrast,
     RandomScan,
+    RandomSmoothField,
     RicianNoise,
     Sampling,
     Scan,
+    SmoothField,
     acquire,
 )
 from moesr_bids.training.examples import Examples
@@ -46,7 +47,8 @@ from tests.test_sr_student import brainlike
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-NOTHING = {"contrast": Contrast(1.0), "bias": BiasField([0.0] * 19, False), "motion": Motion(0, 1, [0.0])}
+FLAT = SmoothField([0.0] * 19, False)
+NOTHING = {"contrast": Contrast(1.0), "bias": FLAT, "jacobian": FLAT, "motion": Motion(0, 1, [0.0])}
 TINY = {
     **{"network": {"channels": 8, "blocks": 1, "embedding": 8}, "patch": 16, "margin": 8, "batch": 2, "synthetic": 0.5},
     **{"reuse": 2, "learning_rate": 1e-3, "weight_decay": 0.0, "warmup": 3, "decay": 0.5, "ema": 0.9, "clip": 1.0},
@@ -109,19 +111,36 @@ def test_noise_is_rician_and_contrast_keeps_the_background() -> None:
         assert torch.isfinite(mapped).all()
 
 
-def test_bias_field_is_removed_as_far_as_it_is_known() -> None:
+@pytest.mark.parametrize("part", ["bias", "jacobian"])
+def test_field_is_corrected_and_given_to_the_network_if_known(part: str) -> None:
     volume = torch.full((40, 40, 40), 0.8)
-    field = evolve(RandomBiasField(strength=0.3, probability=1.0).sample(np.random.default_rng(3)), known=True)
+    field = evolve(RandomSmoothField(strength=0.3, probability=1.0).sample(np.random.default_rng(3)), known=True)
     psf = PSF.parse("kspace:1,kspace:1,kspace:1", (1, 1, 1))
     sampling = Sampling((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), psf, psf)
-    scan = Scan(sampling=sampling, noise=RicianNoise(1e-6, 1e-6, 0), **{**NOTHING, "bias": field})
+    scan = Scan(sampling=sampling, noise=RicianNoise(1e-6, 1e-6, 0), **{**NOTHING, part: field})
+    channel = INPUTS + GUIDANCE.index(f"log_{part}")
     example = acquire(volume, scan, 8)
     torch.testing.assert_close(example.channels[0], example.sharp, rtol=0, atol=0.02)
-    assert float(example.channels[INPUTS].std()) > 0.01
-    unknown = acquire(volume, evolve(scan, bias=evolve(field, known=False)), 8)
-    assert float(unknown.channels[INPUTS].abs().max()) == 0
+    assert float(example.channels[channel].std()) > 0.01
+    unknown = acquire(volume, evolve(scan, **{part: evolve(field, known=False)}), 8)
+    assert float(unknown.channels[INPUTS:].abs().max()) == 0
     assert unknown.acquisition[-2:].tolist() == [-1, -1]
-    assert example.acquisition[-2:].tolist() == [1, -1]
+    assert example.acquisition[-2:].tolist() == [1 if name == f"log_{part}" else -1 for name in GUIDANCE]
+
+
+@pytest.mark.parametrize(("part", "sign"), [("bias", -1), ("jacobian", 1)])
+def test_noise_follows_the_corrections(part: str, sign: int) -> None:
+    volume = torch.full((48, 48, 48), 0.8)
+    field = SmoothField([0.5, *[0.0] * 18], True)
+    psf = PSF.parse("kspace:1,kspace:1,kspace:1", (1, 1, 1))
+    sampling = Sampling((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), psf, psf)
+    scan = Scan(sampling=sampling, noise=RicianNoise(0.02, 0.02, 0), **{**NOTHING, part: field})
+    example = acquire(volume, scan, 8)
+    error = example.channels[0] - example.sharp
+    field_map = example.channels[INPUTS + GUIDANCE.index(f"log_{part}")]
+    high, low = (float(error[where].std()) for where in (field_map > 0.2, field_map < -0.2))
+    assert math.copysign(1, high - low) == sign
+    assert abs(math.log(high / low)) > 0.3
 
 
 def test_motion_moves_and_still_heads_stay() -> None:

@@ -147,12 +147,13 @@ def _volumes(data: Path, wanted: Any) -> Iterable[Volume]:
 def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    from ..sr.models.network import GUIDANCE
     from ..sr.weights import Weights
 
     card: dict[str, Any] = {
         "name": options.recipe if not options.recipe.endswith((".yml", ".yaml")) else Path(options.recipe).stem,
         "version": __version__,
-        "guidance": ["log_bias"],  # the simulated acquisitions know no gradient nonlinearity yet
+        "guidance": list(GUIDANCE),
         "data": data,
         "training": {
             "steps": trained.steps,

@@ -85,10 +85,11 @@ class RandomContrast:
 
 
 @frozen
-class BiasField:
+class SmoothField:
     """Smooth multiplicative field exp(f), f a polynomial of third order over the volume (as TorchIO's RandomBiasField).
 
-    The scan is corrected for it, so what remains of it is noise that differs from place to place.
+    The scan is corrected for it, so what remains of it is noise that differs from place to place. ``known`` tells
+    whether the network is given f.
     """
 
     coefficients: tuple[float, ...] = field(converter=_floats)
@@ -112,8 +113,8 @@ def _terms(order: int) -> list[tuple[int, int, int]]:
 
 
 @frozen
-class RandomBiasField:
-    """Draw a :class:`BiasField`.
+class RandomSmoothField:
+    """Draw a :class:`SmoothField`.
 
     Parameters
     ----------
@@ -129,11 +130,11 @@ class RandomBiasField:
     probability: float = 0.6
     known: float = 0.6
 
-    def sample(self, rng: Rng) -> BiasField:
+    def sample(self, rng: Rng) -> SmoothField:
         """Draw the parameters."""
         size = self.strength * (rng.random() < self.probability) * rng.random()
-        coefficients = [float(v) for v in rng.uniform(-size, size, size=len(_terms(BiasField.ORDER)))]
-        return BiasField(coefficients, bool(rng.random() < self.known))
+        coefficients = [float(v) for v in rng.uniform(-size, size, size=len(_terms(SmoothField.ORDER)))]
+        return SmoothField(coefficients, bool(rng.random() < self.known))
 
 
 @frozen
@@ -285,10 +286,16 @@ class RandomRicianNoise:
 
 @frozen
 class Scan:
-    """One simulated acquisition, all of its parameters."""
+    """One simulated acquisition, all of its parameters.
+
+    ``bias`` is the bias field; ``jacobian`` the Jacobian determinant of a correction of gradient nonlinearity, as in
+    :data:`moesr_bids.sr.models.network.GUIDANCE`. Of the latter only the intensity is simulated, not the few per cent
+    by which it changes the voxel size.
+    """
 
     contrast: Contrast
-    bias: BiasField
+    bias: SmoothField
+    jacobian: SmoothField
     motion: Motion
     sampling: Sampling
     noise: RicianNoise
@@ -306,7 +313,8 @@ class Scan:
             sampling[key] = PSF((i, j, k), sampling[key]["reason"])
         return cls(
             Contrast(**record["contrast"]),
-            BiasField(**record["bias"]),
+            SmoothField(**record["bias"]),
+            SmoothField(**record["jacobian"]),
             Motion(**record["motion"]),
             Sampling(**sampling),
             RicianNoise(**record["noise"]),
@@ -318,7 +326,8 @@ class RandomScan:
     """Draw a :class:`Scan`: the parts and their ranges."""
 
     contrast: RandomContrast = RandomContrast()
-    bias: RandomBiasField = RandomBiasField()
+    bias: RandomSmoothField = RandomSmoothField()
+    jacobian: RandomSmoothField = RandomSmoothField(strength=0.1, probability=0.3)
     motion: RandomMotion = RandomMotion()
     sampling: RandomSampling = RandomSampling()
     noise: RandomRicianNoise = RandomRicianNoise()
@@ -328,6 +337,7 @@ class RandomScan:
         return Scan(
             self.contrast.sample(rng),
             self.bias.sample(rng),
+            self.jacobian.sample(rng),
             self.motion.sample(rng),
             self.sampling.sample(rng),
             self.noise.sample(rng),
@@ -378,18 +388,21 @@ def acquire(volume: torch.Tensor, scan: Scan, margin: int) -> Example:
     def matrices(psf: PSF) -> list[NDArray[np.float64]]:
         return [axis_matrix(s, target, p, 1.0) for s, p in zip(source, psf.axes, strict=True)]
 
-    log_bias = scan.bias.log_field(on_target, n / 2)
-    corrected_by = scan.bias.log_field(on_source, n / 2)
-    sampled = apply_axes(scan.motion.apply(sharp * log_bias.exp()), tensors(matrices(scan.sampling.psf)))
-    acquired = scan.noise.apply(sampled.clamp(min=0)) * (-corrected_by).exp()
+    log_bias, log_jacobian = (field.log_field(on_target, n / 2) for field in (scan.bias, scan.jacobian))
+    # Bias shall be divided out, and the Jacobian multiplied in: without noise, the corrections restore the image.
+    distorted = scan.motion.apply(sharp * (log_bias - log_jacobian).exp())
+    sampled = apply_axes(distorted, tensors(matrices(scan.sampling.psf)))
+    gain = scan.jacobian.log_field(on_source, n / 2) - scan.bias.log_field(on_source, n / 2)
+    acquired = scan.noise.apply(sampled.clamp(min=0)) * gain.exp()
     image = apply_axes(acquired, tensors([spline_matrix(s, target) for s in source]))
     factors = Factors.of(tuple(matrices(scan.sampling.reported)), device)
     correction = data_correction(image, acquired, factors, scan.noise.reported)
     inner = (slice(margin, n - margin),) * 3
-    known = scan.bias.known
-    absent = torch.zeros_like(image)
-    channels = torch.stack([image, correction, log_bias if known else absent, absent])
-    vector = acquisition_vector(
-        scan.sampling.reported, scan.sampling.zooms, _TARGET, scan.noise.reported, (known, False)
-    )
+    known = scan.bias.known, scan.jacobian.known
+    maps = [
+        field if there else torch.zeros_like(image)
+        for field, there in zip((log_bias, log_jacobian), known, strict=True)
+    ]
+    channels = torch.stack([image, correction, *maps])
+    vector = acquisition_vector(scan.sampling.reported, scan.sampling.zooms, _TARGET, scan.noise.reported, known)
     return Example(channels[:, *inner].contiguous(), vector.to(device), sharp[inner].contiguous())

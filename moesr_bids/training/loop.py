@@ -184,7 +184,7 @@ class _Run:
         dtype = fast_dtype(team.device)
         per_step = recipe.batch * team.size
         before, saved, validated = self.seconds, begun, begun
-        sums: dict[str, float] = {}
+        sums: dict[str, torch.Tensor] = {}
         while True:
             elapsed = time.monotonic() - begun
             share = team.agree(budget.share(self.step, elapsed))
@@ -204,12 +204,13 @@ class _Run:
             self.step += 1
             self._average()
             for name, value in {**terms, "gradient_norm": norm}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) / _LOG_EVERY
+                # Left where it is: reading it would make the processor wait for the GPU.
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
             self.seconds = before + time.monotonic() - begun
             if team.rank:
                 continue
             if self.step % _LOG_EVERY == 0:
-                self._log("train", sums, say)
+                self._log("train", {name: float(total) / _LOG_EVERY for name, total in sums.items()}, say)
                 sums = {}
             if held_out and time.monotonic() - validated > 60 * validate_minutes:
                 self._log("validation", self._validate(held_out), say)

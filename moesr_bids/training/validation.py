@@ -11,7 +11,7 @@ from attrs import evolve
 
 from ..sr.models.network import INPUTS, ResidualNetwork
 from ..sr.psf import PSF, AxisPSF
-from .acquisition import BiasField, Contrast, Motion, RandomScan, RicianNoise, Sampling, acquire
+from .acquisition import Contrast, Motion, RandomScan, RicianNoise, Sampling, SmoothField, acquire
 from .volumes import Volume
 
 _NOISE = 0.02
@@ -53,7 +53,8 @@ def validate(
     plain = evolve(
         RandomScan().sample(np.random.default_rng(0)),
         contrast=Contrast(1.0),
-        bias=BiasField([0.0] * 19, False),
+        bias=SmoothField([0.0] * 19, False),
+        jacobian=SmoothField([0.0] * 19, False),
         motion=Motion(0, 1, [0.0]),
     )
     gains: dict[str, float] = {}

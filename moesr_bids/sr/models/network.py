@@ -24,7 +24,11 @@ from ..psf import PSF
 INPUTS = 2
 """Channels before the guidance maps: the interpolated image, and its correction by the data."""
 GUIDANCE = ("log_bias", "log_jacobian")
-"""Guidance maps in the order of the network's channels, after those."""
+"""Guidance maps in the order of the network's channels, after those.
+
+``log_bias`` is the logarithm of the bias field that the image was divided by; ``log_jacobian`` that of the determinant
+of the Jacobian of the map from corrected to acquired positions, with which the corrected image was multiplied.
+"""
 CONDITIONS = 3 * 3 + 1 + len(GUIDANCE)
 """Length of the vector that :func:`acquisition_vector` makes."""
 FACTOR = 2
