@@ -1,6 +1,6 @@
 """Speed of a learned model: time per stage of a whole head, and the network against this machine's convolution peak.
 
-    python -m benchmarks.speed [--image FILE] [--model student] [--resolution 0.7] [--threads 2]
+    python -m benchmarks.speed [--image FILE] [--model student] [--resolution 0.7] [--runtime torch] [--threads 2]
 
 Without an image, the MNI head that nilearn packages is used. The peak is a 3 x 3 x 3 convolution of 64 channels on 64^3
 voxels in the precision and memory layout of the model, measured in the same run.
@@ -24,6 +24,7 @@ from moesr_bids.sr.models import weights_path
 from moesr_bids.sr.models.network import NetworkShape
 from moesr_bids.sr.models.student import flops_per_voxel
 from moesr_bids.sr.precision import fast_dtype
+from moesr_bids.sr.runtimes import RUNTIMES
 from moesr_bids.sr.weights import Weights
 
 _PEAK_CHANNELS, _PEAK_SIZE, _REPEATS = 64, 64, 5
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--image", type=Path, help="a scan; by default the MNI head of nilearn")
     parser.add_argument("--model", default="student")
     parser.add_argument("--resolution", type=float, default=0.7)
+    parser.add_argument("--runtime", choices=RUNTIMES, default=RUNTIMES[0])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(argv)
@@ -62,15 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = choose_device(options.device)
     torch.set_num_threads(options.threads)
     result = super_resolve(
-        options.image or _head(), resolution=options.resolution, model=options.model, device=options.device,
+        options.image or _head(),
+        resolution=options.resolution,
+        model=options.model,
+        runtime=options.runtime,
+        device=options.device,
         threads=options.threads,
-    )  # fmt: skip
+    )
     record = result.record
     peak = convolution_peak(device)
     voxels = record["NetworkVoxels"]
     speed = flops_per_voxel(NetworkShape(**Weights.read(path).card["network"])) * voxels / record["NetworkSeconds"]
     print(f"{record['Device']} {cpu_name() if device.type == 'cpu' else ''}, {options.threads} threads")
-    print(f"output {record['OutputShape']}, network on {voxels / 1e6:.1f} million voxels, {record['Precision']}")
+    size = f"output {record['OutputShape']}, network on {voxels / 1e6:.1f} million voxels"
+    print(f"{size}, {record['Runtime']}, {record['Precision']}")
     for stage in record["Stages"]:
         print(f"{stage['Stage']:12} {stage['Seconds']:7.1f} s {stage['PeakMemoryGB']:6.2f} GiB")
     print(f"all          {record['Seconds']:7.1f} s {record['PeakMemoryGB']:6.2f} GiB")

@@ -17,6 +17,7 @@ from ..atomic import temporary_beside
 from ..config import SUFFIXES
 from ..errors import ImageError
 from ..sr.models import DEFAULT_MODEL
+from ..sr.runtimes import RUNTIMES
 from . import train
 from .arguments import positive_int, resolution_mm
 
@@ -69,6 +70,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--test_time_averaging",
         action="store_true",
         help="average a learned model over the eight flips of the image: slightly better, eight times the work",
+    )
+    sr.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default=RUNTIMES[0],
+        help="what runs the convolutions of a learned model; openvino is for CPUs and an extra to install "
+        f"(default: {RUNTIMES[0]})",
     )
     sr.add_argument("--residual", type=Path, metavar="FILE", help="write IN minus A(OUT) in units of the noise")
     sr.add_argument("--record", type=Path, metavar="JSON", help="write what was done, with noise and faithfulness")
@@ -138,9 +146,14 @@ def _super_resolve(options: argparse.Namespace) -> int:
     from ..sr.models import get_model
 
     card = get_model(options.model).card
-    if not card.uncertainty and (options.uncertainty or options.test_time_averaging):
-        option = "--uncertainty" if options.uncertainty else "--test-time-averaging"
-        raise ValueError(f"model {options.model} has no use for {option}; take another model or leave it out")
+    learned_only = {
+        "--uncertainty": options.uncertainty is not None,
+        "--test-time-averaging": options.test_time_averaging,
+        "--runtime": options.runtime != RUNTIMES[0],
+    }
+    useless = [option for option, given in learned_only.items() if given and not card.uncertainty]
+    if useless:
+        raise ValueError(f"model {options.model} has no use for {useless[0]}; take another model or leave it out")
     guidance = {"log_bias": options.log_bias, "log_jacobian": options.log_jacobian}
     progress = _Progress()
     try:
@@ -154,6 +167,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
             guidance={name: path for name, path in guidance.items() if path is not None},
             contrast=options.contrast,
             averaged=options.test_time_averaging,
+            runtime=options.runtime,
             device=options.device,
             threads=options.omp_nthreads,
             seed=options.random_seed,

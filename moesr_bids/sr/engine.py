@@ -27,6 +27,7 @@ from .noise import estimate_noise, foreground
 from .operator import AcquisitionOperator, Factors
 from .projection import project
 from .psf import PSF
+from .runtimes import RUNTIMES
 
 DEFAULT_RESOLUTION = 0.7
 _PERCENTILE = 99.0
@@ -67,6 +68,7 @@ def super_resolve(
     guidance: Mapping[str, SpatialImage | str | Path] | None = None,
     contrast: str = "",
     averaged: bool = False,
+    runtime: str = RUNTIMES[0],
     device: str = "auto",
     threads: int | None = None,
     seed: int = 0,
@@ -98,6 +100,8 @@ def super_resolve(
         BIDS suffix of the image, for the calibration of the uncertainty.
     averaged
         Average a learned model over the eight flips of the image: eight times the work.
+    runtime
+        What runs the convolutions of a learned model: ``torch`` or ``openvino``.
     device
         ``cpu``, ``cuda``, or ``auto`` for the GPU if there is one.
     threads
@@ -150,6 +154,7 @@ def super_resolve(
             guidance={key: torch.from_numpy(value).to(where) for key, value in maps.items()},
             contrast=contrast,
             averaged=averaged,
+            runtime=runtime,
         )
         with _stage("reconstruct", stages):
             reconstruction = chosen.reconstruct(problem)

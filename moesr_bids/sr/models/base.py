@@ -9,6 +9,7 @@ import torch
 from attrs import field, frozen
 
 from ..operator import AcquisitionOperator
+from ..runtimes import RUNTIMES
 
 Progress = Callable[[str, float], None]
 """Called with the name of the step and the share of it that is done."""
@@ -38,6 +39,8 @@ class Problem:
         BIDS suffix of the image, for the calibration of the uncertainty; empty where unknown.
     averaged
         Whether a learned model averages over the eight flips of the image.
+    runtime
+        What runs the convolutions of a learned model (:data:`..runtimes.RUNTIMES`).
     """
 
     acquired: torch.Tensor
@@ -49,6 +52,7 @@ class Problem:
     guidance: Mapping[str, torch.Tensor] = field(factory=dict)
     contrast: str = ""
     averaged: bool = False
+    runtime: str = RUNTIMES[0]
 
 
 @frozen(eq=False)

@@ -8,6 +8,7 @@ modulation (FiLM, Perez et al. 2018), so one set of weights serves all resolutio
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -114,24 +115,69 @@ class ResidualNetwork(nn.Module):
             float32, (batch, CONDITIONS), from :func:`acquisition_vector`.
         """
         embedding = self.embed(acquisition)
-        features = self.head(space_to_depth(_spread(channels)))
+        features = self.head(network_cells(channels))
         inner = features
         for block in self.body:
             inner = block(inner, embedding)
-        # The last convolution stays in float32: its rounding would be seen in the image.
-        with torch.autocast(channels.device.type, enabled=False):
-            cells = self.tail((features + inner).float())
-        residual, log_scale = depth_to_space(cells).split(1, dim=1)
-        residual = residual * _DETAIL_OUT
-        # A smooth floor: no part of the head is free of error, and the likelihood must not run away.
-        return NetworkOutput(residual, functional.softplus(log_scale - _LEAST_LOG_SCALE) + _LEAST_LOG_SCALE)
+        return network_output(features + inner, self.tail)
+
+
+class FoldedNetwork(nn.Module):
+    """A :class:`ResidualNetwork` up to its last convolution, for one acquisition.
+
+    Its modulation is folded into the convolutions before it: the same result with less memory traffic. For inference.
+
+    Parameters
+    ----------
+    network
+        Network in evaluation mode.
+    acquisition
+        float32, (CONDITIONS,), from :func:`acquisition_vector`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, network: ResidualNetwork, acquisition: torch.Tensor) -> None:
+        super().__init__()
+        embedding = network.embed(acquisition)
+        self.head, self.tail = network.head, network.tail
+        self.body = nn.ModuleList(nn.ModuleList(block.folded(embedding)) for block in network.body)  # type: ignore[operator]
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        """Return what :func:`network_output` needs, from what :func:`network_cells` makes."""
+        features = inner = self.head(cells)
+        for first, second in self.body:  # type: ignore[misc]
+            inner = second(first(inner).relu_()).add_(inner)
+        return inner.add_(features)
+
+
+def network_cells(channels: torch.Tensor) -> torch.Tensor:
+    """Channels of the target grid as the convolutions take them, at half resolution."""
+    return space_to_depth(_spread(channels))
+
+
+def network_output(features: torch.Tensor, tail: nn.Module) -> NetworkOutput:
+    """Apply the last convolution; it stays in float32, or its rounding would be seen in the image."""
+    with torch.autocast(features.device.type, enabled=False):
+        cells = tail(features.float())
+    residual, log_scale = depth_to_space(cells).split(1, dim=1)
+    # A smooth floor: no part of the head is free of error, and the likelihood must not run away.
+    floored = functional.softplus(log_scale - _LEAST_LOG_SCALE) + _LEAST_LOG_SCALE
+    return NetworkOutput(residual * _DETAIL_OUT, floored)
 
 
 def _spread(channels: torch.Tensor) -> torch.Tensor:
     """Separate the detail of the image from its level, each about as large as 1: what is to be found is detail."""
     image, correction, maps = channels[:, :1], channels[:, 1:INPUTS], channels[:, INPUTS:]
-    level = functional.avg_pool3d(image, _BLUR, stride=1, padding=_BLUR // 2, count_include_pad=False)
-    return torch.cat([(image - level) * _DETAIL_IN, correction * _CORRECTION_IN, image - _MIDDLE, maps], dim=1)
+    detail = (image - _level(image)) * _DETAIL_IN
+    return torch.cat([detail, correction * _CORRECTION_IN, image - _MIDDLE, maps], dim=1)
+
+
+def _level(image: torch.Tensor) -> torch.Tensor:
+    """Mean over the voxels around each one, an axis at a time: one pooling of three axes takes twenty times longer."""
+    for axis in range(3):
+        size = [_BLUR if a == axis else 1 for a in range(3)]
+        image = functional.avg_pool3d(image, size, 1, [n // 2 for n in size], count_include_pad=False)
+    return image
 
 
 class _Block(nn.Module):
@@ -151,6 +197,15 @@ class _Block(nn.Module):
         scale, shift = self.modulate(embedding)[:, :, None, None, None].chunk(2, dim=1)
         inner = torch.addcmul(shift.to(x.dtype), self.first(x), (1 + scale).to(x.dtype))
         return x + self.second(functional.relu(inner, inplace=True))
+
+    def folded(self, embedding: torch.Tensor) -> tuple[nn.Conv3d, nn.Conv3d]:
+        """Return both convolutions, scale and shift within the first."""
+        scale, shift = self.modulate(embedding).chunk(2)
+        first = copy.deepcopy(self.first)
+        first.weight.mul_((1 + scale)[:, None, None, None, None])
+        assert first.bias is not None
+        first.bias.mul_(1 + scale).add_(shift)
+        return first, self.second
 
 
 def space_to_depth(volume: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,10 +17,22 @@ from ..operator import AcquisitionOperator, apply_axes, axis_matrix
 from ..precision import fast_dtype
 from ..projection import bounding_box
 from ..psf import AxisPSF
+from ..runtimes import features_of
 from ..weights import Weights
 from ..windows import CPU_WINDOW_VOXELS, Window, plan_windows
 from .base import Model, ModelCard, Problem, Reconstruction
-from .network import FACTOR, GUIDANCE, INPUTS, NetworkShape, ResidualNetwork, acquisition_vector, data_correction
+from .network import (
+    FACTOR,
+    GUIDANCE,
+    INPUTS,
+    FoldedNetwork,
+    NetworkOutput,
+    NetworkShape,
+    acquisition_vector,
+    data_correction,
+    network_cells,
+    network_output,
+)
 
 _METHODS = (
     "A three-dimensional residual network, trained on simulated acquisitions of sharp scans and told the point-spread "
@@ -95,6 +107,12 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
     image, correction, head = (_padded(volume, padding) for volume in (image, correction, head))
     maps = {name: _padded(volume, padding) for name, volume in maps.items()}
     dtype = fast_dtype(device)
+    folded = FoldedNetwork(network, vector)
+    features = features_of(problem.runtime, folded, dtype, device)
+
+    def predict(channels: torch.Tensor) -> NetworkOutput:
+        return network_output(features(network_cells(channels)), folded.tail)
+
     windows = plan_windows(
         image.shape,
         bounding_box(head > 0),
@@ -111,7 +129,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         if weight.any():
             start = time.perf_counter()
             channels = _channels((image, correction), maps, window)
-            residual, log_scale = _predict(network, channels, vector, dtype, averaged=problem.averaged)
+            residual, log_scale = _predict(predict, channels, averaged=problem.averaged)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds, voxels = seconds + time.perf_counter() - start, voxels + window.voxels
@@ -120,6 +138,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         problem.progress("reconstruct", (number + 1) / len(windows))
     i, j, k = shape
     facts = {
+        "Runtime": problem.runtime,
         "Precision": str(dtype).removeprefix("torch."),
         "Windows": len(windows),
         "NetworkVoxels": voxels,
@@ -188,15 +207,14 @@ def _channels(images: Sequence[torch.Tensor], maps: dict[str, torch.Tensor], win
 
 @torch.inference_mode()
 def _predict(
-    network: ResidualNetwork, channels: torch.Tensor, vector: torch.Tensor, dtype: torch.dtype, *, averaged: bool
+    predict: Callable[[torch.Tensor], NetworkOutput], channels: torch.Tensor, *, averaged: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Residual and log scale of a window, averaged over the eight flips if asked for."""
     flips = [tuple(2 + a for a in range(3) if turn[a]) for turn in product((False, True), repeat=3)]
     sums: list[torch.Tensor] = []
     chosen = flips if averaged else flips[:1]
     for axes in chosen:
-        with torch.autocast(channels.device.type, dtype, enabled=dtype != torch.float32):
-            output = network(channels.flip(axes) if axes else channels, vector[None])
+        output = predict(channels.flip(axes) if axes else channels)
         found = [(part.flip(axes) if axes else part)[0, 0] for part in output]
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
     return sums[0] / len(chosen), sums[1] / len(chosen)
