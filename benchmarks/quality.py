@@ -28,7 +28,7 @@ from scipy import ndimage
 from moesr_bids.atomic import temporary_beside
 from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
-from moesr_bids.sr.metrics import psnr, ssim
+from moesr_bids.sr.metrics import contrast_to_noise, psnr, ssim
 
 from .degrade import Case, all_cases, degrade
 
@@ -36,17 +36,28 @@ _MARGIN_VOXELS = 10
 _LCM = 60  # of all factors, so that every degraded image has the truth's field of view
 _BASELINE = "cubic"
 _LANCZOS_RADIUS = 5
+_RIM_VOXELS = (1, 4)  # from and to this many voxels around a lesion
 
 
 @frozen(eq=False)
 class Truth:
-    """A sharp scan, cropped to the head and padded, and where the metrics look."""
+    """A sharp scan, cropped to the head and padded, and where the metrics look.
+
+    ``lesions`` is None where there is no lesion mask.
+    """
 
     participant: str
     suffix: str
     image: nib.Nifti1Image
     mask: NDArray[np.bool_]
     level: float
+    lesions: NDArray[np.bool_] | None = None
+
+    @property
+    def rim(self) -> NDArray[np.bool_]:
+        """Brain around the lesions: their nearest voxels, which they share, left out."""
+        near, far = (ndimage.binary_dilation(self.lesions, iterations=n) for n in _RIM_VOXELS)
+        return far & ~near & self.mask
 
     def name(self, case: Case) -> str:
         """File name of the degraded image and of external results."""
@@ -68,6 +79,7 @@ class Row:
     seconds: float
     ratios: ErrorRatios | None = field(default=None, repr=False)
     temperature: float = 1.0
+    lesion_ratio: float = float("nan")
     noise_ratio: float = float("nan")
     residual_ratio: float = float("nan")
 
@@ -75,8 +87,9 @@ class Row:
 def load_truths(data: Path, splits: Path, role: str, participants: Sequence[str]) -> Iterator[Truth]:
     """Isotropic scans of about 1 mm of the participants of a role.
 
-    The mask is the FreeSurfer segmentation of a ``labels`` folder beside the data where there is one, otherwise the
-    scan's foreground with its holes filled (most such scans are skull-stripped).
+    The mask is the FreeSurfer segmentation (``aparcaseg``) of a ``labels`` folder beside the data where there is one,
+    otherwise the scan's foreground with its holes filled (most such scans are skull-stripped). Lesion masks
+    (``lesions``) come from there too.
     """
     with splits.open(encoding="utf-8") as lines:
         chosen = [row["participant_id"] for row in csv.DictReader(lines, delimiter="\t") if row["role"] == role]
@@ -88,17 +101,22 @@ def load_truths(data: Path, splits: Path, role: str, participants: Sequence[str]
             source = nib.load(path)
             if np.ptp(source.header.get_zooms()[:3]) > 0.01:
                 continue
-            yield _prepare(source, participant, path, data.parent / "labels" / "aparcaseg" / participant)
+            yield _prepare(source, participant, path, data.parent / "labels")
 
 
 def _prepare(source: nib.Nifti1Image, participant: str, path: Path, labels: Path) -> Truth:
     volume = np.clip(source.get_fdata(dtype=np.float32), 0, None)
-    segmentations = sorted(labels.glob("**/*_dseg.nii.gz"))
+    segmentations = sorted((labels / "aparcaseg" / participant).glob("**/*_dseg.nii.gz"))
     if segmentations:
         mask = np.asanyarray(nib.load(segmentations[0]).dataobj) > 0
     else:
         solid = ndimage.binary_opening(volume > 0.12 * np.percentile(volume, 99), iterations=2)
         mask = ndimage.binary_fill_holes(ndimage.binary_closing(solid, iterations=2))
+    masks = [mask]
+    for path_of_lesions in sorted((labels / "lesions" / participant).glob("**/*_mask.nii.gz")):
+        drawn = nib.load(path_of_lesions)
+        if drawn.shape == source.shape and np.allclose(drawn.affine, source.affine, atol=1e-3):
+            masks.append(np.asanyarray(drawn.dataobj) > 0)
     box, padding = [], []
     for axis, n in enumerate(volume.shape):
         hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -107,10 +125,10 @@ def _prepare(source: nib.Nifti1Image, participant: str, path: Path, labels: Path
         padding.append((0, -(high - low) % _LCM))
     affine = source.affine.copy()
     affine[:3, 3] = nib.affines.apply_affine(affine, [b.start for b in box])
-    volume, mask = (np.pad(array[tuple(box)], padding) for array in (volume, mask))
+    volume, mask, *lesions = (np.pad(array[tuple(box)], padding) for array in (volume, *masks))
     suffix = path.name.removesuffix(".nii.gz").rpartition("_")[2]
     level = float(np.percentile(volume[mask], 99))
-    return Truth(participant, suffix, nib.Nifti1Image(volume, affine), mask, level)
+    return Truth(participant, suffix, nib.Nifti1Image(volume, affine), mask, level, *lesions)
 
 
 def interpolate(image: nib.Nifti1Image, grid: nib.Nifti1Image, order: int) -> NDArray[np.float32]:
@@ -167,6 +185,9 @@ def compare(
         p, s = psnr(sharp, restored, truth.mask), ssim(sharp, restored, truth.mask)
         base = next((row for row in rows if row.method == _BASELINE), None)
         gains = (p - base.psnr, s - base.ssim) if base else (0.0, 0.0)
+        if truth.lesions is not None:
+            here, there = (contrast_to_noise(image, truth.lesions, truth.rim) for image in (restored, sharp))
+            facts["lesion_ratio"] = here / there
         rows.append(Row(truth.participant, truth.suffix, case.name, method, p, s, *gains, round(seconds, 1), **facts))
 
     for method in (_BASELINE, *(name for name in interpolators if name != _BASELINE)):
@@ -223,6 +244,20 @@ def summary(rows: Sequence[Row]) -> str:
             worst, similarity = min(r.gain_psnr for r in chosen), np.mean([r.gain_ssim for r in chosen])
             cells.append(f"{np.mean(means):+.2f} +- {np.std(means):.2f} [{worst:+.2f}], {similarity:+.3f}")
         lines.append(f"| {group} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def lesion_table(rows: Sequence[Row]) -> str:
+    """Contrast-to-noise ratio of the lesions against their rim, as a share of the truth's."""
+    some = [row for row in rows if np.isfinite(row.lesion_ratio)]
+    if not some:
+        return "\nno lesion masks"
+    methods = list(dict.fromkeys(row.method for row in some))
+    lines = ["", "Lesions: contrast-to-noise against their rim, % of the truth's", ""]
+    lines += ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
+    for participant, case in dict.fromkeys((row.participant, row.case) for row in some):
+        cells = [f"{100 * r.lesion_ratio:.0f}" for r in some if (r.participant, r.case) == (participant, case)]
+        lines.append(f"| {participant} | {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -330,6 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"no isotropic scan of role {options.role} below {options.data}", file=sys.stderr)
         return 1
     print(summary(rows))
+    print(lesion_table(rows))
     for model in options.models:
         print(coverage_table(model, [row for row in rows if row.method == model and row.ratios is not None]))
     if options.calibrate:

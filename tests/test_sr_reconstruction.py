@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from moesr_bids.sr.grid import Grid
-from moesr_bids.sr.metrics import psnr, ssim
+from moesr_bids.sr.metrics import contrast_to_noise, psnr, ssim
 from moesr_bids.sr.models import get_model, model_names
 from moesr_bids.sr.models.classical import head_box
 from moesr_bids.sr.models.prior import EdgePrior
@@ -190,3 +190,10 @@ def test_metrics_agree_with_scikit_image_on_the_full_mask():
     assert psnr(truth, outside, brain) == psnr(truth, noisy, brain)
     with pytest.raises(ValueError, match="shapes"):
         psnr(truth, noisy[1:], brain)
+
+
+def test_contrast_to_noise_is_that_of_its_definition_and_ignores_scale_and_offset():
+    image = np.array([10.0, 12.0, 1.0, 3.0, 99.0])
+    inside, around = np.array([1, 1, 0, 0, 0], bool), np.array([0, 0, 1, 1, 0], bool)
+    assert contrast_to_noise(image, inside, around) == pytest.approx((11 - 2) / 1)
+    assert contrast_to_noise(3 * image + 7, inside, around) == pytest.approx(9)

@@ -68,6 +68,19 @@ def ssim(
     return float(local[mask[box]].mean())
 
 
+def contrast_to_noise(image: NDArray[np.floating], inside: NDArray[np.bool_], around: NDArray[np.bool_]) -> float:
+    """Contrast-to-noise ratio: difference of the means of two regions over the standard deviation of the second.
+
+    Parameters
+    ----------
+    image, inside, around
+        Arrays of one shape.
+    """
+    _same_shape(image, inside, around)
+    background = image[around].astype(np.float64)
+    return float((image[inside].mean(dtype=np.float64) - background.mean()) / background.std())
+
+
 def _same_shape(*arrays: NDArray[np.generic]) -> None:
     if len({a.shape for a in arrays}) != 1:
         raise ValueError(f"reference, image and mask have different shapes: {[a.shape for a in arrays]}")
