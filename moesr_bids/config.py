@@ -17,7 +17,7 @@ SUFFIXES = ("T1w", "T2w", "FLAIR")
 EMBEDDED_TEMPLATE = "MNI152NLin2009aSym"
 
 # What decides the voxels and the sidecars of an output; how fast or where it was computed does not belong here.
-_OUTPUT_SETTINGS = ("resolution", "model", "output_spaces", "random_seed")
+_OUTPUT_SETTINGS = ("resolution", "model", "output_spaces", "random_seed", "gradunwarp_nojac")
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +50,12 @@ class Settings:
         Memory in GiB that running nodes may claim together.
     random_seed : int
         Seed of all that draws random numbers.
+    gradient_coefficients : pathlib.Path, optional
+        File of gradient coefficients or displacement field, or a folder of them named after scanners.
+    gradunwarp : str
+        ``auto``, ``force`` or ``off``.
+    gradunwarp_nojac : bool
+        Leave the intensities as they are when gradient nonlinearity is corrected.
 
     """
 
@@ -72,6 +78,9 @@ class Settings:
     omp_nthreads: int = 1
     mem_gb: float = 8.0
     random_seed: int = 0
+    gradient_coefficients: Path | None = None
+    gradunwarp: str = "auto"
+    gradunwarp_nojac: bool = False
     clean_workdir: bool = False
     dry_run: bool = False
     reports_only: bool = False

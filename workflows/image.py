@@ -7,9 +7,11 @@ from nipype.pipeline.engine import Node
 from niworkflows.engine.workflows import LiterateWorkflow
 
 from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.gradients import GradientPlan, plan_gradunwarp
 from moesr_bids.config import Settings
 from moesr_bids.interfaces.ants import BrainMask, N4BiasField, RegisterToTemplate
 from moesr_bids.interfaces.conform import Conform
+from moesr_bids.interfaces.gradients import GradientUnwarp
 from moesr_bids.interfaces.mask import ResampleMask
 from moesr_bids.interfaces.publish import Publish
 from moesr_bids.interfaces.reportlets import ImageReportlets
@@ -18,13 +20,18 @@ from moesr_bids.sr.models import get_model
 from moesr_bids.workflows.estimates import Estimate, estimate
 
 REPORTLETS_GB = 2.0
+_GRADIENTS_TEXT = (
+    "Where the scanner had not done it, gradient nonlinearity was corrected with the spherical-harmonic coefficients "
+    "[@gradients] or the displacement field of the scanner, in one interpolation by cubic B-splines [@ants]. "
+)
 
 
 def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: str | None = None) -> LiterateWorkflow:
     """Build the workflow of one image.
 
-    The chain is header check, brain mask, N4 bias field, registration to each template, super-resolution, reportlets
-    and publication. Nothing is written to the output folder before the last step.
+    The chain is header check, correction of gradient nonlinearity where it applies, brain mask, N4 bias field,
+    registration to each template, super-resolution, reportlets and publication. Nothing is written to the output
+    folder before the last step.
 
     Parameters
     ----------
@@ -45,13 +52,21 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
     ants = {"omp_nthreads": threads, "random_seed": settings.random_seed + 1}
     heavy = {"n_procs": threads, "mem_gb": cost.preproc_memory_gb}
     workflow = LiterateWorkflow(name=name or image.workflow_name)
+    plan = plan_gradunwarp(image, settings)
     workflow.__desc__ = _methods_text(settings)
 
+    warnings = [*image.warnings, *(() if plan.corrects else plan.warnings)]
     conform = Node(
-        Conform(in_file=str(image.path), metadata=dict(image.metadata), warnings=list(image.warnings)),
+        Conform(
+            in_file=str(image.path),
+            metadata=dict(image.metadata),
+            warnings=warnings,
+        ),
         name="conform",
         mem_gb=cost.preproc_memory_gb,
     )
+    gradunwarp = _gradunwarp(plan, settings, mem_gb=cost.preproc_memory_gb) if plan.corrects else None
+    straight = gradunwarp or conform
     brain_mask = Node(BrainMask(**ants), name="brain_mask", **heavy)
     n4 = Node(N4BiasField(**ants), name="n4", **heavy)
     super_resolve = Node(
@@ -89,6 +104,7 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
 
     steps = {
         "conform": conform,
+        **({"gradunwarp": gradunwarp} if gradunwarp else {}),
         "brain_mask": brain_mask,
         "n4": n4,
         **{f"register:{template}": node for template, node in registrations.items()},
@@ -103,6 +119,9 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
         "preproc": (n4, "out_file"),
         "mask": (target_mask, "out_file"),
     }
+    if gradunwarp:
+        for key, output in (("from-orig", "field_file"), ("to-orig", "inverse_file"), ("jacobian", "jacobian_file")):
+            sources[key] = (gradunwarp, output)
     for template, node in registrations.items():
         sources[f"to-{template}"] = (node, "out_to_template")
         sources[f"from-{template}"] = (node, "out_from_template")
@@ -110,12 +129,12 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
     records = Node(Merge(len(steps)), name="records")
     for node in (files, records):
         node.inputs.no_flatten = True
-    publish = Node(Publish(image=image, settings=settings, steps=list(steps)), name="publish")
+    publish = Node(Publish(image=image, settings=settings, steps=list(steps), gradients=plan.record()), name="publish")
 
     # fmt: off
     workflow.connect([
-        (conform, brain_mask, [("out_file", "in_file")]),
-        (conform, n4, [("out_file", "in_file")]),
+        (straight, brain_mask, [("out_file", "in_file")]),
+        (straight, n4, [("out_file", "in_file")]),
         (brain_mask, n4, [("out_mask", "mask_file")]),
         (n4, super_resolve, [("out_file", "in_file")]),
         (brain_mask, super_resolve, [("out_mask", "mask_file")]),
@@ -134,6 +153,14 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
     # fmt: on
     for index, (node, output) in enumerate(sources.values()):
         workflow.connect(node, output, files, f"in{index + 1}")
+    if gradunwarp:
+        workflow.connect(conform, "out_file", gradunwarp, "in_file")
+        workflow.connect(conform, "out_file", reportlets, "acquired_file")
+        workflow.connect(gradunwarp, "out_file", reportlets, "unwarped_file")
+        workflow.connect(gradunwarp, "field_file", reportlets, "field_file")
+        # The map tells how noise differs from place to place, which it does only if the intensities were changed.
+        if "log_jacobian" in card.guidance and not settings.gradunwarp_nojac:
+            workflow.connect(gradunwarp, "log_jacobian_file", super_resolve, "jacobian_file")
     if "log_bias" in card.guidance:
         workflow.connect(n4, "bias_field", super_resolve, "bias_file")
     if card.uncertainty:
@@ -148,6 +175,20 @@ def init_image_wf(*, image: RawImage, settings: Settings, use_gpu: bool, name: s
     return workflow
 
 
+def _gradunwarp(plan: GradientPlan, settings: Settings, *, mem_gb: float) -> Node:
+    interface = GradientUnwarp(
+        coefficients=str(plan.file),
+        patient_position=plan.patient_position,
+        action=plan.action,
+        slice_axis=plan.slice_axis,
+        intensity=not settings.gradunwarp_nojac,
+        facts=plan.record(),
+        warnings=list(plan.warnings),
+        omp_nthreads=settings.omp_nthreads,
+    )
+    return Node(interface, name="gradunwarp", n_procs=settings.omp_nthreads, mem_gb=mem_gb)
+
+
 def _identifier(template: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in template)
 
@@ -160,6 +201,7 @@ def _methods_text(settings: Settings) -> str:
     templates = " and ".join(settings.output_spaces)
     return (
         "Each image was checked for a plausible header and finite voxels and kept on its own grid. "
+        f"{_GRADIENTS_TEXT if settings.gradient_coefficients and settings.gradunwarp != 'off' else ''}"
         "A brain mask was obtained from tissue classes carried over from the ICBM 152 template by affine and "
         "low-resolution deformable registration [@mni; @ants]. "
         "Intensity non-uniformity was corrected with N4 [@n4] inside the mask. "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.gradients import plan_gradunwarp
 from moesr_bids.config import Settings
 from moesr_bids.sr.models import weights_sha256
 
@@ -55,8 +56,9 @@ def output_paths(image: RawImage, settings: Settings) -> dict[str, str]:
     Returns
     -------
     dict
-        ``moesr``, ``uncertainty`` (of models that know one), ``residual``, ``preproc``, ``mask``, and per template
-        ``to-<template>`` and ``from-<template>``, each with its path below the output root.
+        ``moesr``, ``uncertainty`` (of models that know one), ``residual``, ``preproc``, ``mask``; ``to-orig``,
+        ``from-orig`` and ``jacobian`` of a correction of gradient nonlinearity; and per template ``to-<template>`` and
+        ``from-<template>``; each with its path below the output root.
 
     """
     res = settings.resolution_label
@@ -69,6 +71,11 @@ def output_paths(image: RawImage, settings: Settings) -> dict[str, str]:
         "preproc": derivative_path(image, desc="preproc"),
         "mask": derivative_path(image, space=space, res=res, desc="brain", suffix="mask"),
     }
+    if plan_gradunwarp(image, settings).corrects:
+        common = {"mode": "image", "suffix": "xfm"}
+        paths["from-orig"] = derivative_path(image, **{"from": "orig", "to": image.suffix}, **common)
+        paths["to-orig"] = derivative_path(image, **{"from": image.suffix, "to": "orig"}, **common)
+        paths["jacobian"] = derivative_path(image, desc="jacobian")
     for template in settings.output_spaces:
         common = {"mode": "image", "suffix": "xfm", "extension": ".h5"}
         paths[f"to-{template}"] = derivative_path(image, **{"from": image.suffix, "to": template}, **common)
@@ -90,7 +97,13 @@ def sha256(path: Path) -> str:
 
 def settings_hash(image: RawImage, settings: Settings, input_sha256: str) -> str:
     """Return the digest of all that decides the outputs of `image`."""
-    facts = {"input": input_sha256, "metadata": dict(image.metadata), "weights": weights_sha256(settings.model)}
+    plan = plan_gradunwarp(image, settings)
+    facts = {
+        "input": input_sha256,
+        "metadata": dict(image.metadata),
+        "weights": weights_sha256(settings.model),
+        "gradients": [plan.action, sha256(plan.file) if plan.corrects and plan.file else None],
+    }
     return settings.output_hash(facts)
 
 

@@ -18,6 +18,7 @@ def moesr_block(
     settings: Settings,
     steps: Sequence[tuple[str, Mapping[str, Any]]],
     *,
+    gradients: Mapping[str, Any],
     settings_hash: str,
     input_sha256: str,
     outputs: Sequence[str],
@@ -30,6 +31,8 @@ def moesr_block(
         Settings of the run.
     steps : sequence of (str, Mapping)
         Name of each step and the record it returned, in order. Registrations are named ``register:<template>``.
+    gradients : Mapping
+        What was decided about gradient nonlinearity: stated also where nothing was done.
     settings_hash, input_sha256 : str
         Digests that tell whether the outputs are still what a new run would make.
     outputs : sequence of str
@@ -41,6 +44,7 @@ def moesr_block(
     block: dict[str, Any] = {"Version": __version__}
     block |= {key: value for key, value in records["super_resolve"].items() if key not in ("Warnings", *_MEASURED)}
     block["RandomSeed"] = settings.random_seed
+    block["GradientNonlinearity"] = _facts(records.get("gradunwarp", gradients))
     for step, name in _BLOCKS.items():
         block[name] = _facts(records.get(step, {}))
     block["Registration"] = {
@@ -84,6 +88,8 @@ def sidecars(
     """
     raw = f"bids:raw:{image.relative}"
     preproc = f"bids::{paths['preproc']}"
+    unwarped = "jacobian" in paths
+    corrected = "gradient nonlinearity and the bias field" if unwarped else "the bias field"
     grid = f"{settings.resolution:g} mm isotropic grid along the axes of the input, over its field of view"
     contents: dict[str, dict[str, Any]] = {
         "moesr": {
@@ -111,7 +117,7 @@ def sidecars(
             "SpatialReference": "orig",
         },
         "preproc": {
-            "Description": "Input with the bias field removed, on its own grid",
+            "Description": f"Input with {corrected} removed, on its own grid",
             "Sources": [raw],
             "SkullStripped": skull_stripped,
             "SpatialReference": "orig",
@@ -123,8 +129,22 @@ def sidecars(
             "Resolution": grid,
         },
     }
+    if unwarped:
+        for key, text in {"from-orig": "acquired to the corrected", "to-orig": "corrected to the acquired"}.items():
+            contents[key] = {
+                "Description": f"ITK displacement field for antsApplyTransforms that brings the {text} image",
+                "Type": "nonlinear",
+                "Sources": [raw],
+            }
+        contents["jacobian"] = {
+            "Description": "Determinant of the Jacobian of the map from corrected to acquired positions",
+            "Units": "1",
+            "Sources": [raw],
+            "SkullStripped": skull_stripped,
+            "SpatialReference": "orig",
+        }
     for key in paths:
-        if key.startswith(("to-", "from-")):
+        if key.startswith(("to-", "from-")) and key not in contents:
             template = key.partition("-")[2]
             contents[key] = {
                 "Description": "ITK composite transform for antsApplyTransforms",

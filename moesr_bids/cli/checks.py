@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moesr_bids.bids.gradients import EXTENSIONS as GRADIENT_EXTENSIONS
 from moesr_bids.config import EMBEDDED_TEMPLATE, SUFFIXES, Settings
 
 
@@ -106,6 +107,28 @@ def _check_choices(settings: Settings) -> None:
         raise UsageError("--device cuda: this machine shows no NVIDIA GPU; use --device cpu")
 
 
+def _check_gradients(settings: Settings) -> None:
+    source = settings.gradient_coefficients
+    if source is None:
+        if settings.gradunwarp == "force":
+            raise UsageError("--gradunwarp force needs --gradient-coefficients")
+        return
+    if not source.exists():
+        raise UsageError(f"--gradient-coefficients {source}: no such file or folder")
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    files = [path for path in files if path.name.lower().endswith(GRADIENT_EXTENSIONS)]
+    if not files:
+        raise UsageError(f"--gradient-coefficients {source}: neither .grad nor .nii.gz; other formats are not read")
+    from moesr_bids.errors import ImageError
+    from moesr_bids.preproc.gradients import load_field, read_coefficients
+
+    for path in files:
+        try:
+            _ = read_coefficients(path) if path.suffix.lower() == ".grad" else load_field(path)
+        except ImageError as error:
+            raise UsageError(f"--gradient-coefficients: {error}") from None
+
+
 def _check_templates(settings: Settings) -> None:
     others = [name for name in settings.output_spaces if name != EMBEDDED_TEMPLATE]
     if not others:
@@ -142,6 +165,7 @@ def check_settings(settings: Settings) -> None:
         return
     _check_participants(settings)
     _check_choices(settings)
+    _check_gradients(settings)
     _check_templates(settings)
     if not settings.dry_run:
         _check_writable(settings)

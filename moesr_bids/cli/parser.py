@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moesr_bids import __version__
+from moesr_bids.bids.gradients import GRADUNWARP_MODES
 from moesr_bids.cli.arguments import positive_int, resolution_mm
 from moesr_bids.cli.checks import UsageError, check_settings, read_filters
 from moesr_bids.config import EMBEDDED_TEMPLATE, SUFFIXES, Settings
@@ -108,6 +109,25 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="folder of a PyBIDS database: read when there, else written, so that later runs start fast",
+    )
+
+    gradients = parser.add_argument_group("gradient nonlinearity")
+    gradients.add_argument(
+        "--gradient-coefficients",
+        type=Path,
+        metavar="PATH",
+        help="Siemens .grad file or ITK displacement field (.nii.gz) of the scanner, or a folder of them, each named "
+        "after the StationName or ManufacturersModelName in the sidecars (default: no correction)",
+    )
+    gradients.add_argument(
+        "--gradunwarp",
+        choices=GRADUNWARP_MODES,
+        default=GRADUNWARP_MODES[0],
+        help="auto corrects what the sidecar says the scanner left, and nothing if it does not say; force corrects all "
+        "(default: auto)",
+    )
+    gradients.add_argument(
+        "--gradunwarp-nojac", action="store_true", help="do not multiply by the Jacobian: intensities stay as they are"
     )
 
     sr = parser.add_argument_group("super-resolution")
@@ -274,6 +294,9 @@ def _settings(args: argparse.Namespace) -> Settings:
         omp_nthreads=min(args.omp_nthreads or min(nprocs, 8), nprocs),
         mem_gb=args.mem_gb or 0.9 * available_memory_gb(),
         random_seed=args.random_seed,
+        gradient_coefficients=args.gradient_coefficients and _absolute(args.gradient_coefficients),
+        gradunwarp=args.gradunwarp,
+        gradunwarp_nojac=args.gradunwarp_nojac,
         clean_workdir=args.clean_workdir,
         dry_run=args.dry_run,
         reports_only=args.reports_only,

@@ -25,6 +25,7 @@ class _PublishInputSpec(BaseInterfaceInputSpec):
     keys = traits.List(Str, mandatory=True, desc="output keys, in the order of files")
     files = traits.List(File(exists=True), mandatory=True, desc="files to publish")
     figure_files = traits.List(File(exists=True), desc="reportlets named <desc>.<extension>")
+    gradients = traits.Dict(mandatory=True, desc="what was decided about gradient nonlinearity")
     steps = traits.List(Str, mandatory=True, desc="step names, in the order of records")
     records = traits.List(traits.Dict, mandatory=True, desc="what each step recorded")
 
@@ -58,6 +59,7 @@ class Publish(RecordedInterface):
             moesr_block(
                 settings,
                 steps,
+                gradients=self.inputs.gradients,
                 settings_hash=settings_hash(image, settings, input_hash := sha256(image.path)),
                 input_sha256=input_hash,
                 outputs=sorted([*paths.values(), *map(sidecar_of, paths.values()), *figures]),

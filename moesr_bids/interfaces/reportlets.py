@@ -15,6 +15,9 @@ class _ImageReportletsInputSpec(BaseInterfaceInputSpec):
     preproc_file = File(exists=True, mandatory=True, desc="bias-corrected image, own grid")
     mask_file = File(exists=True, mandatory=True, desc="brain mask, own grid")
     bias_file = File(exists=True, desc="natural logarithm of the bias field, own grid")
+    acquired_file = File(exists=True, desc="image before gradient nonlinearity was corrected, own grid")
+    unwarped_file = File(exists=True, requires=["acquired_file"], desc="and after it")
+    field_file = File(exists=True, requires=["acquired_file"], desc="ITK displacement field of the correction")
     sr_file = File(exists=True, desc="super-resolved image, target grid")
     uncertainty_file = File(exists=True, desc="standard deviation of the error, target grid")
     residual_file = File(exists=True, desc="input minus A(output) in noise units, own grid")
@@ -31,9 +34,9 @@ class _ImageReportletsOutputSpec(RecordedOutputSpec):
 class ImageReportlets(RecordedInterface):
     """Draw the figures that the given files allow.
 
-    ``brainmask.png`` always; ``bias.png`` with the field, ``registration.html`` with template and registered image,
-    ``slider.html`` with the super-resolved image, ``uncertainty.png`` with its uncertainty, ``residual.png`` with the
-    residual.
+    ``brainmask.png`` always; ``gradunwarp.png`` with the image before and after its gradient nonlinearity was
+    corrected, ``bias.png`` with the field, ``registration.html`` with template and registered image, ``slider.html``
+    with the super-resolved image, ``uncertainty.png`` with its uncertainty, ``residual.png`` with the residual.
     """
 
     input_spec = _ImageReportletsInputSpec
@@ -45,13 +48,16 @@ class ImageReportlets(RecordedInterface):
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         # matplotlib takes a second to import, which no one should wait for who only builds the workflow
-        from moesr_bids.reports.figures import plot_bias, plot_mask, plot_uncertainty
+        from moesr_bids.reports.figures import plot_bias, plot_gradunwarp, plot_mask, plot_uncertainty
         from moesr_bids.reports.residual import plot_residual
         from moesr_bids.reports.slider import plot_registration, plot_slider
 
         folder = Path(runtime.cwd)
         preproc, mask = Path(self.inputs.preproc_file), Path(self.inputs.mask_file)
         figures = [plot_mask(preproc, mask, folder / "brainmask.png")]
+        acquired, unwarped, displacement = map(self._given, ("acquired_file", "unwarped_file", "field_file"))
+        if acquired and unwarped and displacement:
+            figures.append(plot_gradunwarp(acquired, unwarped, displacement, folder / "gradunwarp.png"))
         if field := self._given("bias_file"):
             figures.append(plot_bias(preproc, field, folder / "bias.png", mask_path=mask))
         if (template := self._given("template_file")) and (warped := self._given("warped_file")):

@@ -20,6 +20,7 @@ class _SuperResolveInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="bias-corrected image on its own grid")
     mask_file = File(exists=True, desc="brain mask on the same grid")
     bias_file = File(exists=True, desc="natural logarithm of the bias field, same grid: guidance for the model")
+    jacobian_file = File(exists=True, desc="natural logarithm of the Jacobian of the unwarping: guidance for the model")
     contrast = Str(desc="BIDS suffix of the image")
     metadata_file = File(exists=True, desc="merged sidecars as JSON")
     resolution = traits.Float(0.7, usedefault=True, desc="voxel size of the target grid in mm")
@@ -60,6 +61,8 @@ class SuperResolve(RecordedInterface):
             command += ["--metadata", self.inputs.metadata_file]
         if self.inputs.bias_file:
             command += ["--log-bias", self.inputs.bias_file]
+        if self.inputs.jacobian_file:
+            command += ["--log-jacobian", self.inputs.jacobian_file]
         if self.inputs.contrast:
             command += ["--contrast", self.inputs.contrast]
         if self.inputs.uncertainty:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
 from moesr_bids.reports.drawing import (
     draw_outline,
@@ -129,6 +131,61 @@ def plot_bias(
     bar = figure.colorbar(colored, ax=list(panels[1]), shrink=0.9, pad=0.01)
     bar.set_label("field, % of its median", color="white", fontsize=8)
     bar.ax.tick_params(colors="white", labelsize=8)
+    return save(figure, out_file)
+
+
+def plot_gradunwarp(
+    acquired_path: Path, unwarped_path: Path, field_path: Path, out_file: Path, *, columns: int = 2
+) -> Path:
+    """Show an image before and after its gradient nonlinearity was corrected, with contours of the displacement.
+
+    Parameters
+    ----------
+    acquired_path, unwarped_path : pathlib.Path
+        Images on one grid.
+    field_path : pathlib.Path
+        ITK displacement field of any grid, shape (i, j, k, 1, 3), mm.
+    out_file : pathlib.Path
+        PNG to write.
+    columns : int
+        Slices per plane.
+
+    Returns
+    -------
+    pathlib.Path
+        ``out_file``.
+
+    Raises
+    ------
+    ValueError
+        The images have different grids, or one holds more than one volume.
+
+    """
+    acquired, unwarped = Volume.load(acquired_path), Volume.load(unwarped_path)
+    require_same_grid(acquired, unwarped, names=(acquired_path, unwarped_path))
+    field = nib.load(field_path)
+    lengths = np.linalg.norm(field.get_fdata(dtype=np.float32)[:, :, :, 0], axis=-1)
+    to_field = np.linalg.inv(field.affine) @ acquired.affine
+    distance = acquired.with_data(
+        ndimage.affine_transform(lengths, to_field, output_shape=acquired.data.shape, order=1, mode="nearest")
+    )
+    box = bounding_box(foreground(acquired), margin_mm=10)
+    low, high = intensity_window(acquired, box)
+    largest = max(float(distance.data[box.slices].max()), 1e-3)
+    step = next((step for step in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if largest / step <= 8), 10.0)
+    levels = np.arange(1, 40) * step
+    figure = new_figure(12.0, 4.8)
+    panels = figure.subplots(2, 3 * columns, squeeze=False)
+    slices = [(axis, index) for axis in range(3) for index in box.positions(axis, columns, inset=0.35)]
+    for column, (axis, index) in enumerate(slices):
+        for row, volume, text in ((0, acquired, "acquired"), (1, unwarped, "corrected")):
+            axes = panels[row, column]
+            show(axes, volume, axis, index, box, cmap="gray", vmin=low, vmax=high)
+            label_panel(axes, f"{text}, {PLANES[axis]} {index}", left_right=axis != 0)
+            pixels = plane(distance, axis, index, box)
+            centres = pixel_centres(distance, axis, pixels)
+            lines = axes.contour(*centres, pixels, levels=levels, colors="#f0e442", linewidths=0.6)
+            axes.clabel(lines, fontsize=6, fmt="%g")
     return save(figure, out_file)
 
 

@@ -38,6 +38,19 @@ def _registration(moesr: Mapping[str, Any]) -> str:
     return "; ".join(parts) or NOT_AVAILABLE
 
 
+def _gradients(moesr: Mapping[str, Any]) -> str:
+    facts = _block(moesr, "GradientNonlinearity")
+    if not facts:
+        return NOT_AVAILABLE
+    if facts.get("Action") == "none":
+        return f"not corrected here: {stated(facts.get('Reason'))}"
+    where = "through the slices" if facts.get("Action") == "through-plane" else "in three dimensions"
+    return (
+        f"corrected {where}, by up to {number(facts.get('LargestDisplacementMM'), 3)} mm, with "
+        f"{stated(facts.get('File'))}: {stated(facts.get('Reason'))}"
+    )
+
+
 def _uncertainty(moesr: Mapping[str, Any]) -> str:
     median = _block(moesr, "Uncertainty").get("MedianPercent")
     if median is None:
@@ -83,6 +96,7 @@ def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{stated(mask.get('Method'))}",
         ),
         ("Registration, overlap of the masks", _registration(moesr)),
+        ("Gradient nonlinearity", _gradients(moesr)),
         ("Bias field in the brain", f"{number(bias_range[0], 3)} to {number(bias_range[1], 3)} %"),
         (
             "Device",

@@ -67,6 +67,12 @@ class Box:
     low: tuple[int, int, int]
     high: tuple[int, int, int]
 
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The box as slices of a volume."""
+        i, j, k = (slice(low, high) for low, high in zip(self.low, self.high, strict=True))
+        return i, j, k
+
     def positions(self, axis: int, count: int, inset: float = 0.2) -> list[int]:
         """Return ``count`` slice numbers along ``axis``, evenly between the fractions ``inset`` and 1 - ``inset``."""
         fractions = np.linspace(inset, 1 - inset, count) if count > 1 else np.array([0.5])

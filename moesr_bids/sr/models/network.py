@@ -140,12 +140,14 @@ class FoldedNetwork(nn.Module):
         super().__init__()
         embedding = network.embed(acquisition)
         self.head, self.tail = network.head, network.tail
-        self.body = nn.ModuleList(nn.ModuleList(block.folded(embedding)) for block in network.body)  # type: ignore[operator]
+        pairs = [block.folded(embedding) for block in network.body]  # type: ignore[operator]
+        self.first = nn.ModuleList(first for first, _ in pairs)
+        self.second = nn.ModuleList(second for _, second in pairs)
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
         """Return what :func:`network_output` needs, from what :func:`network_cells` makes."""
         features = inner = self.head(cells)
-        for first, second in self.body:  # type: ignore[misc]
+        for first, second in zip(self.first, self.second, strict=True):
             inner = second(first(inner).relu_()).add_(inner)
         return inner.add_(features)
 

@@ -1,0 +1,178 @@
+"""Which gradient-nonlinearity correction an image gets: from its sidecar, and the coefficient files at hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import nibabel as nib
+
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.config import Settings
+
+GRADUNWARP_MODES = ("auto", "force", "off")
+FIELD_EXTENSIONS = (".nii", ".nii.gz")
+EXTENSIONS = (".grad", *FIELD_EXTENSIONS)
+_SCANNER_SPACE = 1  # NIfTI xform code of scanner-based coordinates
+_SLICE_AXES = {"i": 0, "j": 1, "k": 2}
+
+
+@attrs.frozen(kw_only=True)
+class GradientPlan:
+    """What is done about gradient nonlinearity.
+
+    Attributes
+    ----------
+    action : str
+        ``none``, ``full``, or ``through-plane`` for what a scanner's 2-D correction left.
+    reason : str
+        Why, a clause for sidecar and report.
+    file : pathlib.Path, optional
+        Coefficients or displacement field, if there is something to do.
+    slice_axis : int
+        Voxel axis of the slices, for ``through-plane``.
+    patient_position : str
+        DICOM Patient Position.
+    warnings : tuple of str
+        For the user.
+
+    """
+
+    action: str
+    reason: str
+    file: Path | None = None
+    slice_axis: int = 2
+    patient_position: str = "HFS"
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def corrects(self) -> bool:
+        """Whether there is anything to do."""
+        return self.action != "none"
+
+    def record(self) -> dict[str, Any]:
+        """Return what a sidecar says of it."""
+        facts: dict[str, Any] = {"Action": self.action, "Reason": self.reason}
+        if self.file is not None:
+            facts |= {"File": self.file.name, "PatientPosition": self.patient_position}
+        return facts
+
+
+def plan_gradunwarp(image: RawImage, settings: Settings) -> GradientPlan:
+    """Decide; nothing is guessed: an image whose sidecar says nothing is left alone, with a warning.
+
+    Parameters
+    ----------
+    image : RawImage
+    settings : Settings
+        ``gradient_coefficients`` is a file, or a folder with files named after scanners.
+
+    """
+    if settings.gradunwarp == "off":
+        return GradientPlan(action="none", reason="--gradunwarp off")
+    if settings.gradient_coefficients is None:
+        return GradientPlan(action="none", reason="no --gradient-coefficients were given")
+    file, problem = coefficient_file(settings.gradient_coefficients, image.metadata)
+    if file is None:
+        return _left(problem)
+    position = str(image.metadata.get("PatientPosition") or "")
+    plan = GradientPlan(action="full", reason="--gradunwarp force", file=file, patient_position=position or "HFS")
+    if settings.gradunwarp != "force":
+        plan = _by_scanner(plan, image)
+    if plan.corrects and not position and file.suffix == ".grad":
+        told = "the sidecar has no PatientPosition: taken to be head first, supine (HFS)"
+        plan = attrs.evolve(plan, warnings=(*plan.warnings, told))
+    return plan
+
+
+def _by_scanner(plan: GradientPlan, image: RawImage) -> GradientPlan:
+    corrected = image.metadata.get("NonlinearGradientCorrection")
+    kinds = {str(part).upper() for part in image.metadata.get("ImageType") or ()}
+    if corrected is True:
+        return GradientPlan(action="none", reason="the scanner corrected it (NonlinearGradientCorrection)")
+    if "DIS3D" in kinds:
+        return GradientPlan(action="none", reason="the scanner corrected it in three dimensions (ImageType DIS3D)")
+    if "DIS2D" in kinds:
+        reason = "the scanner corrected it within the slices only (ImageType DIS2D)"
+        axis = _slice_axis(image)
+        return _in_scanner_space(attrs.evolve(plan, action="through-plane", reason=reason, slice_axis=axis), image)
+    if corrected is False:
+        reason = "the scanner did not correct it (NonlinearGradientCorrection)"
+    elif "ND" in kinds:
+        reason = "the scanner did not correct it (ImageType ND)"
+    else:
+        return _left(
+            "the sidecar does not say whether the scanner corrected it (NonlinearGradientCorrection, ImageType); "
+            "--gradunwarp force corrects it all the same"
+        )
+    return _in_scanner_space(attrs.evolve(plan, reason=reason), image)
+
+
+def _in_scanner_space(plan: GradientPlan, image: RawImage) -> GradientPlan:
+    try:
+        header = nib.load(image.path).header
+        code = int(header["sform_code"]) or int(header["qform_code"])
+    except Exception:  # Whatever is wrong, the header check reports it with its reason.
+        return plan
+    if code == _SCANNER_SPACE:
+        return plan
+    return _left(
+        f"the header does not place the image in the scanner (xform code {code}, not {_SCANNER_SPACE}), so where the "
+        "isocentre was is unknown; --gradunwarp force takes the origin for it"
+    )
+
+
+def _left(reason: str) -> GradientPlan:
+    return GradientPlan(action="none", reason=reason, warnings=(f"gradient nonlinearity was not corrected: {reason}",))
+
+
+def _slice_axis(image: RawImage) -> int:
+    stated = str(image.metadata.get("SliceEncodingDirection") or "")[:1]
+    if stated in _SLICE_AXES:
+        return _SLICE_AXES[stated]
+    try:
+        zooms = nib.load(image.path).header.get_zooms()[:3]
+    except Exception:  # As above.
+        return _SLICE_AXES["k"]
+    # The thickest voxels; converters store slices along k, so k if all are alike.
+    return max(range(3), key=lambda axis: (round(float(zooms[axis]), 2), axis))
+
+
+def coefficient_file(source: Path, metadata: Mapping[str, Any]) -> tuple[Path | None, str]:
+    """Find the file for a scanner.
+
+    In a folder, names are compared without case and punctuation with StationName, then Manufacturer and
+    ManufacturersModelName together, then ManufacturersModelName.
+
+    Returns
+    -------
+    pathlib.Path or None, str
+        The file, or None and why.
+
+    """
+    if not source.is_dir():
+        return source, ""
+    station, maker, model = (
+        str(metadata.get(key) or "") for key in ("StationName", "Manufacturer", "ManufacturersModelName")
+    )
+    by_name: dict[str, list[Path]] = {}
+    for path in sorted(source.iterdir()):
+        if path.name.lower().endswith(EXTENSIONS):
+            by_name.setdefault(_plain(path.name.lower().removesuffix(".gz").rpartition(".")[0]), []).append(path)
+    wanted = list(dict.fromkeys(name for name in map(_plain, (station, maker + model, model)) if name))
+    if not wanted:
+        return None, "the sidecar names no scanner (StationName, Manufacturer, ManufacturersModelName)"
+    for name in wanted:
+        files = by_name.get(name, [])
+        if len(files) > 1:
+            return None, f"{source} has {len(files)} files for {name}: {', '.join(f.name for f in files)}; keep one"
+        if files:
+            return files[0], ""
+    return None, f"{source} has no file named after the scanner ({' or '.join(wanted)})"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^0-9a-z]", "", name.lower())

@@ -1,0 +1,333 @@
+"""Gradient nonlinearity: the displacement of positions by imperfect gradient coils, and its correction.
+
+A scanner encodes position with fields that are not quite linear, so that what lies at x appears at x + d(x). The field
+d is fixed in scanner space. It comes from a Siemens ``.grad`` file of spherical-harmonic coefficients (Janke et al.
+2004, doi:10.1002/mrm.20122), read and evaluated by gradunwarp on a lattice in scanner space, or ready-made as an ITK
+displacement field. gradunwarp's own resampling, Jacobian and inverse are not used: they are not exact.
+
+The correction maps points of the corrected image to the acquired one, as ITK transforms do: one interpolation by ANTs.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine, from_matvec
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from moesr_bids.errors import ImageError
+from moesr_bids.preproc.images import RAS_TO_LPS, from_ants, image_data, like, to_ants, use_threads
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Image
+
+LATTICE_MM = 5.0
+MARGIN_MM = 20.0
+# Rows: scanner axes (left, anterior and inferior of a patient who lies supine with the head first) in patient RAS.
+PATIENT_POSITIONS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]] = {
+    "HFS": ((-1, 0, 0), (0, 1, 0), (0, 0, -1)),
+    "HFP": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
+    "HFDL": ((0, 1, 0), (1, 0, 0), (0, 0, -1)),
+    "HFDR": ((0, -1, 0), (-1, 0, 0), (0, 0, -1)),
+    "FFS": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "FFP": ((-1, 0, 0), (0, -1, 0), (0, 0, 1)),
+    "FFDL": ((0, -1, 0), (1, 0, 0), (0, 0, 1)),
+    "FFDR": ((0, 1, 0), (-1, 0, 0), (0, 0, 1)),
+}
+_COEFFICIENT = re.compile(r"^\s*\d+\s+([AB])\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)\s+(\S+)\s+([xyz])\b")
+_LIKE_COEFFICIENT = re.compile(r"^\s*\d+\s+[AB]\s*\(")
+_JACOBIAN_LIMITS = (0.1, 10.0)
+_INVERSE_STEPS = 30
+_INVERSE_TOLERANCE_MM = 1e-3
+
+
+@attrs.frozen(eq=False)
+class DisplacementField:
+    """A field of displacements on a lattice.
+
+    Attributes
+    ----------
+    vectors : ndarray, shape (i, j, k, 3)
+        Displacement d(x) in world RAS mm, float64.
+    affine : ndarray, shape (4, 4)
+        Lattice to world RAS mm.
+
+    """
+
+    vectors: NDArray[np.float64]
+    affine: NDArray[np.float64]
+
+    def at(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the displacements (mm) at world points (..., 3), linear between the lattice's points, as ITK does."""
+        index = np.moveaxis(apply_affine(np.linalg.inv(self.affine), points), -1, 0)
+        parts = [ndimage.map_coordinates(self.vectors[..., axis], index, order=1, mode="nearest") for axis in range(3)]
+        return np.stack(parts, axis=-1)
+
+    def along(self, direction: NDArray[np.float64]) -> DisplacementField:
+        """Return only the component along a direction (RAS)."""
+        unit = direction / np.linalg.norm(direction)
+        return attrs.evolve(self, vectors=(self.vectors @ unit)[..., None] * unit)
+
+    def jacobian(self) -> NDArray[np.float64]:
+        """Return the determinant of the Jacobian of x + d(x) at the lattice's points, by central differences."""
+        to_lattice = np.linalg.inv(self.affine[:3, :3])
+        # Derivatives by lattice index (component, index axis), then by the chain rule by world axis.
+        by_index = np.stack([np.stack(np.gradient(self.vectors[..., c]), axis=-1) for c in range(3)], axis=-2)
+        return np.asarray(np.linalg.det(np.eye(3) + by_index @ to_lattice))
+
+    def inverse(self) -> DisplacementField:
+        """Return e with x + e(x) the inverse of x + d(x), on the same lattice, by fixed-point iteration.
+
+        Raises
+        ------
+        ImageError
+            If the iteration does not settle, because the field folds.
+
+        """
+        points = self.points()
+        found = -self.vectors
+        for _ in range(_INVERSE_STEPS):
+            new = -self.at(points + found)
+            change = float(np.abs(new - found).max())
+            found = new
+            if change < _INVERSE_TOLERANCE_MM:
+                return attrs.evolve(self, vectors=found)
+        raise ImageError(f"the displacement field has no inverse: {change:.2g} mm were left; check the coefficients")
+
+    def points(self) -> NDArray[np.float64]:
+        """Return the world positions of the lattice, (i, j, k, 3)."""
+        index = np.stack(np.meshgrid(*map(np.arange, self.vectors.shape[:3]), indexing="ij"), axis=-1)
+        return np.asarray(apply_affine(self.affine, index))
+
+    def to_image(self) -> Nifti1Image:
+        """Return the field as ITK and ANTs store it: float32, shape (i, j, k, 1, 3), vector intent, LPS mm."""
+        data = (self.vectors * np.diag(RAS_TO_LPS)[:3]).astype(np.float32)[:, :, :, None, :]
+        image = nib.nifti1.Nifti1Image(data, self.affine)
+        image.header.set_intent("vector")
+        image.header.set_xyzt_units("mm")
+        image.set_sform(self.affine, 1)
+        image.set_qform(self.affine, 1)
+        return image
+
+
+def load_field(path: Path) -> DisplacementField:
+    """Read an ITK displacement field.
+
+    Raises
+    ------
+    ImageError
+        If the file is none.
+
+    """
+    try:
+        image = nib.load(path)
+        data = np.asanyarray(image.dataobj, dtype=np.float64)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+        raise ImageError(f"{path}: not a readable displacement field ({error})") from None
+    if data.ndim != 5 or data.shape[3:] != (1, 3):
+        raise ImageError(
+            f"{path}: an ITK displacement field has shape (i, j, k, 1, 3), this file has {data.shape}; "
+            "for Siemens coefficients give the .grad file"
+        )
+    if not np.isfinite(data).all():
+        raise ImageError(f"{path}: the displacement field has NaN or infinite values")
+    return DisplacementField(data[:, :, :, 0] * np.diag(RAS_TO_LPS)[:3], image.affine)
+
+
+def read_coefficients(path: Path) -> Any:
+    """Read a Siemens ``.grad`` file with gradunwarp's parser, and check that it took every coefficient.
+
+    Returns
+    -------
+    gradunwarp.core.coeffs.Coeffs
+
+    Raises
+    ------
+    ImageError
+        If the file has no coefficients, no reference radius, or a line that the parser did not take.
+
+    """
+    from gradunwarp.core.coeffs import get_siemens_grad
+
+    try:
+        lines = path.read_text(encoding="latin-1").splitlines()
+        found = get_siemens_grad(str(path))
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnboundLocalError:
+        raise ImageError(f"{path}: no reference radius (a line such as '0.25 m = R0'); is it a .grad file?") from None
+    except (ValueError, IndexError) as error:
+        raise ImageError(f"{path}: not a Siemens .grad file ({error})") from None
+    wanted = [(number, line) for number, line in enumerate(lines, 1) if _LIKE_COEFFICIENT.match(line)]
+    if not wanted:
+        raise ImageError(f"{path}: no coefficients; is it a Siemens .grad file?")
+    for number, line in wanted:
+        if not _was_read(line, found):
+            raise ImageError(
+                f"{path}, line {number}: this coefficient was not read: {line.strip()!r}; write it as a plain decimal "
+                "number such as -0.0500"
+            )
+    return found
+
+
+def _was_read(line: str, found: Any) -> bool:
+    match = _COEFFICIENT.match(line)
+    if match is None:
+        return False
+    kind, degree, order, text, axis = match.groups()
+    table = getattr(found, f"{'alpha' if kind == 'A' else 'beta'}_{axis}")
+    try:
+        return bool(table[int(degree), int(order)] == float(text))
+    except (ValueError, IndexError):
+        return False
+
+
+def evaluate(coefficients: Any, points: NDArray[np.float64], patient_position: str = "HFS") -> NDArray[np.float64]:
+    """Displacement at points.
+
+    Parameters
+    ----------
+    coefficients : gradunwarp.core.coeffs.Coeffs
+    points : ndarray, shape (..., 3)
+        World RAS mm, from the isocentre.
+    patient_position : str
+        DICOM Patient Position: how the patient lay in the scanner.
+
+    Returns
+    -------
+    ndarray, shape (..., 3)
+        World RAS mm.
+
+    Raises
+    ------
+    ImageError
+        For a patient position that is not one of DICOM's.
+
+    """
+    from gradunwarp.core.unwarp_resample import eval_spherical_harmonics
+    from gradunwarp.core.utils import CoordsVector
+
+    if patient_position not in PATIENT_POSITIONS:
+        raise ImageError(f"PatientPosition {patient_position!r} is none of {', '.join(PATIENT_POSITIONS)}")
+    to_scanner = np.array(PATIENT_POSITIONS[patient_position], dtype=np.float64)
+    displacement, _ = eval_spherical_harmonics(
+        coefficients, "siemens", CoordsVector(*np.moveaxis(points @ to_scanner.T, -1, 0))
+    )
+    return np.asarray(np.stack(displacement, axis=-1) @ to_scanner)
+
+
+def field_around(
+    image: Nifti1Image, coefficients: Any, patient_position: str = "HFS", *, lattice: float = LATTICE_MM
+) -> DisplacementField:
+    """Evaluate coefficients on a lattice in scanner space that covers the field of view of an image.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        Its world origin is the isocentre.
+    coefficients : gradunwarp.core.coeffs.Coeffs
+    patient_position : str
+        DICOM Patient Position.
+    lattice : float
+        Spacing in mm.
+
+    """
+    ends = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in image.shape[:3]])).reshape(3, -1).T
+    corners = apply_affine(image.affine, ends)
+    # At multiples of the spacing, so that the lattice does not depend on how the image is stored.
+    low = np.floor((corners.min(axis=0) - MARGIN_MM) / lattice)
+    high = np.ceil((corners.max(axis=0) + MARGIN_MM) / lattice)
+    shape = (high - low + 1).astype(int)
+    empty = DisplacementField(np.zeros((*shape, 3)), from_matvec(np.eye(3) * lattice, low * lattice))
+    return attrs.evolve(empty, vectors=evaluate(coefficients, empty.points(), patient_position))
+
+
+def slice_normal(affine: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Return the unit vector (RAS) perpendicular to the slices along a voxel axis."""
+    first, second = (affine[:3, other] for other in range(3) if other != axis)
+    normal = np.cross(first, second)
+    return np.asarray(normal / np.linalg.norm(normal))
+
+
+@attrs.frozen(eq=False)
+class Unwarped:
+    """Result of `unwarp`; the images are float32 on the input's grid.
+
+    Attributes
+    ----------
+    image : Nifti1Image
+        Corrected image.
+    jacobian : Nifti1Image
+        Determinant of the Jacobian of the map from corrected to acquired positions; 1 where nothing changes.
+    largest_mm : float
+        Longest displacement in the image's field of view.
+    folded_voxels : int
+        Voxels where the field folds and the Jacobian was limited.
+
+    """
+
+    image: Nifti1Image
+    jacobian: Nifti1Image
+    largest_mm: float
+    folded_voxels: int
+
+
+def unwarp(
+    image: Nifti1Image, field: DisplacementField, folder: Path, *, intensity: bool = True, threads: int = 1
+) -> Unwarped:
+    """Move an image to where its voxels belong: one interpolation by cubic B-splines.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3-D, finite, on the grid that it was acquired on.
+    field : DisplacementField
+        From corrected to acquired positions.
+    folder : pathlib.Path
+        For the field's file, which ANTs reads.
+    intensity : bool
+        Multiply by the Jacobian: where the gradients squeezed tissue together, it is too bright by as much.
+    threads : int
+        ITK threads; see `moesr_bids.preproc.images.use_threads`.
+
+    Raises
+    ------
+    ImageError
+        If the image is not 3-D, finite and of perpendicular axes.
+
+    """
+    import ants
+
+    use_threads(threads)
+    data = image_data(image)
+    path = folder / "displacement.nii.gz"
+    field.to_image().to_filename(path)
+    source = to_ants(data, image.affine)
+    moved = from_ants(
+        ants.apply_transforms(source, source, [str(path)], interpolator="bSpline", defaultvalue=0), image.affine
+    )
+    # Splines ring; an image without negative values gets none.
+    moved = np.clip(moved, min(0.0, float(data.min())), None)
+    lattice_to_image = np.linalg.inv(field.affine) @ image.affine
+    determinant = ndimage.affine_transform(
+        field.jacobian().astype(np.float32), lattice_to_image, output_shape=data.shape, order=3, mode="nearest"
+    )
+    low, high = _JACOBIAN_LIMITS
+    folded = int(np.count_nonzero((determinant < low) | (determinant > high)))
+    determinant = np.clip(determinant, low, high)
+    if intensity:
+        moved *= determinant
+    lengths = np.linalg.norm(field.vectors, axis=-1).astype(np.float32)
+    reach = ndimage.affine_transform(lengths, lattice_to_image, output_shape=data.shape, order=1, mode="nearest")
+    return Unwarped(
+        image=like(moved, image, np.float32),
+        jacobian=like(determinant, image, np.float32),
+        largest_mm=round(float(reach.max()), 2),
+        folded_voxels=folded,
+    )

@@ -1,0 +1,179 @@
+"""Which images get a correction of gradient nonlinearity, and what the app makes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import nibabel as nib
+import numpy as np
+import pytest
+
+from benchmarks.phantom import ACQUISITIONS, build
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.gradients import coefficient_file, plan_gradunwarp
+from moesr_bids.bids.outputs import output_paths, settings_hash
+from moesr_bids.cli.parser import parse_settings
+from moesr_bids.config import Settings
+from moesr_bids.preproc.images import to_ants
+from tests.app import run_app, statuses, validation_errors
+from tests.test_preproc_gradients import HEADER, LINES
+
+
+def scan(root: Path, metadata: Mapping[str, Any], code: int = 1, zooms: tuple[float, ...] = (1, 1, 1)) -> RawImage:
+    path = root / "sub-01/anat/sub-01_T1w.nii.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(np.ones((8, 8, 8), np.float32), np.diag([*zooms, 1.0]))
+    image.set_sform(image.affine, code)
+    image.set_qform(image.affine, code)
+    image.to_filename(path)
+    return RawImage(path=path, root=root, metadata=metadata)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    path = tmp_path / "coefficients.grad"
+    path.write_text(HEADER + "\n".join(LINES) + "\n")
+    return Settings(
+        bids_dir=tmp_path,
+        output_dir=tmp_path / "out",
+        work_dir=tmp_path / "work",
+        analysis_level="participant",
+        gradient_coefficients=path,
+    )
+
+
+@pytest.mark.parametrize(
+    ("metadata", "action", "reason"),
+    [
+        ({}, "none", "does not say"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M"]}, "none", "does not say"),
+        ({"NonlinearGradientCorrection": True, "ImageType": ["ND"]}, "none", "NonlinearGradientCorrection"),
+        ({"ImageType": ["ORIGINAL", "DIS3D"], "NonlinearGradientCorrection": False}, "none", "DIS3D"),
+        ({"ImageType": ["ORIGINAL", "DIS2D"]}, "through-plane", "DIS2D"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"]}, "full", "ND"),
+        ({"NonlinearGradientCorrection": False}, "full", "NonlinearGradientCorrection"),
+    ],
+)
+def test_auto_follows_the_sidecar(
+    settings: Settings, tmp_path: Path, metadata: dict[str, Any], action: str, reason: str
+) -> None:
+    image = scan(tmp_path, metadata)
+    plan = plan_gradunwarp(image, settings)
+    assert plan.action == action
+    assert reason in plan.reason
+    assert ("jacobian" in output_paths(image, settings)) == plan.corrects == (action != "none")
+    assert bool(plan.warnings) == (reason == "does not say" or plan.corrects)
+    assert plan_gradunwarp(image, attrs.evolve(settings, gradunwarp="force")).action == "full"
+    assert plan_gradunwarp(image, attrs.evolve(settings, gradunwarp="off")).action == "none"
+    assert plan_gradunwarp(image, attrs.evolve(settings, gradient_coefficients=None)).action == "none"
+
+
+def test_positions_must_be_those_of_the_scanner(settings: Settings, tmp_path: Path) -> None:
+    metadata = {"NonlinearGradientCorrection": False, "PatientPosition": "FFS"}
+    plan = plan_gradunwarp(scan(tmp_path, metadata, code=4), settings)
+    assert plan.action == "none"
+    assert "xform code 4" in plan.warnings[0]
+    plan = plan_gradunwarp(scan(tmp_path, metadata), settings)
+    assert (plan.patient_position, plan.warnings) == ("FFS", ())
+
+
+def test_slices_are_found(settings: Settings, tmp_path: Path) -> None:
+    kind = {"ImageType": ["DIS2D"]}
+    assert plan_gradunwarp(scan(tmp_path, kind), settings).slice_axis == 2
+    assert plan_gradunwarp(scan(tmp_path, kind, zooms=(1, 4, 1)), settings).slice_axis == 1
+    stated = {**kind, "SliceEncodingDirection": "i-"}
+    assert plan_gradunwarp(scan(tmp_path, stated, zooms=(1, 4, 1)), settings).slice_axis == 0
+
+
+def test_files_are_found_by_scanner(tmp_path: Path) -> None:
+    for name in ("MRC-35008.grad", "Siemens Prisma_fit.grad", "skyra.grad", "skyra.nii.gz", "notes.txt"):
+        (tmp_path / name).write_text("")
+    prisma = {"Manufacturer": "SIEMENS", "ManufacturersModelName": "Prisma_fit"}
+    assert coefficient_file(tmp_path, prisma)[0] == tmp_path / "Siemens Prisma_fit.grad"
+    assert coefficient_file(tmp_path, {**prisma, "StationName": "MRC35008"})[0] == tmp_path / "MRC-35008.grad"
+    assert "2 files for skyra" in coefficient_file(tmp_path, {"ManufacturersModelName": "Skyra"})[1]
+    assert "no file named after the scanner" in coefficient_file(tmp_path, {"ManufacturersModelName": "Trio"})[1]
+    assert "names no scanner" in coefficient_file(tmp_path, {})[1]
+
+
+def test_other_coefficients_are_other_outputs(settings: Settings, tmp_path: Path) -> None:
+    image = scan(tmp_path, {"NonlinearGradientCorrection": False})
+    before = settings_hash(image, settings, "0")
+    assert settings.gradient_coefficients is not None
+    settings.gradient_coefficients.write_text(HEADER + LINES[0] + "\n")
+    after = settings_hash(image, settings, "0")
+    assert len({before, after, settings_hash(image, attrs.evolve(settings, gradunwarp="off"), "0")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gradunwarp", "force"], "needs --gradient-coefficients"),
+        (["--gradient-coefficients", "missing.grad"], "no such file or folder"),
+        (["--gradient-coefficients", "scanner.coef"], "neither .grad nor .nii.gz"),
+        (["--gradient-coefficients", "bad.grad"], "no coefficients"),
+    ],
+)
+def test_refusals(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/sub-01/anat").mkdir(parents=True)
+    (tmp_path / "scanner.coef").write_text("")
+    (tmp_path / "bad.grad").write_text(HEADER)
+    with pytest.raises(SystemExit):
+        parse_settings(["data", "out", "participant", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_the_app_corrects_and_says_so(tmp_path: Path) -> None:
+    import ants
+
+    build(tmp_path, acquisitions=ACQUISITIONS[:1])
+    sidecar = next((tmp_path / "bids").rglob("*_T1w.json"))
+    facts = json.loads(sidecar.read_text()) | {"NonlinearGradientCorrection": False, "PatientPosition": "HFS"}
+    sidecar.write_text(json.dumps({**facts, "ManufacturersModelName": "Phantom"}))
+    folder = tmp_path / "coefficients"
+    folder.mkdir()
+    (folder / "phantom.grad").write_text(HEADER + "\n".join(LINES) + "\n")
+    out = tmp_path / "out"
+    done = run_app(
+        tmp_path / "bids", out, "--resolution", "1.5", "--model", "cubic", "--gradient-coefficients", str(folder)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {row["state"] for row in statuses(out).values()} == {"done"}
+    assert validation_errors(out) == []
+    anat = out / "sub-01/anat"
+    record = json.loads((anat / "sub-01_res-1p5mm_desc-moesr_T1w.json").read_text())["Moesr"]["GradientNonlinearity"]
+    assert record["Action"] == "full"
+    assert record["File"] == "phantom.grad"
+    assert record["LargestDisplacementMM"] > 1
+    assert "gradient nonlinearity" in json.loads((anat / "sub-01_desc-preproc_T1w.json").read_text())["Description"]
+    page = (out / "sub-01.html").read_text()
+    assert "corrected in three dimensions, by up to" in page
+    assert (out / "sub-01/figures/sub-01_desc-gradunwarp_T1w.png").stat().st_size > 20_000
+    # The published field does to the raw image what the app did; N4 then divided by a smooth field.
+    raw = nib.load(next((tmp_path / "bids").rglob("*_T1w.nii.gz")))
+    source = to_ants(raw.get_fdata(dtype=np.float32), raw.affine)
+    field = anat / "sub-01_from-orig_to-T1w_mode-image_xfm.nii.gz"
+    moved = ants.apply_transforms(source, source, [str(field)], interpolator="bSpline").numpy()
+    moved = np.clip(moved, 0, None) * nib.load(anat / "sub-01_desc-jacobian_T1w.nii.gz").get_fdata()
+    preproc = nib.load(anat / "sub-01_desc-preproc_T1w.nii.gz").get_fdata()
+    inside = moved > 0.3 * np.percentile(moved, 99)
+    ratio = np.log(preproc[inside] / moved[inside])
+    shifted = np.log(preproc[inside] / np.maximum(raw.get_fdata()[inside], 1))
+    assert ratio.std() < 0.5 * shifted.std()
+    back = ants.apply_transforms(
+        ants.from_numpy(moved.astype(np.float32), source.origin, source.spacing, source.direction),
+        ants.from_numpy(moved.astype(np.float32), source.origin, source.spacing, source.direction),
+        [str(anat / "sub-01_from-T1w_to-orig_mode-image_xfm.nii.gz")],
+    )
+    assert np.corrcoef(back.numpy()[inside], raw.get_fdata()[inside])[0, 1] > 0.98

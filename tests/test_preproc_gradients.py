@@ -1,0 +1,274 @@
+"""Gradient nonlinearity: coefficients, displacement, Jacobian, inverse, and the corrected image."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nibabel.affines import apply_affine, from_matvec
+from scipy import ndimage
+
+from moesr_bids.errors import ImageError
+from moesr_bids.preproc.gradients import (
+    PATIENT_POSITIONS,
+    DisplacementField,
+    evaluate,
+    field_around,
+    load_field,
+    read_coefficients,
+    slice_normal,
+    unwarp,
+)
+
+HEADER = (
+    "0.25 m = R0, lnorm = 4? A(1,0) = B(1,1) = A(1,1) = 0;\n\nNO. TYPE            SPECTRUM                     AXIS\n\n"
+)
+LINES = [
+    " 1  A( 3, 0)           -0.1500000                   z",
+    " 2  A( 5, 0)            0.05000000                  z",
+    "101 A( 3, 1)            0.1200000                   x",
+    "102 A( 3, 3)           -0.03000000                  x",
+    "201 B( 3, 1)            0.09000000                  y",
+    "202 B( 3, 3)            0.06000000                  y",
+]
+
+
+@pytest.fixture(scope="module")
+def grad_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gradients") / "scanner.grad"
+    path.write_text(HEADER + "\n".join(LINES) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def coefficients(grad_file: Path):
+    return read_coefficients(grad_file)
+
+
+def grid_phantom(affine: np.ndarray, shape: tuple[int, int, int], period: float = 24.0) -> nib.Nifti1Image:
+    """Smooth balls at the points of a lattice in world space."""
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    return nib.Nifti1Image(_pattern(apply_affine(affine, index), period).astype(np.float32), affine)
+
+
+def _pattern(points: np.ndarray, period: float = 24.0) -> np.ndarray:
+    waves = np.cos(2 * np.pi * points / period)
+    return 100 + 30 * waves.sum(axis=-1)
+
+
+def turned(shape: tuple[int, int, int], zooms: tuple[float, float, float], axes: str) -> np.ndarray:
+    """Affine of an image centred near the isocentre, stored along other axes or oblique."""
+    if axes == "oblique":
+        angle = math.radians(17)
+        rotation = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
+        matrix = rotation @ np.diag(zooms)
+    else:
+        order = nib.orientations.axcodes2ornt(axes)
+        matrix = np.zeros((3, 3))
+        for voxel, (world, sign) in enumerate(order):
+            matrix[int(world), voxel] = sign * zooms[voxel]
+    return from_matvec(matrix, np.array([3.0, -8.0, 11.0]) - matrix @ ((np.array(shape) - 1) / 2))
+
+
+def acquired(truth_affine: np.ndarray, shape: tuple[int, int, int], field: DisplacementField) -> nib.Nifti1Image:
+    """Simulate the scanner: at x + d(x) stands what is at x, brighter where it is squeezed."""
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    points = apply_affine(truth_affine, index)
+    inverse = field.inverse()
+    origin = points + inverse.at(points)
+    squeezed = ndimage.map_coordinates(
+        inverse.jacobian(), np.moveaxis(apply_affine(np.linalg.inv(inverse.affine), points), -1, 0), order=3
+    )
+    return nib.Nifti1Image((_pattern(origin) * squeezed).astype(np.float32), truth_affine)
+
+
+def test_displacement_is_the_sum_of_solid_harmonics(coefficients) -> None:
+    random = np.random.default_rng(0)
+    points = random.uniform(-120, 120, size=(200, 3))
+    x, y, z = (points @ np.array(PATIENT_POSITIONS["HFS"]).T / 250).T
+    # r^n P_n^m(cos theta) cos or sin(m phi) with Siemens' normalisation, in Cartesian coordinates.
+    r2 = x**2 + y**2 + z**2
+    n31, n33 = (math.sqrt(7 * math.factorial(3 - m) / (2 * math.factorial(3 + m))) for m in (1, 3))
+    p30, p50 = (5 * z**3 - 3 * z * r2) / 2, (63 * z**5 - 70 * z**3 * r2 + 15 * z * r2**2) / 8
+    p31, p33 = 1.5 * (5 * z**2 - r2) * n31, 15 * n33
+    cos3, sin3 = x**3 - 3 * x * y**2, 3 * x**2 * y - y**3
+    wanted = 250 * np.stack(
+        [0.12 * p31 * x - 0.03 * p33 * cos3, 0.09 * p31 * y + 0.06 * p33 * sin3, -0.15 * p30 + 0.05 * p50], axis=-1
+    )
+    found = evaluate(coefficients, points) @ np.array(PATIENT_POSITIONS["HFS"]).T
+    np.testing.assert_allclose(found, wanted, atol=2e-4)
+
+
+def test_displacement_obeys_laplaces_equation(coefficients) -> None:
+    points = np.random.default_rng(1).uniform(-100, 100, size=(50, 3))
+    step = 2.0
+    around = sum(
+        evaluate(coefficients, points + sign * step * np.eye(3)[axis]) for axis in range(3) for sign in (-1, 1)
+    )
+    laplacian = (around - 6 * evaluate(coefficients, points)) / step**2
+    assert np.abs(laplacian).max() < 1e-4 * np.abs(evaluate(coefficients, points)).max()
+
+
+def test_reference_output_of_gradunwarp(shared_data: Path) -> None:
+    table = read_coefficients(shared_data / "gradients" / "gradunwarp_coeffs.grad")
+    reference = np.load(shared_data / "gradients" / "siemens_B_output.npz")
+    line = np.linspace(-300, 300, 60, dtype=np.float32)
+    scanner = np.stack(np.meshgrid(line, line, line), axis=-1)
+    found = evaluate(table, scanner @ np.array(PATIENT_POSITIONS["HFS"], np.float32))
+    found = found @ np.array(PATIENT_POSITIONS["HFS"]).T / (1000 * table.R0_m)
+    for axis, name in enumerate(("bx", "by", "bz")):
+        np.testing.assert_allclose(found[..., axis], reference[name], rtol=0, atol=1e-5 * np.abs(reference[name]).max())
+
+
+@pytest.mark.parametrize("position", PATIENT_POSITIONS)
+def test_the_field_turns_with_the_patient(coefficients, position: str) -> None:
+    to_scanner = np.array(PATIENT_POSITIONS[position], dtype=float)
+    assert np.linalg.det(to_scanner) == pytest.approx(1)
+    scanner = np.random.default_rng(2).uniform(-100, 100, size=(20, 3))
+    supine = evaluate(coefficients, scanner @ np.array(PATIENT_POSITIONS["HFS"], dtype=float), "HFS")
+    turned_patient = evaluate(coefficients, scanner @ to_scanner, position)
+    one = supine @ np.array(PATIENT_POSITIONS["HFS"]).T
+    np.testing.assert_allclose(turned_patient @ to_scanner.T, one, atol=1e-9)
+    with pytest.raises(ImageError, match="none of HFS, HFP"):
+        evaluate(coefficients, scanner, "sitting")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER + "1 A( 3, 0)  -5.0e-02  z\n", "line 5: this coefficient was not read"),
+        (HEADER + LINES[0] + "\n2 A( 5, 0)  +0.01  z\n", "line 6: this coefficient was not read"),
+        (HEADER + "1 A( 3, 0)  0.01  w\n", "line 5: this coefficient was not read"),
+        (HEADER, "no coefficients"),
+        ("\n".join(LINES), "no reference radius"),
+    ],
+)
+def test_files_that_are_not_read_whole_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.grad"
+    path.write_text(text)
+    with pytest.raises(ImageError, match=message):
+        read_coefficients(path)
+
+
+def test_field_does_not_depend_on_the_lattice(coefficients) -> None:
+    image = grid_phantom(turned((64, 64, 64), (3, 3, 3), "RAS"), (64, 64, 64))
+    points = np.random.default_rng(3).uniform(-90, 90, size=(500, 3))
+    coarse, fine = (field_around(image, coefficients, lattice=step) for step in (5.0, 2.5))
+    exact = evaluate(coefficients, points)
+    for field in (coarse, fine):
+        assert np.abs(field.at(points) - exact).max() < 0.02
+    there = [
+        ndimage.map_coordinates(f.jacobian(), apply_affine(np.linalg.inv(f.affine), points).T, order=3)
+        for f in (coarse, fine)
+    ]
+    np.testing.assert_allclose(*there, atol=1e-3)
+
+
+def test_jacobian_agrees_with_finite_differences(coefficients) -> None:
+    image = grid_phantom(turned((64, 64, 64), (3, 3, 3), "oblique"), (64, 64, 64))
+    field = field_around(image, coefficients)
+    points = np.random.default_rng(4).uniform(-90, 90, size=(100, 3))
+    step = 0.5
+    slopes = [
+        (evaluate(coefficients, points + step * e) - evaluate(coefficients, points - step * e)) / (2 * step)
+        for e in np.eye(3)
+    ]
+    wanted = np.linalg.det(np.eye(3) + np.stack(slopes, axis=-1))
+    found = ndimage.map_coordinates(field.jacobian(), apply_affine(np.linalg.inv(field.affine), points).T, order=3)
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    assert np.ptp(wanted) > 0.02
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 2**31 - 1))
+def test_inverse_undoes_the_field(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    smooth = ndimage.gaussian_filter(random.normal(size=(24, 24, 24, 3)), (4, 4, 4, 0))
+    affine = from_matvec(np.diag([5.0, 5.0, 5.0]), [-57, -57, -57])
+    field = DisplacementField(4 * smooth / np.abs(smooth).max(), affine)
+    inverse = field.inverse()
+    points = random.uniform(-40, 40, size=(200, 3))
+    moved = points + inverse.at(points)
+    assert np.abs(moved + field.at(moved) - points).max() < 0.05
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LAS", "PSR", "oblique"])
+def test_a_warped_grid_comes_back(axes: str, coefficients, tmp_path: Path) -> None:
+    shape, zooms = (70, 66, 62), (2.0, 2.0, 2.5)
+    affine = turned(shape, zooms, axes)
+    field = field_around(grid_phantom(affine, shape), coefficients)
+    scan = acquired(affine, shape, field)
+    result = unwarp(scan, field, tmp_path)
+    truth = grid_phantom(affine, shape).get_fdata()
+    inner = (slice(8, -8),) * 3
+    before = np.abs(scan.get_fdata() - truth)[inner]
+    after = np.abs(result.image.get_fdata() - truth)[inner]
+    assert result.largest_mm > 2
+    assert before.max() > 10
+    # The pattern changes by at most 30 * 2 pi / 24 per mm: an error of a tenth of a voxel would show as 1.6.
+    assert np.percentile(after, 99.9) < 1.6
+    assert np.sqrt(np.mean(after**2)) < 0.03 * np.sqrt(np.mean(before**2))
+
+
+def test_storage_does_not_change_the_world(coefficients, tmp_path: Path) -> None:
+    shape = (70, 66, 62)
+    affine = turned(shape, (2.0, 2.0, 2.5), "RAS")
+    field = field_around(grid_phantom(affine, shape), coefficients)
+    scan = acquired(affine, shape, field)
+    stored = nib.as_closest_canonical(scan).as_reoriented(
+        nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt("PSR"))
+    )
+    results = []
+    for image in (scan, stored):
+        unwarped = unwarp(image, field_around(image, coefficients), tmp_path).image
+        results.append(nib.as_closest_canonical(unwarped).get_fdata())
+    np.testing.assert_allclose(*results, atol=0.05)
+
+
+def test_intensities_follow_the_jacobian_only_if_asked(coefficients, tmp_path: Path) -> None:
+    shape = (60, 60, 60)
+    affine = turned(shape, (3, 3, 3), "RAS")
+    image = nib.Nifti1Image(np.full(shape, 50, np.float32), affine)
+    field = field_around(image, coefficients)
+    plain = unwarp(image, field, tmp_path, intensity=False)
+    scaled = unwarp(image, field, tmp_path)
+    inner = (slice(12, -12),) * 3
+    np.testing.assert_allclose(plain.image.get_fdata()[inner], 50, atol=1e-3)
+    np.testing.assert_allclose(scaled.image.get_fdata()[inner], 50 * scaled.jacobian.get_fdata()[inner], rtol=1e-4)
+    assert np.ptp(scaled.jacobian.get_fdata()[inner]) > 0.02
+
+
+def test_through_plane_moves_nothing_within_the_slices(coefficients) -> None:
+    affine = turned((50, 50, 20), (2, 2, 5), "oblique")
+    image = grid_phantom(affine, (50, 50, 20))
+    normal = slice_normal(affine, 2)
+    assert np.linalg.norm(normal) == pytest.approx(1)
+    field = field_around(image, coefficients)
+    through = field.along(normal)
+    for axis in (0, 1):
+        assert np.abs(through.vectors @ affine[:3, axis]).max() < 1e-9
+    np.testing.assert_allclose(through.vectors @ normal, field.vectors @ normal, atol=1e-9)
+
+
+def test_a_ready_field_is_read_as_itk_means_it(coefficients, tmp_path: Path) -> None:
+    affine = turned((40, 40, 40), (4, 4, 4), "RAS")
+    field = field_around(grid_phantom(affine, (40, 40, 40)), coefficients)
+    path = tmp_path / "field.nii.gz"
+    field.to_image().to_filename(path)
+    again = load_field(path)
+    np.testing.assert_allclose(again.vectors, field.vectors, atol=1e-5)
+    assert nib.load(path).header.get_intent()[0] == "vector"
+    nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)).to_filename(path)
+    with pytest.raises(ImageError, match=r"shape \(i, j, k, 1, 3\)"):
+        load_field(path)
+
+
+def test_a_field_that_folds_has_no_inverse() -> None:
+    vectors = np.random.default_rng(0).normal(scale=30.0, size=(12, 12, 12, 3))
+    with pytest.raises(ImageError, match="no inverse"):
+        DisplacementField(vectors, np.diag([5.0, 5, 5, 1])).inverse()
