@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from moesr_bids.interfaces.reportlets import ImageReportlets
-from moesr_bids.reports.figures import plot_bias, plot_mask
+from moesr_bids.reports.figures import plot_bias, plot_mask, plot_uncertainty
 from moesr_bids.reports.planes import Volume, bounding_box, plane, plane_of_other
 from moesr_bids.reports.residual import plot_residual
 from moesr_bids.reports.slider import plot_registration, plot_slider
@@ -155,6 +155,23 @@ def test_bias_figure_shows_the_field(volumes: dict[str, Path], tmp_path: Path) -
         return int((np.ptp(picture.astype(int), axis=2) > 60).sum())
 
     assert colored(shown) > 3 * colored(constant)  # a constant field is no bias: only its colour bar has colour
+
+
+def test_colours_of_the_uncertainty_span_the_brain(tmp_path: Path) -> None:
+    shape = (40, 40, 40)
+    image = save(tmp_path / "image.nii.gz", np.full(shape, 100, dtype=np.float32), np.eye(4))
+    std = np.full(shape, 3, dtype=np.float32)
+    std[:, :, :12] = 60  # the neck
+    brain = np.zeros(shape, dtype=np.float32)
+    brain[8:32, 8:32, 16:36] = 1
+    files = [save(tmp_path / f"{name}.nii.gz", data, np.eye(4)) for name, data in (("std", std), ("mask", brain))]
+    with_mask = pixels(plot_uncertainty(image, files[0], tmp_path / "a.png", mask_path=files[1])).astype(int)
+    without = pixels(plot_uncertainty(image, files[0], tmp_path / "b.png")).astype(int)
+
+    def bright(picture: npt.NDArray[np.int_]) -> int:
+        return int(((picture[..., 0] > 200) & (picture[..., 2] < 210)).sum())
+
+    assert bright(with_mask) > 1.5 * bright(without)
 
 
 def test_residual_figure_tells_signal_from_noise(volumes: dict[str, Path], tmp_path: Path) -> None:

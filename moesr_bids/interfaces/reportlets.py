@@ -73,7 +73,7 @@ class ImageReportlets(RecordedInterface):
         if output := self._given("sr_file"):
             figures.append(plot_slider(preproc, output, folder / "slider.html", mask_path=mask))
         if (output := self._given("sr_file")) and (uncertainty := self._given("uncertainty_file")):
-            figures.append(plot_uncertainty(output, uncertainty, folder / "uncertainty.png"))
+            figures.append(plot_uncertainty(output, uncertainty, folder / "uncertainty.png", mask_path=mask))
         if residual := self._given("residual_file"):
             figures.append(plot_residual(residual, mask, folder / "residual.png"))
         self._results["out_files"] = [str(figure) for figure in figures]

@@ -189,7 +189,9 @@ def plot_gradunwarp(
     return save(figure, out_file)
 
 
-def plot_uncertainty(image_path: Path, std_path: Path, out_file: Path, *, columns: int = 4) -> Path:
+def plot_uncertainty(
+    image_path: Path, std_path: Path, out_file: Path, *, mask_path: Path | None = None, columns: int = 4
+) -> Path:
     """Show the standard deviation of the error beside the super-resolved image, in three planes.
 
     Parameters
@@ -201,6 +203,9 @@ def plot_uncertainty(image_path: Path, std_path: Path, out_file: Path, *, column
         percentile of the foreground).
     out_file : pathlib.Path
         PNG to write.
+    mask_path : pathlib.Path, optional
+        Brain mask on any grid: the colours span what is inside of it, not the neck and the scalp; without it the
+        foreground.
     columns : int
         Slices per plane.
 
@@ -222,6 +227,12 @@ def plot_uncertainty(image_path: Path, std_path: Path, out_file: Path, *, column
     low, high = intensity_window(image, box)
     percent = std.with_data(100 * std.data / high)
     values = percent.data[head.data > 0]
+    if mask_path is not None:
+        mask = Volume.load(mask_path)
+        to_image = np.linalg.inv(image.affine) @ mask.affine
+        inside = np.argwhere(mask.data > 0).T
+        places = to_image[:3, :3] @ inside + to_image[:3, 3:]
+        values = ndimage.map_coordinates(percent.data, places, order=1, mode="nearest")
     limit = max(1.0, float(np.ceil(np.percentile(values, 99)))) if values.size else 1.0
     figure = new_figure(12.0, 10.0)
     panels = figure.subplots(6, columns, squeeze=False)
