@@ -272,3 +272,38 @@ def test_a_field_that_folds_has_no_inverse() -> None:
     vectors = np.random.default_rng(0).normal(scale=30.0, size=(12, 12, 12, 3))
     with pytest.raises(ImageError, match="no inverse"):
         DisplacementField(vectors, np.diag([5.0, 5, 5, 1])).inverse()
+
+
+def test_agrees_with_gradunwarp_within_its_lattice_error(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradunwarp.core.unwarp_resample import Unwarper
+
+    monkeypatch.chdir(tmp_path)  # it writes its field into the working folder
+    table = read_coefficients(shared_data / "gradients" / "gradunwarp_coeffs.grad")
+    scan = nib.load(shared_data / "bids/sub-bch10/anat/sub-bch10_T1w.nii.gz").slicer[::3, ::3, ::3]
+    scan = nib.Nifti1Image(scan.get_fdata(dtype=np.float32), scan.affine)
+    scan.to_filename("scan.nii")
+    theirs = Unwarper(scan.get_fdata(), scan.affine, "siemens", table, "scan.nii")
+    theirs.nojac = True
+    theirs.run()
+    index = np.stack(np.meshgrid(*map(np.arange, scan.shape), indexing="ij"), axis=-1)
+    points = apply_affine(scan.affine, index)
+    # Its file holds source positions in FSL's millimetres, the first axis flipped for a right-handed image.
+    sources = nib.load("fullWarp_abs.nii.gz").get_fdata() / scan.header.get_zooms()
+    if np.linalg.det(scan.affine) > 0:
+        sources[..., 0] = scan.shape[0] - 1 - sources[..., 0]
+    their_displacement = apply_affine(scan.affine, sources) - points
+    field = field_around(scan, table)
+    difference = np.linalg.norm(field.at(points) - their_displacement, axis=-1)
+    assert np.median(difference) < 0.1  # mm; nine times that in the corners
+    # Its lattice of 60 points is taken to be 60 steps long, which has 59: so it looks this much too far.
+    to_scanner = np.array(PATIENT_POSITIONS["HFS"], dtype=float)
+    stretched = (points @ to_scanner.T + 300) * 60 / 59 - 300
+    wrong = evaluate(table, stretched @ to_scanner)
+    explained = np.linalg.norm(wrong - their_displacement, axis=-1)
+    assert explained.max() < 0.03
+    moved = unwarp(scan, field, tmp_path, intensity=False).image.get_fdata()
+    level = np.percentile(scan.get_fdata(), 99)
+    inner = (slice(4, -4),) * 3
+    assert np.sqrt(np.mean((moved - theirs.out)[inner] ** 2)) < 0.05 * level
