@@ -266,3 +266,16 @@ def test_command_writes_the_uncertainty(tmp_path: Path, learned: Path, monkeypat
     options = ["sr", "scan.nii.gz", "out.nii.gz", "--resolution", "1", "--model", str(learned), "--omp-nthreads", "1"]
     assert main([*options, "--uncertainty", "std.nii.gz"]) == 0
     assert nib.load("std.nii.gz").shape == nib.load("out.nii.gz").shape
+
+
+def test_models_are_listed_with_their_figures_and_checked(learned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", str(learned)]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n{name}" in f"\n{said}" for name in model_names())
+    assert weights_sha256("student")[:12] in said
+    assert "kspace2: +" in said
+    assert f"{learned}: one-step residual network" in said
+    assert "not calibrated" in said
+    learned.write_bytes(learned.read_bytes()[:-1] + b"x")
+    assert main(["models", str(learned)]) == 1
+    assert "not the file that its card" in capsys.readouterr().err

@@ -295,6 +295,9 @@ def test_command_trains_validates_and_its_weights_run(bids: Path, tmp_path: Path
     assert weights.card["data"]["scans"] == ["sub-01_T1w"]
     assert weights.card["data"]["validation_scans"] == ["sub-02_T1w"]
     assert weights.card["training"]["steps"] == 2
+    curve = weights.card["learning_curve"]
+    assert [point["step"] for point in curve] == [2]
+    assert curve[0]["gain_db"] == pytest.approx(np.mean(list(weights.card["patch_gain_db"].values())), abs=0.01)
     with (tmp_path / "out/training.tsv").open() as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert {row["kind"] for row in rows} == {"validation"}

@@ -1,4 +1,4 @@
-"""The ``moesr`` command: ``moesr sr`` super-resolves one image without BIDS, ``moesr train`` trains a model."""
+"""The ``moesr`` command: ``sr`` super-resolves one image, ``train`` trains a model, ``models`` lists them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..config import SUFFIXES
 from ..errors import ImageError
 from ..sr.models import DEFAULT_MODEL
 from ..sr.runtimes import RUNTIMES
-from . import train
+from . import models, train
 from .arguments import positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument("--omp-nthreads", "--omp_nthreads", type=positive_int, metavar="N", help="CPU threads")
     sr.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
     train.add_parser(commands)
+    models.add_parser(commands)
     return parser
 
 
@@ -92,6 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(argv)
     command = f"moesr {options.command}"
+    if options.command == "models":
+        try:
+            return models.run(options)
+        except ValueError as error:
+            print(f"{command}: {error}", file=sys.stderr)
+            return 1
     training = options.command == "train"
     problem = train.usage_problem(options) if training else _usage_problem(options)
     if problem:

@@ -149,6 +149,7 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
 
     from ..sr.models.network import GUIDANCE
     from ..sr.weights import Weights
+    from ..training.loop import learning_curve
 
     card: dict[str, Any] = {
         "name": options.recipe if not options.recipe.endswith((".yml", ".yaml")) else Path(options.recipe).stem,
@@ -164,6 +165,7 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
             "recipe": trained.recipe.record(),
         },
         "patch_gain_db": {name: round(gain, 2) for name, gain in trained.gains.items()},
+        "learning_curve": learning_curve(options.out),
     }
     if options.start:
         card["training"]["started_from"] = Weights.read(options.start).sha256

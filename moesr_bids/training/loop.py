@@ -113,6 +113,23 @@ class Trained:
     gains: dict[str, float]
 
 
+def learning_curve(folder: Path) -> list[dict[str, float]]:
+    """Mean gain of each validation of a training, from its log: ``step``, ``minutes``, ``gain_db``."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    with (folder / LOG).open(encoding="utf-8") as lines:
+        for row in csv.DictReader(lines, delimiter="\t"):
+            if row["kind"] == "validation":
+                found.setdefault(int(row["step"]), []).append((float(row["minutes"]), float(row["value"])))
+    return [
+        {
+            "step": step,
+            "minutes": round(values[0][0], 1),
+            "gain_db": round(sum(gain for _, gain in values) / len(values), 3),
+        }
+        for step, values in found.items()
+    ]
+
+
 def train(
     recipe: Recipe,
     folder: Path,

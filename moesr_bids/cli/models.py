@@ -1,0 +1,67 @@
+"""``moesr models``: what there is, how good it is, and whether the weights are whole."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to those of ``moesr``."""
+    parser = commands.add_parser(
+        "models",
+        help="list the models with their figures and check their weights",
+        description="List the models: what they are, what learned ones were trained on and how much they gained over "
+        "cubic-spline interpolation on scans that were not trained on. The digest of all weights is checked.",
+    )
+    parser.add_argument("weights", nargs="*", type=Path, metavar="FILE", help="further weights, from moesr train")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the list.
+
+    Raises
+    ------
+    ValueError
+        If weights are damaged or are not those that their card describes.
+
+    """
+    from ..sr.models import DEFAULT_MODEL, get_model, model_names, weights_path
+    from ..sr.weights import Weights
+
+    for name in [*model_names(), *map(str, options.weights)]:
+        model, path = get_model(name), weights_path(name)
+        print(f"{name}{' (default)' if name == DEFAULT_MODEL else ''}: {model.card.summary}")
+        if path is not None:
+            for line in _facts(Weights.read(path)):
+                print(f"  {line}")
+    return 0
+
+
+def _facts(weights: Any) -> list[str]:
+    from safetensors import safe_open
+
+    card: Mapping[str, Any] = weights.card
+    with safe_open(weights.path, "np") as stored:
+        parameters = sum(stored.get_tensor(key).size for key in stored.keys())  # noqa: SIM118
+    training = card.get("training", {})
+    lines = [
+        f"weights {weights.sha256[:12]}, {parameters / 1e6:.2f} million parameters, "
+        f"{weights.path.stat().st_size / 1e6:.1f} MB: as the card says",
+        f"trained for {training.get('minutes', 'n/a')} minutes, {training.get('steps', 'n/a')} steps, on "
+        f"{training.get('hardware', 'n/a')}; {len(card.get('data', {}).get('scans', []))} scans and "
+        f"{len(card.get('data', {}).get('label_maps', []))} label maps",
+    ]
+    for case, gain in card.get("validation", {}).items():
+        lines.append(
+            f"{case}: {gain['gain_psnr_db']:+.2f} dB PSNR over cubic (worst scan {gain['worst_gain_psnr_db']:+.2f}), "
+            f"{gain['gain_ssim']:+.3f} SSIM"
+        )
+    if coverage := card.get("coverage"):
+        held = ", ".join(f"{level} % interval holds {100 * share:.0f} %" for level, share in coverage.items())
+        lines.append(f"uncertainty on scans that had no part in its calibration: {held}")
+    else:
+        lines.append("uncertainty: not calibrated")
+    return lines
