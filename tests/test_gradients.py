@@ -54,6 +54,7 @@ def settings(tmp_path: Path) -> Settings:
         ({"NonlinearGradientCorrection": True, "ImageType": ["ND"]}, "none", "NonlinearGradientCorrection"),
         ({"ImageType": ["ORIGINAL", "DIS3D"], "NonlinearGradientCorrection": False}, "none", "DIS3D"),
         ({"ImageType": ["ORIGINAL", "DIS2D"]}, "through-plane", "DIS2D"),
+        ({"ImageType": ["ORIGINAL", "DIS2D"], "NonlinearGradientCorrection": True}, "through-plane", "DIS2D"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"]}, "full", "ND"),
         ({"NonlinearGradientCorrection": False}, "full", "NonlinearGradientCorrection"),
     ],

@@ -69,7 +69,9 @@ def scan(tmp_path: Path) -> Path:
 def test_engine_on_thick_slices():
     image = _image()
     told: list[tuple[str, float]] = []
-    result = super_resolve(image, resolution=1.0, threads=1, progress=lambda *step: told.append(step))
+    result = super_resolve(
+        image, resolution=1.0, model="classical", threads=1, progress=lambda *step: told.append(step)
+    )
     expected = Grid.from_image(image).isotropic(1.0)
     assert result.image.shape == expected.shape == (42, 42, 42)
     np.testing.assert_allclose(result.image.affine, expected.affine, atol=1e-4)

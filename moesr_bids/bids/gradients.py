@@ -91,14 +91,15 @@ def plan_gradunwarp(image: RawImage, settings: Settings) -> GradientPlan:
 def _by_scanner(plan: GradientPlan, image: RawImage) -> GradientPlan:
     corrected = image.metadata.get("NonlinearGradientCorrection")
     kinds = {str(part).upper() for part in image.metadata.get("ImageType") or ()}
-    if corrected is True:
-        return GradientPlan(action="none", reason="the scanner corrected it (NonlinearGradientCorrection)")
     if "DIS3D" in kinds:
         return GradientPlan(action="none", reason="the scanner corrected it in three dimensions (ImageType DIS3D)")
+    # Before NonlinearGradientCorrection, which converters set for a correction in two dimensions as well.
     if "DIS2D" in kinds:
         reason = "the scanner corrected it within the slices only (ImageType DIS2D)"
         axis = _slice_axis(image)
         return _in_scanner_space(attrs.evolve(plan, action="through-plane", reason=reason, slice_axis=axis), image)
+    if corrected is True:
+        return GradientPlan(action="none", reason="the scanner corrected it (NonlinearGradientCorrection)")
     if corrected is False:
         reason = "the scanner did not correct it (NonlinearGradientCorrection)"
     elif "ND" in kinds:

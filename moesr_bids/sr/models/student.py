@@ -42,7 +42,7 @@ _METHODS = (
 _HEAD_LEVEL = 0.05  # of the 99th percentile: below is background
 _CELL = 8  # voxels per side of the cells in which the head is looked for
 _GPU_SHARE = 0.7  # of the free memory
-_FLOPS_PER_THREAD = 8e10  # float32 convolutions; bfloat16 is faster where the processor has it
+_FLOPS_PER_THREAD = 5e10  # float32 convolutions of an older server; bfloat16 is faster where the processor has it
 _ACTIVATIONS = 4  # inner volumes that are alive at a time
 
 
