@@ -96,6 +96,24 @@ class ImageRecord:
         """Whether the main output and a readable sidecar exist."""
         return bool(self.moesr) and self.sidecar is not None and self.sidecar.with_suffix(".nii.gz").exists()
 
+    def fact(self, *names: str | int) -> Any:
+        """Return a value inside the ``Moesr`` block by its keys and indices; None where there is none."""
+        value: Any = self.moesr
+        for name in names:
+            try:
+                value = value[name]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
+
+    @property
+    def registration_overlap(self) -> float | None:
+        """Overlap of brain mask and template after registration; the least over the output spaces."""
+        blocks = self.moesr.get("Registration")
+        facts = blocks.values() if isinstance(blocks, Mapping) else ()
+        overlaps = [block.get("Overlap") for block in facts if isinstance(block, Mapping)]
+        return min((overlap for overlap in overlaps if isinstance(overlap, int | float)), default=None)
+
     @property
     def complete(self) -> bool:
         """Whether the image went through."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from moesr_bids.reports.derivatives import ImageRecord, find_images
 from moesr_bids.reports.fragments import state_words, warnings_of
 from moesr_bids.reports.templates import render
 from moesr_bids.reports.values import NOT_AVAILABLE, number, stated
+from moesr_bids.reports.verdict import reasons, verdict
 
 
 @attrs.frozen
@@ -46,24 +47,7 @@ class Column:
 
 def _get(*names: str | int) -> Callable[[ImageRecord], Any]:
     """Return a reader of a value inside the ``Moesr`` block."""
-
-    def read(record: ImageRecord) -> Any:
-        value: Any = record.moesr
-        for name in names:
-            try:
-                value = value[name]
-            except (KeyError, IndexError, TypeError):
-                return None
-        return value
-
-    return read
-
-
-def _registration_overlap(record: ImageRecord) -> float | None:
-    blocks = record.moesr.get("Registration")
-    facts = blocks.values() if isinstance(blocks, Mapping) else ()
-    overlaps = [block.get("Overlap") for block in facts if isinstance(block, Mapping)]
-    return min((overlap for overlap in overlaps if isinstance(overlap, int | float)), default=None)
+    return lambda record: record.fact(*names)
 
 
 def _seconds(record: ImageRecord) -> Any:
@@ -83,6 +67,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("session_id", lambda record: record.session, "Session", heading="Session"),
     Column("image", lambda record: record.key, "Name of the input image without extension", heading="Image"),
     Column("state", lambda record: record.state, _STATE, heading="State"),
+    Column(
+        "verdict",
+        verdict,
+        "ok; look: a figure is outside of the range in which it raises no question; failed: no finished output",
+        heading="Verdict",
+    ),
+    Column("verdict_reasons", lambda record: "; ".join(reasons(record)), "Why the verdict is not ok"),
     Column("model", _get("Model"), "Super-resolution model", heading="Model"),
     Column("input_zoom_i", _get("InputZooms", 0), "Voxel size of the input, first axis", "mm", "Input i, mm"),
     Column("input_zoom_j", _get("InputZooms", 1), "Voxel size of the input, second axis", "mm", "Input j, mm"),
@@ -115,7 +106,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("mask_overlap", _get("BrainMask", "Overlap"), "Overlap of brain mask and template, mask step"),
     Column(
         "registration_overlap",
-        _registration_overlap,
+        lambda record: record.registration_overlap,
         "Overlap of brain mask and template after registration; the least over the output spaces",
         heading="Overlap",
     ),

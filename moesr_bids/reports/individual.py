@@ -12,6 +12,7 @@ from moesr_bids.reports.derivatives import ImageRecord, find_images
 from moesr_bids.reports.fragments import errors_html, methods_html, summary_html, times_html, warnings_of
 from moesr_bids.reports.templates import render, template_dir
 from moesr_bids.reports.values import NOT_AVAILABLE, duration, number, stated, triple
+from moesr_bids.reports.verdict import reasons, verdict
 
 
 @attrs.frozen
@@ -56,6 +57,8 @@ def _overview(records: list[ImageRecord]) -> str:
             "key": record.key,
             "link": f"#image-{record.key}" if record.suffix else "#Errors",
             "state": record.state,
+            "verdict": verdict(record),
+            "reasons": reasons(record),
             "zooms": " → ".join(triple(record.moesr.get(name)) for name in ("InputZooms", "OutputZooms"))
             if record.moesr
             else NOT_AVAILABLE,

@@ -1,0 +1,83 @@
+"""The verdict on an image and where it is shown."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moesr_bids.reports.derivatives import find_images
+from moesr_bids.reports.group import build_group
+from moesr_bids.reports.individual import build_participant_report
+from moesr_bids.reports.verdict import RULES, reasons, verdict
+from tests.reports_data import add_finished, add_status
+
+KEY = "sub-01_T1w"
+
+
+def test_nothing_to_ask(tmp_path: Path) -> None:
+    add_finished(tmp_path, KEY)
+    (record,) = find_images(tmp_path)
+    assert verdict(record) == "ok"
+    assert reasons(record) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"Faithfulness": {"ResidualStd": 1.52, "FractionBeyond3": 0.01}}, "1.52 (expected: at most 1.3)"),
+        ({"Faithfulness": {"ResidualStd": 1.0, "FractionBeyond3": 0.05}}, "0.05 (expected: at most 0.03)"),
+        ({"NoisePercent": 12.0}, "12 (expected: at most 8)"),
+        ({"BrainMask": {"VolumeML": 480.0}}, "480 (expected: at least 600)"),
+        ({"BrainMask": {"VolumeML": 2600.0}}, "(expected: at most 2200)"),
+        ({"Registration": {"A": {"Overlap": 0.95}, "B": {"Overlap": 0.71}}}, "0.71 (expected: at least 0.9)"),
+        ({"BiasField": {"RangePercent": [-91.0, 20.0]}}, "91 (expected: at most 80)"),
+        ({"InputZooms": [0.5, 0.5, 7.0]}, "10 (expected: at most 9)"),
+    ],
+)
+def test_each_rule_asks_for_a_look(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    add_finished(tmp_path, KEY, **changes)
+    (record,) = find_images(tmp_path)
+    assert verdict(record) == "look"
+    (reason,) = reasons(record)
+    assert words in reason
+
+
+def test_figures_that_are_missing_or_odd_are_not_judged(tmp_path: Path) -> None:
+    odd: dict[str, Any] = {"Faithfulness": None, "Registration": [], "BiasField": {"RangePercent": [None, 3]}}
+    add_finished(tmp_path, KEY, **odd, InputZooms="n/a", NoisePercent="n/a", BrainMask={})
+    (record,) = find_images(tmp_path)
+    assert verdict(record) == "ok"
+
+
+def test_no_output_is_failed_whatever_an_earlier_run_left(tmp_path: Path) -> None:
+    add_finished(tmp_path, KEY)
+    add_status(tmp_path, KEY, state="failed", step="n4", reason="the mask is empty")
+    (record,) = find_images(tmp_path)
+    assert (verdict(record), reasons(record)) == ("failed", ["the mask is empty"])
+
+
+def test_page_and_table_tell_it(tmp_path: Path) -> None:
+    add_finished(tmp_path, KEY)
+    add_finished(tmp_path, "sub-01_FLAIR", NoisePercent=12.0)
+    page = build_participant_report(tmp_path, "sub-01").read_text()
+    assert re.findall(r'<td class="verdict-\w+">(\w+)</td>', page) == ["look", "ok"]
+    assert "motion or artefacts" in page
+    build_group(tmp_path)
+    with (tmp_path / "group_FLAIR.tsv").open() as stream:
+        (row,) = csv.DictReader(stream, delimiter="\t")
+    assert row["verdict"] == "look"
+    assert row["verdict_reasons"].startswith("the noise")
+
+
+def test_documentation_lists_every_threshold() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "usage.md").read_text()
+    section = text.partition("## Verdict")[2].partition("\n## ")[0]
+    assert section.count("\n| ") - 1 == len(RULES)
+    for rule in RULES:
+        for limit in (rule.low, rule.high):
+            if 0 < limit < 1e6:
+                assert f"{limit:g}" in section or f"{100 * limit:g} %" in section, rule.name
