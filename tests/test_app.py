@@ -42,7 +42,7 @@ def expected_files(participant: str) -> set[str]:
         f"{anat}_desc-residual_T1w",
     ]
     transforms = [f"{anat}_from-T1w_to-{TEMPLATE}_mode-image_xfm", f"{anat}_from-{TEMPLATE}_to-T1w_mode-image_xfm"]
-    pictures = ["brainmask.png", "bias.png", "registration.html", "residual.png", "slider.html"]
+    pictures = ["brainmask.png", "bias.png", "registration.html", "residual.png", "slider.html", "spectrum.png"]
     fragments = ["summary.html", "times.html"]
     return (
         {f"{name}{extension}" for name in images for extension in (".nii.gz", ".json")}

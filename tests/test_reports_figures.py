@@ -17,9 +17,10 @@ from PIL import Image
 
 from moesr_bids.interfaces.reportlets import ImageReportlets
 from moesr_bids.reports.figures import plot_bias, plot_mask, plot_uncertainty
-from moesr_bids.reports.planes import Volume, bounding_box, plane, plane_of_other
+from moesr_bids.reports.planes import Box, Volume, bounding_box, plane, plane_of_other
 from moesr_bids.reports.residual import plot_residual
 from moesr_bids.reports.slider import plot_registration, plot_slider
+from moesr_bids.reports.spectrum import axis_spectrum, plot_spectrum
 from tests.reports_data import save, write_volumes
 
 
@@ -202,8 +203,28 @@ def test_figures_survive_a_constant_image_and_an_empty_mask(tmp_path: Path) -> N
         plot_residual(constant, constant, tmp_path / "residual.png"),
         plot_slider(constant, constant, tmp_path / "slider.html", mask_path=constant),
         plot_registration(constant, constant, tmp_path / "registration.html"),
+        plot_spectrum(constant, constant, constant, tmp_path / "spectrum.png"),
     ]
     assert all(figure.stat().st_size > 1000 for figure in figures)
+
+
+def test_spectrum_of_a_wave_lies_at_its_frequency_and_keeps_its_power() -> None:
+    zoom, period, count = 1.25, 8.0, 96
+    place = zoom * np.arange(count)
+    random = np.random.default_rng(0)
+    data = np.broadcast_to(np.sin(2 * np.pi * place / period), (6, 7, count)) * 3
+    data = data + random.normal(size=data.shape)
+    volume = Volume(data.astype(np.float32), np.diag([1, 1, zoom, 1]))
+    frequency, power = axis_spectrum(volume, Box((0, 0, 0), data.shape), 2)
+    assert frequency[-1] == pytest.approx(0.5 / zoom)
+    assert frequency[np.argmax(power)] == pytest.approx(1 / period, abs=frequency[1])
+    # Parseval: the integral over both signs of the frequency is the variance.
+    assert 2 * np.trapezoid(power, frequency) == pytest.approx(data.var(), rel=0.1)
+    # Another sampling of the same field has the same density.
+    coarse = Volume(volume.data[..., ::2], np.diag([1, 1, 2 * zoom, 1]))
+    other, there = axis_spectrum(coarse, Box((0, 0, 0), coarse.data.shape), 2)
+    assert there[np.argmax(there)] == pytest.approx(power.max(), rel=0.15)
+    assert other[np.argmax(there)] == pytest.approx(1 / period, abs=frequency[1])
 
 
 def test_interface_draws_what_its_inputs_allow(
@@ -225,7 +246,8 @@ def test_interface_draws_what_its_inputs_allow(
         template_name="MNI",
     ).run()
     names = {Path(file).name for file in result.outputs.out_files}
-    pictures = {"brainmask.png", "bias.png", "registration.html", "slider.html", "uncertainty.png", "residual.png"}
+    pictures = {"brainmask.png", "bias.png", "registration.html", "residual.png", "slider.html", "spectrum.png"}
+    pictures.add("uncertainty.png")
     assert names == pictures
     assert result.outputs.record["Seconds"] > 0
     assert all(Path(file).stat().st_size > 3000 for file in result.outputs.out_files)

@@ -36,7 +36,8 @@ class ImageReportlets(RecordedInterface):
 
     ``brainmask.png`` always; ``gradunwarp.png`` with the image before and after its gradient nonlinearity was
     corrected, ``bias.png`` with the field, ``registration.html`` with template and registered image, ``slider.html``
-    with the super-resolved image, ``uncertainty.png`` with its uncertainty, ``residual.png`` with the residual.
+    and ``spectrum.png`` with the super-resolved image, ``uncertainty.png`` with its uncertainty, ``residual.png`` with
+    the residual.
     """
 
     input_spec = _ImageReportletsInputSpec
@@ -51,6 +52,7 @@ class ImageReportlets(RecordedInterface):
         from moesr_bids.reports.figures import plot_bias, plot_gradunwarp, plot_mask, plot_uncertainty
         from moesr_bids.reports.residual import plot_residual
         from moesr_bids.reports.slider import plot_registration, plot_slider
+        from moesr_bids.reports.spectrum import plot_spectrum
 
         folder = Path(runtime.cwd)
         preproc, mask = Path(self.inputs.preproc_file), Path(self.inputs.mask_file)
@@ -74,6 +76,8 @@ class ImageReportlets(RecordedInterface):
             figures.append(plot_slider(preproc, output, folder / "slider.html", mask_path=mask))
         if (output := self._given("sr_file")) and (uncertainty := self._given("uncertainty_file")):
             figures.append(plot_uncertainty(output, uncertainty, folder / "uncertainty.png", mask_path=mask))
+        if output := self._given("sr_file"):
+            figures.append(plot_spectrum(preproc, output, mask, folder / "spectrum.png"))
         if residual := self._given("residual_file"):
             figures.append(plot_residual(residual, mask, folder / "residual.png"))
         self._results["out_files"] = [str(figure) for figure in figures]

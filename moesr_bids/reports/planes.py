@@ -94,6 +94,19 @@ def bounding_box(volume: Volume, margin_mm: float = 0.0) -> Box:
     return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
 
 
+def box_on(volume: Volume, grid: Volume, box: Box) -> Box:
+    """Carry a box of ``volume`` over to the voxels of ``grid`` by its corners."""
+    corners = np.stack(
+        np.meshgrid(*[(low, high - 1) for low, high in zip(box.low, box.high, strict=True)], indexing="ij")
+    ).reshape(3, -1)
+    to_grid = np.linalg.inv(grid.affine) @ volume.affine
+    there = to_grid[:3, :3] @ corners + to_grid[:3, 3:]
+    shape = np.array(grid.data.shape)
+    low = np.clip(np.floor(there.min(axis=1)), 0, shape - 1).astype(int)
+    high = np.clip(np.ceil(there.max(axis=1)) + 1, low + 1, shape).astype(int)
+    return Box((int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2])))
+
+
 def foreground(volume: Volume) -> Volume:
     """Return a rough mask of what is not background: above a tenth of the 99th percentile."""
     return volume.with_data(volume.data > 0.1 * np.percentile(volume.data, 99))

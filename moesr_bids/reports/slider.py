@@ -20,6 +20,7 @@ from moesr_bids.reports.planes import (
     FloatImage,
     Volume,
     bounding_box,
+    box_on,
     foreground,
     intensity_window,
     plane,
@@ -168,7 +169,7 @@ def plot_slider(
     before, after = Volume.load(input_path), Volume.load(output_path)
     around = bounding_box(Volume.load(mask_path) if mask_path else foreground(after), margin_mm=12)
     if mask_path:
-        around = _box_on(Volume.load(mask_path), after, around)
+        around = box_on(Volume.load(mask_path), after, around)
     window = intensity_window(after, around)
     html = _fragment(
         Side(before, window, f"input {_size(before)}"),
@@ -181,19 +182,6 @@ def plot_slider(
         "the scan; the patient's left is on the left.",
     )
     return _write(out_html, html)
-
-
-def _box_on(volume: Volume, grid: Volume, box: Box) -> Box:
-    """Carry a box of ``volume`` over to the voxels of ``grid`` by its corners."""
-    corners = np.stack(
-        np.meshgrid(*[(low, high - 1) for low, high in zip(box.low, box.high, strict=True)], indexing="ij")
-    ).reshape(3, -1)
-    to_grid = np.linalg.inv(grid.affine) @ volume.affine
-    there = to_grid[:3, :3] @ corners + to_grid[:3, 3:]
-    shape = np.array(grid.data.shape)
-    low = np.clip(np.floor(there.min(axis=1)), 0, shape - 1).astype(int)
-    high = np.clip(np.ceil(there.max(axis=1)) + 1, low + 1, shape).astype(int)
-    return Box((int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2])))
 
 
 def plot_registration(
@@ -237,7 +225,7 @@ def plot_registration(
     outline = Volume.load(template_mask_path) if template_mask_path else None
     box = bounding_box(outline if outline is not None else foreground(template), margin_mm=12)
     if outline is not None:
-        box = _box_on(outline, template, box)
+        box = box_on(outline, template, box)
     caption = (
         "Move the divider: ventricles, folds and the brain's edge should stay in place. The registration is affine."
     )
@@ -245,7 +233,7 @@ def plot_registration(
         caption += " The line is the template's brain outline, the same on both sides."
     html = _fragment(
         # the participant's image is shown on the template's slices, so the template is the side with the grid
-        Side(warped, intensity_window(warped, _box_on(template, warped, box)), "this image"),
+        Side(warped, intensity_window(warped, box_on(template, warped, box)), "this image"),
         Side(template, intensity_window(template, box), template_name),
         box,
         shown=("linear",),
