@@ -100,5 +100,6 @@ def plot_spectrum(input_path: Path, output_path: Path, mask_path: Path, out_file
         axes.tick_params(colors="white", labelsize=8)
         if axis == 0:
             axes.set_ylabel("power spectral density", color="white", fontsize=9)
-            axes.legend(fontsize=8, loc="upper right")
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=8, loc="upper right")
     return save(figure, out_file)
