@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.demo import compare
 from benchmarks.phantom import ACQUISITIONS, build
-from moesr_bids.sr.models import weights_sha256
+from moesr_bids.sr.models import DEFAULT_MODEL, weights_sha256
 from tests.app import files_below, run_app, statuses, validation_errors
 
 TEMPLATE = "MNI152NLin2009aSym"
@@ -37,12 +37,14 @@ def expected_files(participant: str) -> set[str]:
     anat, figures = f"sub-{participant}/anat/sub-{participant}", f"sub-{participant}/figures/sub-{participant}"
     images = [
         f"{anat}_res-1mm_desc-moesr_T1w",
+        f"{anat}_res-1mm_desc-uncertainty_T1w",
         f"{anat}_res-1mm_desc-brain_mask",
         f"{anat}_desc-preproc_T1w",
         f"{anat}_desc-residual_T1w",
     ]
     transforms = [f"{anat}_from-T1w_to-{TEMPLATE}_mode-image_xfm", f"{anat}_from-{TEMPLATE}_to-T1w_mode-image_xfm"]
-    pictures = ["brainmask.png", "bias.png", "registration.html", "residual.png", "slider.html", "spectrum.png"]
+    pictures = ["brainmask.png", "bias.png", "registration.html", "residual.png"]
+    pictures += ["slider.html", "spectrum.png", "uncertainty.png"]
     fragments = ["summary.html", "times.html"]
     return (
         {f"{name}{extension}" for name in images for extension in (".nii.gz", ".json")}
@@ -62,21 +64,18 @@ def test_outputs_are_valid_bids(finished: Path) -> None:
     assert validation_errors(finished) == []
 
 
-def test_student_adds_its_uncertainty(phantom: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = run_app(phantom / "bids", out, "--resolution", "2", "--model", "student", "--participant-label", "01")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert validation_errors(out) == []
-    main = out / "sub-01/anat/sub-01_res-2mm_desc-moesr_T1w"
+def test_uncertainty_comes_with_the_default_model(finished: Path) -> None:
+    main = finished / "sub-01/anat/sub-01_res-1mm_desc-moesr_T1w"
     block = json.loads(main.with_suffix(".json").read_text())["Moesr"]
+    assert block["Model"] == DEFAULT_MODEL
     image = nib.load(main.with_suffix(".nii.gz"))
     uncertainty = nib.load(str(main.with_suffix(".nii.gz")).replace("moesr", "uncertainty"))
     assert uncertainty.shape == image.shape
     assert float(uncertainty.get_fdata().min()) > 0
     assert block["Guidance"] == ["log_bias"]
-    assert block["WeightsSHA256"] == weights_sha256("student")
+    assert block["WeightsSHA256"] == weights_sha256(DEFAULT_MODEL)
     assert 0 < block["Uncertainty"]["MedianPercent"] < 20
-    page = (out / "sub-01.html").read_text()
+    page = (finished / "sub-01.html").read_text()
     assert "sub-01_desc-uncertainty_T1w.png" in page
     assert "the 90 % interval held" in page
 

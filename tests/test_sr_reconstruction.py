@@ -170,9 +170,9 @@ def test_head_box_ignores_empty_space():
 
 
 def test_models_are_registered():
-    assert model_names()[0] == "classical"
+    assert model_names()[0] == "student"
     assert not get_model("cubic").card.projected
-    with pytest.raises(ValueError, match="one of classical"):
+    with pytest.raises(ValueError, match="one of student"):
         get_model("magic")
 
 

@@ -40,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="classical (default), student (one-step network with uncertainty, little trained yet), cubic (plain "
-        "interpolation), or the path of the weights that moesr train wrote",
+        help="student (default: one-step network that also predicts its error), classical (variational, without "
+        "weights), cubic (plain interpolation), or the path of the weights that moesr train wrote",
     )
     sr.add_argument(
         "--psf",

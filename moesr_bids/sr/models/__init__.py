@@ -16,9 +16,9 @@ from ..weights import PACKAGED, SUFFIX, Weights
 if TYPE_CHECKING:
     from .base import Model
 
-DEFAULT_MODEL = "classical"
-_LEARNED = ("student",)
-_PLAIN = (DEFAULT_MODEL, "cubic")
+DEFAULT_MODEL = "student"
+_LEARNED = (DEFAULT_MODEL,)
+_PLAIN = ("classical", "cubic")
 
 
 def model_names() -> tuple[str, ...]:
