@@ -14,6 +14,8 @@ from moesr_bids import __version__
 from moesr_bids.sr.models import DEFAULT_MODEL
 
 SUFFIXES = ("T1w", "T2w", "FLAIR")
+GRADUNWARP_MODES = ("auto", "force", "off")
+GRADIENT_EXTENSIONS = (".grad", ".nii", ".nii.gz")
 EMBEDDED_TEMPLATE = "MNI152NLin2009aSym"
 
 # What decides the voxels and the sidecars of an output; how fast or where it was computed does not belong here.

@@ -11,11 +11,8 @@ import attrs
 import nibabel as nib
 
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.config import Settings
+from moesr_bids.config import GRADIENT_EXTENSIONS, Settings
 
-GRADUNWARP_MODES = ("auto", "force", "off")
-FIELD_EXTENSIONS = (".nii", ".nii.gz")
-EXTENSIONS = (".grad", *FIELD_EXTENSIONS)
 _SCANNER_SPACE = 1  # NIfTI xform code of scanner-based coordinates
 _SLICE_AXES = {"i": 0, "j": 1, "k": 2}
 
@@ -161,7 +158,7 @@ def coefficient_file(source: Path, metadata: Mapping[str, Any]) -> tuple[Path | 
     )
     by_name: dict[str, list[Path]] = {}
     for path in sorted(source.iterdir()):
-        if path.name.lower().endswith(EXTENSIONS):
+        if path.name.lower().endswith(GRADIENT_EXTENSIONS):
             by_name.setdefault(_plain(path.name.lower().removesuffix(".gz").rpartition(".")[0]), []).append(path)
     wanted = list(dict.fromkeys(name for name in map(_plain, (station, maker + model, model)) if name))
     if not wanted:

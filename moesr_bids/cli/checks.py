@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moesr_bids.bids.gradients import EXTENSIONS as GRADIENT_EXTENSIONS
-from moesr_bids.config import EMBEDDED_TEMPLATE, SUFFIXES, Settings
+from moesr_bids.config import EMBEDDED_TEMPLATE, GRADIENT_EXTENSIONS, SUFFIXES, Settings
 
 
 class UsageError(Exception):

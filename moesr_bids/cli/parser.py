@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from moesr_bids import __version__
-from moesr_bids.bids.gradients import GRADUNWARP_MODES
 from moesr_bids.cli.arguments import positive_int, resolution_mm
 from moesr_bids.cli.checks import UsageError, check_settings, read_filters
-from moesr_bids.config import EMBEDDED_TEMPLATE, SUFFIXES, Settings
+from moesr_bids.config import EMBEDDED_TEMPLATE, GRADUNWARP_MODES, SUFFIXES, Settings
 from moesr_bids.resources import available_cpus, available_memory_gb
 from moesr_bids.sr.models import DEFAULT_MODEL, model_names
 from moesr_bids.sr.weights import SUFFIX
