@@ -73,7 +73,7 @@ def plot_spectrum(input_path: Path, output_path: Path, mask_path: Path, out_file
     before, after = Volume.load(input_path), Volume.load(output_path)
     box = bounding_box(Volume.load(mask_path))
     boxes = (box, box_on(before, after, box))
-    figure = new_figure(12.0, 3.6)
+    figure = new_figure(12.0, 3.9)
     for axis, axes in enumerate(figure.subplots(1, 3, sharey=True)):
         axes.set_facecolor("white")
         highest = 0.0
@@ -92,7 +92,7 @@ def plot_spectrum(input_path: Path, output_path: Path, mask_path: Path, out_file
         if highest > 0:
             axes.set_ylim(highest / 10**_DECADES, 2 * highest)
         axes.set_title(
-            f"{_NAMES[axis]}: measured up to {measured:.2f} per mm ({1 / (2 * measured):.2g} mm voxels)",
+            f"{_NAMES[axis]}\nmeasured up to {measured:.2f} per mm (voxels of {1 / (2 * measured):.2g} mm)",
             color="white",
             fontsize=9,
         )
