@@ -103,7 +103,8 @@ def test_sidecar_tells_the_truth(phantom: Path, finished: Path, participant: str
     assert np.allclose(image.affine, mask.affine)
     # The phantom's noise is 2 percent of its brightest tissue.
     assert block["NoisePercent"] == pytest.approx(2.0, rel=0.25)
-    assert block["Faithfulness"]["ResidualStd"] == pytest.approx(1.0, abs=0.2)
+    # Below 1 it explains some of the noise too; above, it would depart from the scan.
+    assert 0.6 < block["Faithfulness"]["ResidualStd"] < 1.2
     assert set(block["Outputs"]) == {
         name
         for name in expected_files(participant)
