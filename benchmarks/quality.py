@@ -180,13 +180,14 @@ def compare(
     if save_to is not None:
         nib.save(low, save_to / truth.name(case))
     rows: list[Row] = []
+    rim = None if truth.lesions is None else truth.rim
 
     def add(method: str, restored: NDArray[np.floating], seconds: float, **facts: Any) -> None:
         p, s = psnr(sharp, restored, truth.mask), ssim(sharp, restored, truth.mask)
         base = next((row for row in rows if row.method == _BASELINE), None)
         gains = (p - base.psnr, s - base.ssim) if base else (0.0, 0.0)
-        if truth.lesions is not None:
-            here, there = (contrast_to_noise(image, truth.lesions, truth.rim) for image in (restored, sharp))
+        if truth.lesions is not None and rim is not None:
+            here, there = (contrast_to_noise(image, truth.lesions, rim) for image in (restored, sharp))
             facts["lesion_ratio"] = here / there
         rows.append(Row(truth.participant, truth.suffix, case.name, method, p, s, *gains, round(seconds, 1), **facts))
 

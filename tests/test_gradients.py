@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.phantom import ACQUISITIONS, build
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.bids.gradients import coefficient_file, plan_gradunwarp
+from moesr_bids.bids.gradients import coefficient_file, is_coefficients, plan_gradunwarp
 from moesr_bids.bids.outputs import output_paths, settings_hash
 from moesr_bids.cli.parser import parse_settings
 from moesr_bids.config import Settings
@@ -99,6 +99,11 @@ def test_files_are_found_by_scanner(tmp_path: Path) -> None:
     assert "2 files for skyra" in coefficient_file(tmp_path, {"ManufacturersModelName": "Skyra"})[1]
     assert "no file named after the scanner" in coefficient_file(tmp_path, {"ManufacturersModelName": "Trio"})[1]
     assert "names no scanner" in coefficient_file(tmp_path, {})[1]
+
+
+@pytest.mark.parametrize(("name", "holds"), [("a.grad", True), ("A.GRAD", True), ("a.nii.gz", False)])
+def test_files_are_told_apart_by_name(name: str, holds: bool) -> None:
+    assert is_coefficients(Path(name)) == holds
 
 
 def test_other_coefficients_are_other_outputs(settings: Settings, tmp_path: Path) -> None:

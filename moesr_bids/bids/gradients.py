@@ -79,7 +79,7 @@ def plan_gradunwarp(image: RawImage, settings: Settings) -> GradientPlan:
     plan = GradientPlan(action="full", reason="--gradunwarp force", file=file, patient_position=position or "HFS")
     if settings.gradunwarp != "force":
         plan = _by_scanner(plan, image)
-    if plan.corrects and not position and file.suffix == ".grad":
+    if plan.corrects and not position and is_coefficients(file):
         told = "the sidecar has no PatientPosition: taken to be head first, supine (HFS)"
         plan = attrs.evolve(plan, warnings=(*plan.warnings, told))
     return plan
@@ -137,6 +137,11 @@ def _slice_axis(image: RawImage) -> int:
         return _SLICE_AXES["k"]
     # The thickest voxels; converters store slices along k, so k if all are alike.
     return max(range(3), key=lambda axis: (round(float(zooms[axis]), 2), axis))
+
+
+def is_coefficients(path: Path) -> bool:
+    """Whether a file holds coefficients (``.grad``) and not a displacement field, by its name."""
+    return path.suffix.lower() == ".grad"
 
 
 def coefficient_file(source: Path, metadata: Mapping[str, Any]) -> tuple[Path | None, str]:

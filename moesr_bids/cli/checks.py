@@ -118,12 +118,13 @@ def _check_gradients(settings: Settings) -> None:
     files = [path for path in files if path.name.lower().endswith(GRADIENT_EXTENSIONS)]
     if not files:
         raise UsageError(f"--gradient-coefficients {source}: neither .grad nor .nii.gz; other formats are not read")
+    from moesr_bids.bids.gradients import is_coefficients
     from moesr_bids.errors import ImageError
     from moesr_bids.preproc.gradients import load_field, read_coefficients
 
     for path in files:
         try:
-            _ = read_coefficients(path) if path.suffix.lower() == ".grad" else load_field(path)
+            _ = read_coefficients(path) if is_coefficients(path) else load_field(path)
         except ImageError as error:
             raise UsageError(f"--gradient-coefficients: {error}") from None
 

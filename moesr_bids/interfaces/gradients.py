@@ -41,6 +41,7 @@ class GradientUnwarp(RecordedInterface):
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         import numpy as np
 
+        from moesr_bids.bids.gradients import is_coefficients
         from moesr_bids.preproc.gradients import (
             field_around,
             load_field,
@@ -52,7 +53,7 @@ class GradientUnwarp(RecordedInterface):
 
         inputs, folder = self.inputs, Path(runtime.cwd)
         image, source = nib.load(inputs.in_file), Path(inputs.coefficients)
-        if source.suffix == ".grad":
+        if is_coefficients(source):
             field = field_around(image, read_coefficients(source), inputs.patient_position)
         else:
             field = load_field(source)
