@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,46 @@ GRADUNWARP_MODES = ("auto", "force", "off")
 GRADIENT_EXTENSIONS = (".grad", ".nii", ".nii.gz")
 EMBEDDED_TEMPLATE = "MNI152NLin2009aSym"
 
+_SPACE = re.compile(r"([0-9A-Za-z+]+)(?::res-0*([1-9][0-9]*))?")
+
 # What decides the voxels and the sidecars of an output; how fast or where it was computed does not belong here.
-_OUTPUT_SETTINGS = ("resolution", "model", "output_spaces", "random_seed", "gradunwarp_nojac")
+_OUTPUT_SETTINGS = ("resolution", "model", "output_spaces", "random_seed", "gradunwarp_nojac", "sloppy")
+
+
+@attrs.frozen
+class OutputSpace:
+    """A template, and the grid on which the super-resolved image is given in its space.
+
+    Attributes
+    ----------
+    template : str
+        TemplateFlow identifier.
+    grid : str or None
+        TemplateFlow's ``res`` index, without leading zeros; None for voxels of the run's resolution.
+
+    """
+
+    template: str
+    grid: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> OutputSpace:
+        """Read ``TEMPLATE`` or ``TEMPLATE:res-N``.
+
+        Raises
+        ------
+        ValueError
+            If `text` is neither.
+
+        """
+        match = _SPACE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is no output space; write TEMPLATE or TEMPLATE:res-N")
+        return cls(match[1], match[2])
+
+    def __str__(self) -> str:
+        """Return what `parse` reads."""
+        return self.template if self.grid is None else f"{self.template}:res-{self.grid}"
 
 
 @attrs.frozen(kw_only=True)
@@ -42,8 +81,8 @@ class Settings:
         Voxel size of the target grid, in mm.
     model : str
         Name of the super-resolution model, or path of its weights.
-    output_spaces : tuple of str
-        Template names that images are registered to.
+    output_spaces : tuple of OutputSpace
+        Templates that images are registered to, and the grids there.
     device : str
         ``auto``, ``cpu`` or ``cuda``.
     nprocs, omp_nthreads : int
@@ -52,6 +91,8 @@ class Settings:
         Memory in GiB that running nodes may claim together.
     random_seed : int
         Seed of all that draws random numbers.
+    sloppy : bool
+        Register with few iterations: for tests.
     gradient_coefficients : pathlib.Path, optional
         File of gradient coefficients or displacement field, or a folder of them named after scanners.
     gradunwarp : str
@@ -74,12 +115,13 @@ class Settings:
     suffixes: tuple[str, ...] = SUFFIXES
     resolution: float = 0.7
     model: str = DEFAULT_MODEL
-    output_spaces: tuple[str, ...] = (EMBEDDED_TEMPLATE,)
+    output_spaces: tuple[OutputSpace, ...] = (OutputSpace(EMBEDDED_TEMPLATE),)
     device: str = "auto"
     nprocs: int = 1
     omp_nthreads: int = 1
     mem_gb: float = 8.0
     random_seed: int = 0
+    sloppy: bool = False
     gradient_coefficients: Path | None = None
     gradunwarp: str = "auto"
     gradunwarp_nojac: bool = False
@@ -96,6 +138,11 @@ class Settings:
     def resolution_label(self) -> str:
         """BIDS ``res-`` label of the target grid, e.g. ``0p7mm``."""
         return f"{self.resolution:g}mm".replace(".", "p")
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Templates of the output spaces, each once."""
+        return tuple(dict.fromkeys(space.template for space in self.output_spaces))
 
     def output_hash(self, extra: Mapping[str, Any]) -> str:
         """Return a digest of all that decides an output: settings, package version and `extra` (the input).
@@ -127,7 +174,7 @@ class Settings:
             if name == "mem_gb":
                 value = f"{value:g}G"
             elif isinstance(value, tuple):
-                value = list(value)
+                value = [str(item) for item in value]
             elif isinstance(value, Path):
                 value = str(value)
             table[option] = value

@@ -41,6 +41,7 @@ def expected_files(participant: str) -> set[str]:
         f"{anat}_res-1mm_desc-brain_mask",
         f"{anat}_desc-preproc_T1w",
         f"{anat}_desc-residual_T1w",
+        f"{anat}_space-{TEMPLATE}_res-1mm_desc-moesr_T1w",
     ]
     transforms = [f"{anat}_from-T1w_to-{TEMPLATE}_mode-image_xfm", f"{anat}_from-{TEMPLATE}_to-T1w_mode-image_xfm"]
     pictures = ["brainmask.png", "bias.png", "registration.html", "residual.png"]

@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 from moesr_bids.cli.parser import build_parser, memory_gb, parse_settings
+from moesr_bids.config import OutputSpace
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_output_hash_ignores_where_and_how_fast() -> None:
     same = attrs.evolve(base, nprocs=8, mem_gb=1.0, device="cpu", work_dir=Path("/y"), verbose=2)
     assert base.output_hash({"input": "a"}) == same.output_hash({"input": "a"})
     assert base.output_hash({"input": "a"}) != base.output_hash({"input": "b"})
-    for change in ({"resolution": 0.8}, {"model": "cubic"}, {"random_seed": 1}, {"output_spaces": ("X",)}):
+    for change in ({"resolution": 0.8}, {"model": "cubic"}, {"random_seed": 1}, {"output_spaces": (OutputSpace("X"),)}):
         assert base.output_hash({"input": "a"}) != attrs.evolve(base, **change).output_hash({"input": "a"})
 
 

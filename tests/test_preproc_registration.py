@@ -12,16 +12,25 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from moesr_bids.preproc.align import Start, inverse, mutual_information, read_affine, write_affine
+from moesr_bids.preproc.align import (
+    Start,
+    inverse,
+    join_composites,
+    mutual_information,
+    read_affine,
+    write_affine,
+    write_composite,
+)
 from moesr_bids.preproc.images import resample_to, to_ants
 from moesr_bids.preproc.registration import (
     Registration,
     RegistrationError,
-    register_affine,
+    register,
     warp_to_template,
     with_mask,
 )
 from moesr_bids.preproc.template import Template, load_template
+from moesr_bids.sr.grid import Grid
 
 RESOLUTION = 2.5
 
@@ -65,7 +74,7 @@ def image(template: Template, truth: np.ndarray) -> tuple[nib.Nifti1Image, nib.N
 @pytest.fixture(scope="module")
 def found(template: Template, image, tmp_path_factory: pytest.TempPathFactory) -> Registration:
     folder = tmp_path_factory.mktemp("xfm")
-    return register_affine(*image, template, folder / "to.h5", folder / "from.h5")
+    return register(*image, template, folder / "to.h5", folder / "from.h5")
 
 
 def test_known_affine_is_recovered(template: Template, truth: np.ndarray, found: Registration) -> None:
@@ -81,7 +90,7 @@ def test_known_affine_is_recovered(template: Template, truth: np.ndarray, found:
 def test_files_warp_both_ways(template: Template, image, found: Registration) -> None:
     import ants
 
-    warped = warp_to_template(image[0], template, found.to_template)
+    warped = warp_to_template(image[0], Grid.from_image(template.image), found.to_template)
     assert warped.shape == template.image.shape
     np.testing.assert_allclose(warped.affine, template.image.affine)
     assert template.mask is not None
@@ -96,6 +105,33 @@ def test_files_warp_both_ways(template: Template, image, found: Registration) ->
     assert 2 * (back & truth_mask).sum() / (back.sum() + truth_mask.sum()) > 0.96
 
 
+def test_deformation_has_no_folds_and_is_undone_by_its_inverse(template: Template, image, found: Registration) -> None:
+    import ants
+    import pandas as pd
+
+    assert 0 < found.jacobian[0] < 1 < found.jacobian[1]
+    assert template.mask is not None
+    inner = ndimage.binary_erosion(np.asarray(template.mask.dataobj) > 0, iterations=3)
+    points = apply_affine(template.image.affine, np.argwhere(inner)[::97]) * [-1, -1, 1]
+    there = ants.apply_transforms_to_points(3, pd.DataFrame(points, columns=list("xyz")), [str(found.to_template)])
+    back = ants.apply_transforms_to_points(3, there, [str(found.from_template)])
+    assert np.linalg.norm(back.to_numpy() - points, axis=1).max() < 0.3
+
+
+def test_joined_transforms_are_the_one_after_the_other(found: Registration, truth: np.ndarray, tmp_path: Path) -> None:
+    import ants
+
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("zyx", (20, 10, 5), degrees=True).as_matrix()
+    turn[:3, 3] = (3, -7, 11)
+    second = write_composite([turn], tmp_path / "turn.h5")
+    joined = ants.read_transform(str(join_composites([found.to_template, second], tmp_path / "joined.h5")))
+    first, second = (ants.read_transform(str(path)) for path in (found.to_template, second))
+    for point in ((0.0, 0.0, 0.0), (30.0, 20.0, 40.0), (-25.0, 60.0, -10.0)):
+        expected = second.apply_to_point(first.apply_to_point(point))
+        np.testing.assert_allclose(joined.apply_to_point(point), expected, atol=1e-4)
+
+
 def test_nothing_but_the_two_files_is_left(found: Registration) -> None:
     assert sorted(path.name for path in found.to_template.parent.iterdir()) == ["from.h5", "to.h5"]
 
@@ -105,7 +141,7 @@ def test_start_from_the_brain_mask_transform(
 ) -> None:
     near = truth.copy()
     near[:3, 3] += 6
-    again = register_affine(*image, template, tmp_path / "to.h5", tmp_path / "from.h5", initial=near)
+    again = register(*image, template, tmp_path / "to.h5", tmp_path / "from.h5", initial=near)
     np.testing.assert_allclose(again.matrix, found.matrix, atol=1.0)
 
 
@@ -115,7 +151,7 @@ def test_image_that_is_no_brain_is_refused(template: Template, tmp_path: Path) -
     bar[5:55, 25:35, 25:35] = 1
     noise = np.random.default_rng(0).normal(100, 10, shape).astype(np.float32)
     with pytest.raises(RegistrationError, match=r"152 mL, 0\.08 times"):
-        register_affine(
+        register(
             nib.Nifti1Image(noise, affine),
             nib.Nifti1Image(bar, affine),
             template,

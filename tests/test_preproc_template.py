@@ -7,8 +7,9 @@ import socket
 import numpy as np
 import pytest
 
+from moesr_bids.config import OutputSpace
 from moesr_bids.preproc.atlas import load_atlas
-from moesr_bids.preproc.template import EMBEDDED, TemplateNotFoundError, load_template
+from moesr_bids.preproc.template import EMBEDDED, TemplateNotFoundError, load_template, template_grid
 
 
 @pytest.fixture
@@ -56,6 +57,26 @@ def test_templateflow_folder_works_offline(shared_data, monkeypatch: pytest.Monk
     assert template.content == "head"
     assert template.image.shape == (193, 229, 193)
     assert template.mask is None
+
+
+def test_grids_of_output_spaces(shared_data, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(shared_data / "templateflow"))
+    embedded = load_template()
+    fine = template_grid(OutputSpace(EMBEDDED), 0.7)
+    np.testing.assert_allclose(fine.zooms, 0.7)
+    np.testing.assert_allclose(fine.fov_mm, embedded.image.shape, atol=0.7)
+    assert template_grid(OutputSpace.parse(f"{EMBEDDED}:res-1"), 0.7).shape == embedded.image.shape
+    assert template_grid(OutputSpace.parse("MNI152NLin2009cAsym:res-01"), 0.7).shape == (193, 229, 193)
+    with pytest.raises(TemplateNotFoundError, match="resolution=2"):
+        template_grid(OutputSpace.parse("MNI152NLin2009cAsym:res-2"), 0.7)
+    with pytest.raises(TemplateNotFoundError, match="at 1 mm only"):
+        template_grid(OutputSpace.parse(f"{EMBEDDED}:res-2"), 0.7)
+
+
+@pytest.mark.parametrize("text", ["MNI152:res-0", "MNI152:cohort-1", "a/b", "", "MNI152:res-1:res-2"])
+def test_what_is_no_output_space(text: str) -> None:
+    with pytest.raises(ValueError, match="TEMPLATE:res-N"):
+        OutputSpace.parse(text)
 
 
 def test_atlas_layers_and_tissues() -> None:

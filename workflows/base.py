@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import groupby
 
 from niworkflows.engine.workflows import LiterateWorkflow
@@ -11,7 +12,7 @@ from niworkflows.engine.workflows import LiterateWorkflow
 from moesr_bids import __version__
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import Settings
-from moesr_bids.workflows.image import init_image_wf
+from moesr_bids.workflows.image import connect_reference, init_image_wf
 
 WORKFLOW_NAME = "moesr_wf"
 
@@ -52,7 +53,17 @@ def init_moesr_wf(*, images: Sequence[RawImage], settings: Settings, use_gpu: bo
 def init_single_subject_wf(
     *, participant: str, images: Sequence[RawImage], settings: Settings, use_gpu: bool
 ) -> LiterateWorkflow:
-    """Build the workflow of one participant: its images side by side, so that none stops the others."""
+    """Build the workflow of one participant: images side by side, each after the reference of its session, if any.
+
+    A reference that is not among ``images``, because its outputs are complete, is preprocessed for the others.
+    """
     workflow = LiterateWorkflow(name=participant_workflow_name(participant))
-    workflow.add_nodes([init_image_wf(image=image, settings=settings, use_gpu=use_gpu) for image in images])
+    build = partial(init_image_wf, settings=settings, use_gpu=use_gpu)
+    by_image = {image: build(image=image) for image in images}
+    for reference in {image.reference for image in images if image.reference is not None} - set(images):
+        by_image[reference] = build(image=reference, preproc_only=True)
+    workflow.add_nodes(list(by_image.values()))
+    for image in images:
+        if image.reference is not None:
+            connect_reference(workflow, by_image[image.reference], by_image[image], settings)
     return workflow

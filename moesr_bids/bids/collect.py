@@ -32,6 +32,8 @@ class RawImage:
         What was odd about the sidecars.
     problem : str
         Why the image cannot be processed, from its name alone; empty when it can.
+    reference : RawImage, optional
+        Image of the session that this one is aligned to; see `moesr_bids.bids.sessions`.
 
     """
 
@@ -40,6 +42,7 @@ class RawImage:
     metadata: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
     warnings: tuple[str, ...] = ()
     problem: str = ""
+    reference: RawImage | None = attrs.field(default=None, eq=False)
 
     @property
     def relative(self) -> str:

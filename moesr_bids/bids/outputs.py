@@ -57,8 +57,9 @@ def output_paths(image: RawImage, settings: Settings) -> dict[str, str]:
     -------
     dict
         ``moesr``, ``uncertainty`` (of models that know one), ``residual``, ``preproc``, ``mask``; ``to-orig``,
-        ``from-orig`` and ``jacobian`` of a correction of gradient nonlinearity; and per template ``to-<template>`` and
-        ``from-<template>``; each with its path below the output root.
+        ``from-orig`` and ``jacobian`` of a correction of gradient nonlinearity; ``to-reference`` and ``from-reference``
+        of an image that is not its session's reference; per template ``to-<template>`` and ``from-<template>``; and
+        per output space ``space-<space>``; each with its path below the output root.
 
     """
     res = settings.resolution_label
@@ -76,11 +77,23 @@ def output_paths(image: RawImage, settings: Settings) -> dict[str, str]:
         paths["from-orig"] = derivative_path(image, **{"from": "orig", "to": image.suffix}, **common)
         paths["to-orig"] = derivative_path(image, **{"from": image.suffix, "to": "orig"}, **common)
         paths["jacobian"] = derivative_path(image, desc="jacobian")
-    for template in settings.output_spaces:
-        common = {"mode": "image", "suffix": "xfm", "extension": ".h5"}
+    common = {"mode": "image", "suffix": "xfm", "extension": ".h5"}
+    if image.reference is not None:
+        there = reference_label(image)
+        paths["to-reference"] = derivative_path(image, **{"from": image.suffix, "to": there}, **common)
+        paths["from-reference"] = derivative_path(image, **{"from": there, "to": image.suffix}, **common)
+    for template in settings.templates:
         paths[f"to-{template}"] = derivative_path(image, **{"from": image.suffix, "to": template}, **common)
         paths[f"from-{template}"] = derivative_path(image, **{"from": template, "to": image.suffix}, **common)
+    for output in settings.output_spaces:
+        paths[f"space-{output}"] = derivative_path(image, space=output.template, res=output.grid or res, desc="moesr")
     return paths
+
+
+def reference_label(image: RawImage) -> str:
+    """Return how transforms name the reference image: by its contrast, where that is another one."""
+    assert image.reference is not None
+    return image.reference.suffix if image.reference.suffix != image.suffix else "reference"
 
 
 def sidecar_of(path: str) -> str:
@@ -103,6 +116,7 @@ def settings_hash(image: RawImage, settings: Settings, input_sha256: str) -> str
         "metadata": dict(image.metadata),
         "weights": weights_sha256(settings.model),
         "gradients": [plan.action, sha256(plan.file) if plan.corrects and plan.file else None],
+        "reference": sha256(image.reference.path) if image.reference else None,
     }
     return settings.output_hash(facts)
 

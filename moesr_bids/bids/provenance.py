@@ -10,7 +10,7 @@ from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import Settings
 
 # Facts that become blocks of their own in the ``Moesr`` object, by the step that states them.
-_BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField"}
+_BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField", "coregister": "Coregistration"}
 _MEASURED = ("Seconds", "PeakMemoryGB")
 
 
@@ -46,7 +46,8 @@ def moesr_block(
     block["RandomSeed"] = settings.random_seed
     block["GradientNonlinearity"] = _facts(records.get("gradunwarp", gradients))
     for step, name in _BLOCKS.items():
-        block[name] = _facts(records.get(step, {}))
+        if step in records:
+            block[name] = _facts(records[step])
     block["Registration"] = {
         step.partition(":")[2]: _facts(record) for step, record in steps if step.startswith("register:")
     }
@@ -143,13 +144,29 @@ def sidecars(
             "SkullStripped": skull_stripped,
             "SpatialReference": "orig",
         }
-    for key in paths:
-        if key.startswith(("to-", "from-")) and key not in contents:
-            template = key.partition("-")[2]
+    transform = "ITK composite transform for antsApplyTransforms"
+    if image.reference is not None:
+        for key in ("to-reference", "from-reference"):
             contents[key] = {
-                "Description": "ITK composite transform for antsApplyTransforms",
-                "Type": "affine",
+                "Description": transform,
+                "Type": "rigid",
+                "Reference": f"bids:raw:{image.reference.relative}",
+                "Sources": [preproc],
+            }
+    for template in settings.templates:
+        for key in (f"to-{template}", f"from-{template}"):
+            contents[key] = {
+                "Description": transform,
+                "Type": "affine and nonlinear",
                 "Template": template,
                 "Sources": [preproc],
             }
+    for space in settings.output_spaces:
+        own = f"grid res-{space.grid} of the template"
+        contents[f"space-{space}"] = {
+            "Description": "Super-resolved image in the space of the template",
+            "Sources": [f"bids::{paths['moesr']}", f"bids::{paths[f'to-{space.template}']}"],
+            "SkullStripped": skull_stripped,
+            "Resolution": own if space.grid else f"{settings.resolution:g} mm isotropic over the template at 1 mm",
+        }
     return contents

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moesr_bids.config import EMBEDDED_TEMPLATE, GRADIENT_EXTENSIONS, SUFFIXES, Settings
+from moesr_bids.config import EMBEDDED_TEMPLATE, GRADIENT_EXTENSIONS, SUFFIXES, OutputSpace, Settings
 
 
 class UsageError(Exception):
@@ -130,14 +130,13 @@ def _check_gradients(settings: Settings) -> None:
 
 
 def _check_templates(settings: Settings) -> None:
-    others = [name for name in settings.output_spaces if name != EMBEDDED_TEMPLATE]
-    if not others:
+    if settings.output_spaces == (OutputSpace(EMBEDDED_TEMPLATE),):
         return
-    from moesr_bids.preproc.template import TemplateNotFoundError, load_template
+    from moesr_bids.preproc.template import TemplateNotFoundError, template_grid
 
-    for name in others:
+    for space in settings.output_spaces:
         try:
-            load_template(name)
+            template_grid(space, settings.resolution)
         except TemplateNotFoundError as error:
             raise UsageError(str(error)) from None
 

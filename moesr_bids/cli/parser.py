@@ -12,7 +12,7 @@ from typing import Any
 from moesr_bids import __version__
 from moesr_bids.cli.arguments import positive_int, resolution_mm
 from moesr_bids.cli.checks import UsageError, check_settings, read_filters
-from moesr_bids.config import EMBEDDED_TEMPLATE, GRADUNWARP_MODES, SUFFIXES, Settings
+from moesr_bids.config import EMBEDDED_TEMPLATE, GRADUNWARP_MODES, SUFFIXES, OutputSpace, Settings
 from moesr_bids.resources import available_cpus, available_memory_gb
 from moesr_bids.sr.models import DEFAULT_MODEL, model_names
 from moesr_bids.sr.weights import SUFFIX
@@ -44,6 +44,13 @@ def memory_gb(text: str) -> float:
     if not amount > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not more than zero")
     return amount
+
+
+def _output_space(text: str) -> OutputSpace:
+    try:
+        return OutputSpace.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _label(prefix: str) -> Any:
@@ -152,10 +159,13 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument(
         "--output-spaces",
         nargs="+",
-        default=[EMBEDDED_TEMPLATE],
-        metavar="TEMPLATE",
-        help=f"templates to register to, by TemplateFlow name; {EMBEDDED_TEMPLATE} comes with the package (default)",
+        type=_output_space,
+        default=[OutputSpace(EMBEDDED_TEMPLATE)],
+        metavar="TEMPLATE[:res-N]",
+        help="templates to register to, by TemplateFlow name; the image in their space has voxels of --resolution, or "
+        f"with :res-N the template's own grid of that index ({EMBEDDED_TEMPLATE}, the default, comes with the package)",
     )
+    sr.add_argument("--sloppy", action="store_true", help="register badly but fast: for tests only")
     sr.add_argument("--random-seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: 0)")
 
     run = parser.add_argument_group("resources and execution")
@@ -293,6 +303,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         omp_nthreads=min(args.omp_nthreads or min(nprocs, 8), nprocs),
         mem_gb=args.mem_gb or 0.9 * available_memory_gb(),
         random_seed=args.random_seed,
+        sloppy=args.sloppy,
         gradient_coefficients=args.gradient_coefficients and _absolute(args.gradient_coefficients),
         gradunwarp=args.gradunwarp,
         gradunwarp_nojac=args.gradunwarp_nojac,

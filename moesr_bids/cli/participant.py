@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
-from moesr_bids.bids.crashes import crashes_by_image
+from moesr_bids.bids.crashes import Crash, crashes_by_image
 from moesr_bids.bids.dataset import prepare_output_folder, save_settings
 from moesr_bids.bids.outputs import finished_record, output_paths, sidecar_of
+from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.status import read_statuses, write_status, write_table
 from moesr_bids.cli.checks import UsageError
 from moesr_bids.cli.console import Progress, say
@@ -39,7 +40,7 @@ def run_participants(settings: Settings) -> int:
     """
     if settings.reports_only:
         return _reports_only(settings)
-    found = collect_images(settings)
+    found = with_references(collect_images(settings))
     _refuse_second_resolution(found, settings)
     images = [image for image in found if not image.problem]
     if settings.dry_run:
@@ -71,8 +72,7 @@ def run_participants(settings: Settings) -> int:
     )
     if settings.write_graph and not todo:
         say("no graph was written: every image is complete")
-    error = _run(todo, settings) if todo else None
-    crashes = crashes_by_image(settings.output_dir / "logs", todo, since=started)
+    todo, crashes, error = _run_all(todo, images, settings, started)
     statuses = [outcome(image, settings, crashes.get(image), error) for image in todo]
     statuses += [rejected_status(image) for image in found if image.problem]
     statuses += statuses_without_images(found, settings)
@@ -101,6 +101,32 @@ def _build(images: Sequence[RawImage], settings: Settings, *, use_gpu: bool) -> 
     return workflow
 
 
+def _run_all(
+    todo: list[RawImage], images: Sequence[RawImage], settings: Settings, started: float
+) -> tuple[list[RawImage], dict[RawImage, Crash], Exception | None]:
+    """Run the workflow, and again for images that wait for a reference that failed: with another one, or without.
+
+    Returns
+    -------
+    todo, crashes, error
+        The images with the references that they had, what failed, and the error with which the last run ended.
+
+    """
+    waiting, crashes, error = todo, {}, None
+    while waiting:
+        error = _run(waiting, settings)
+        crashes = crashes_by_image(settings.output_dir / "logs", images, since=started)
+        waiting = [image for image in waiting if image.reference in crashes and image not in crashes]
+        if settings.stop_on_first_crash:
+            break
+        if waiting:
+            say(f"{len(waiting)} images are done again: the reference of their session failed")
+            again = {image: image for image in with_references(images, failed=crashes)}
+            waiting = [again[image] for image in waiting]
+            todo = [again[image] if image in waiting else image for image in todo]
+    return todo, crashes, error
+
+
 def _run(images: Sequence[RawImage], settings: Settings) -> Exception | None:
     """Run the workflow; return the error with which Nipype ended, if any."""
     from moesr_bids.workflows.execution import configure_nipype, make_plugin, visible_gpus
@@ -113,7 +139,8 @@ def _run(images: Sequence[RawImage], settings: Settings) -> Exception | None:
         workflow.write_hierarchical_dotfile(dotfilename=str(graph), colored=True)
         say(f"wrote {graph}")
     try:
-        progress = Progress(images, published=lambda image: _settle(image, settings))
+        shown = {*images, *(image.reference for image in images if image.reference)}
+        progress = Progress(list(shown), published=lambda image: _settle(image, settings))
         workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=progress))
     except Exception as error:  # What failed, and why, is read per image from the crash files.
         return error

@@ -168,7 +168,9 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
         "learning_curve": learning_curve(options.out),
     }
     if options.start:
-        card["training"]["started_from"] = Weights.read(options.start).sha256
+        start = Weights.read(options.start)
+        before = {key: start.card[key] for key in ("training", "learning_curve") if key in start.card}
+        card["started_from"] = {"sha256": start.sha256, **before}
     return card
 
 

@@ -1,4 +1,4 @@
-"""Brain mask, bias field and template registration as Nipype interfaces (antspyx brings no command lines to wrap)."""
+"""Brain mask and bias field as Nipype interfaces (antspyx brings no command lines to wrap)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from nipype.interfaces.base.support import Bunch
 from nipype.utils.filemanip import fname_presuffix
 
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
-from moesr_bids.preproc.template import EMBEDDED
 
 
-def _named(source: str, suffix: str, folder: str, extension: str | None = None) -> Path:
+def named(source: str, suffix: str, folder: str, extension: str | None = None) -> Path:
+    """Return the path of an output named after an input."""
     name = fname_presuffix(source, suffix=suffix, newpath=folder)
     return Path(name) if extension is None else Path(str(name).removesuffix(".gz").removesuffix(".nii") + extension)
 
 
-class _ThreadedInputSpec(BaseInterfaceInputSpec):
+class ThreadedInputSpec(BaseInterfaceInputSpec):
+    """Inputs of all that runs ITK."""
+
     omp_nthreads = traits.Range(low=1, value=1, usedefault=True, nohash=True, desc="ITK threads, set once per process")
     random_seed = traits.Int(1, usedefault=True, desc="seed of the metric's sampling")
 
 
-class _BrainMaskInputSpec(_ThreadedInputSpec):
+class _BrainMaskInputSpec(ThreadedInputSpec):
     in_file = File(exists=True, mandatory=True, desc="3-D structural image, with or without skull")
 
 
@@ -49,7 +51,7 @@ class BrainMask(RecordedInterface):
             threads=self.inputs.omp_nthreads,
             seed=self.inputs.random_seed,
         )
-        mask_file = _named(self.inputs.in_file, "_mask", runtime.cwd)
+        mask_file = named(self.inputs.in_file, "_mask", runtime.cwd)
         found.mask.to_filename(mask_file)
         # ITK transforms map points from the fixed image, here the template, to the moving one.
         transform = write_affine(inverse(found.to_template), Path(runtime.cwd) / "initial.mat")
@@ -58,7 +60,7 @@ class BrainMask(RecordedInterface):
         return found.facts()
 
 
-class _N4BiasFieldInputSpec(_ThreadedInputSpec):
+class _N4BiasFieldInputSpec(ThreadedInputSpec):
     in_file = File(exists=True, mandatory=True, desc="3-D structural image")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on the same grid")
 
@@ -87,64 +89,7 @@ class N4BiasField(RecordedInterface):
             ("out_file", "_n4", result.corrected),
             ("bias_field", "_logbias", result.log_field),
         ):
-            path = _named(self.inputs.in_file, suffix, runtime.cwd)
+            path = named(self.inputs.in_file, suffix, runtime.cwd)
             image.to_filename(path)
             self._results[name] = str(path)
         return {"RangePercent": list(result.range_percent), "Settings": attrs.asdict(settings)}
-
-
-class _RegisterToTemplateInputSpec(_ThreadedInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="bias-corrected image")
-    mask_file = File(exists=True, mandatory=True, desc="brain mask on the same grid")
-    template = traits.Str(EMBEDDED, usedefault=True, desc="embedded template or TemplateFlow identifier")
-    initial_xfm = File(exists=True, desc="ITK affine (.mat) from the brain mask to start from")
-
-
-class _RegisterToTemplateOutputSpec(RecordedOutputSpec):
-    out_to_template = File(exists=True, desc="ITK composite (.h5) that resamples the image onto the template")
-    out_from_template = File(exists=True, desc="ITK composite (.h5) that resamples the template onto the image")
-    out_warped = File(exists=True, desc="image on the template's grid, float32")
-    template_file = File(exists=True, desc="the template itself")
-    template_mask = File(exists=True, desc="its brain mask")
-
-
-class RegisterToTemplate(RecordedInterface):
-    """Register the brain to a template with an affine transform; fails with the reason when the overlap is bad."""
-
-    input_spec = _RegisterToTemplateInputSpec
-    output_spec = _RegisterToTemplateOutputSpec
-
-    def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
-        from moesr_bids.preproc.align import inverse, read_affine
-        from moesr_bids.preproc.registration import register_affine, warp_to_template, with_mask
-        from moesr_bids.preproc.template import load_template
-
-        inputs, folder = self.inputs, Path(runtime.cwd)
-        options = {"threads": inputs.omp_nthreads, "seed": inputs.random_seed}
-        template = with_mask(load_template(inputs.template), load_template(EMBEDDED), folder, **options)
-        image = nib.load(inputs.in_file)
-        initial = inverse(read_affine(Path(inputs.initial_xfm))) if inputs.initial_xfm else None
-        result = register_affine(
-            image,
-            nib.load(inputs.mask_file),
-            template,
-            _named(inputs.in_file, f"_to-{template.name}_xfm", runtime.cwd, ".h5"),
-            _named(inputs.in_file, f"_from-{template.name}_xfm", runtime.cwd, ".h5"),
-            initial=initial,
-            **options,
-        )
-        warped = folder / f"warped_{template.name}.nii.gz"
-        warp_to_template(image, template, result.to_template).to_filename(warped)
-        template_file = folder / f"tpl-{template.name}_T1w.nii.gz"
-        template.image.to_filename(template_file)
-        template_mask = folder / f"tpl-{template.name}_desc-brain_mask.nii.gz"
-        if template.mask is not None:
-            template.mask.to_filename(template_mask)
-        self._results.update(
-            out_to_template=str(result.to_template),
-            out_from_template=str(result.from_template),
-            out_warped=str(warped),
-            template_file=str(template_file),
-            template_mask=str(template_mask),
-        )
-        return result.facts()

@@ -25,6 +25,10 @@ class _ImageReportletsInputSpec(BaseInterfaceInputSpec):
     template_file = File(exists=True, requires=["warped_file"], desc="template image")
     template_mask_file = File(exists=True, desc="brain mask of the template: its outline is drawn")
     template_name = Str("template", usedefault=True, desc="name of the template, shown on its side")
+    reference_file = File(exists=True, requires=["coregistered_file"], desc="reference image of the session")
+    reference_mask_file = File(exists=True, desc="its brain mask")
+    coregistered_file = File(exists=True, requires=["reference_file"], desc="image on the reference's grid")
+    reference_name = Str("reference", usedefault=True, desc="name of the reference image, shown on its side")
 
 
 class _ImageReportletsOutputSpec(RecordedOutputSpec):
@@ -35,9 +39,9 @@ class ImageReportlets(RecordedInterface):
     """Draw the figures that the given files allow.
 
     ``brainmask.png`` always; ``gradunwarp.png`` with the image before and after its gradient nonlinearity was
-    corrected, ``bias.png`` with the field, ``registration.html`` with template and registered image, ``slider.html``
-    and ``spectrum.png`` with the super-resolved image, ``uncertainty.png`` with its uncertainty, ``residual.png`` with
-    the residual.
+    corrected, ``bias.png`` with the field, ``registration.html`` with template and registered image,
+    ``coregistration.html`` with the reference of the session, ``slider.html`` and ``spectrum.png`` with the
+    super-resolved image, ``uncertainty.png`` with its uncertainty, ``residual.png`` with the residual.
     """
 
     input_spec = _ImageReportletsInputSpec
@@ -70,6 +74,17 @@ class ImageReportlets(RecordedInterface):
                     folder / "registration.html",
                     template_mask_path=self._given("template_mask_file"),
                     template_name=self.inputs.template_name,
+                )
+            )
+        if (reference := self._given("reference_file")) and (aligned := self._given("coregistered_file")):
+            figures.append(
+                plot_registration(
+                    reference,
+                    aligned,
+                    folder / "coregistration.html",
+                    template_mask_path=self._given("reference_mask_file"),
+                    template_name=self.inputs.reference_name,
+                    rigid=True,
                 )
             )
         if output := self._given("sr_file"):

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
@@ -27,6 +27,8 @@ HISTOGRAM_BINS = 32
 SMALLEST_SAMPLE = 1000
 # Step of SyN in voxels and variance of the smoothing of each update, voxels squared.
 SYN_STEP, SYN_UPDATE_SIGMA = 0.15, 3.0
+# Values of a transform above which it is a displacement field, worth compressing.
+_LARGE = 1000
 
 
 class AlignmentError(RuntimeError):
@@ -69,11 +71,7 @@ def write_affine(matrix: NDArray[np.float64], path: Path) -> Path:
     """Write a world RAS matrix (fixed to moving, mm) as an ITK affine transform (.mat, LPS)."""
     import ants
 
-    lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
-    transform = ants.create_ants_transform(
-        transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], offset=lps[:3, 3], precision="double"
-    )
-    ants.write_transform(transform, str(path))
+    ants.write_transform(_itk(matrix), str(path))
     return path
 
 
@@ -96,16 +94,80 @@ def read_affine(path: Path) -> NDArray[np.float64]:
     return RAS_TO_LPS @ lps @ RAS_TO_LPS
 
 
-def write_composite(matrix: NDArray[np.float64], path: Path) -> Path:
-    """Write a world RAS matrix (fixed to moving, mm) as an ITK composite transform (.h5)."""
+def write_composite(parts: Sequence[NDArray[np.float64] | Path], path: Path) -> Path:
+    """Write an ITK composite transform (.h5), compressed: a displacement field takes a third of the space.
+
+    Parameters
+    ----------
+    parts : sequence of ndarray or Path
+        World RAS matrices (mm) and ITK displacement fields (.nii.gz), in the order in which a point of the fixed image
+        passes through them.
+    path : Path
+
+    """
+    import ants
+    import h5py
+
+    # Displacement fields are float32, and ANTs composes only what has one precision.
+    precision = "float" if any(isinstance(part, Path) for part in parts) else "double"
+    transforms = [
+        ants.transform_from_displacement_field(ants.image_read(str(part)))
+        if isinstance(part, Path)
+        else _itk(part, precision)
+        for part in parts
+    ]
+    plain = path.with_name(f"plain_{path.name}")
+    ants.write_transform(ants.compose_ants_transforms(transforms), str(plain))
+    with h5py.File(plain) as source, h5py.File(path, "w") as target:
+        for item in source.values():
+            if isinstance(item, h5py.Dataset):
+                source.copy(item, target)
+        for name, group in source["TransformGroup"].items():
+            for key, item in group.items():
+                there = target.require_group(f"TransformGroup/{name}")
+                if item.size > _LARGE:
+                    there.create_dataset(key, data=item[()], compression="gzip", compression_opts=4, shuffle=True)
+                else:
+                    source.copy(item, there, key)
+    plain.unlink()
+    return path
+
+
+def join_composites(parts: Sequence[Path], path: Path) -> Path:
+    """Join ITK composite transforms (.h5) to one.
+
+    Parameters
+    ----------
+    parts : sequence of Path
+        In the order in which a point passes through them.
+    path : Path
+
+    """
+    import h5py
+
+    with h5py.File(path, "w") as target:
+        with h5py.File(parts[0]) as first:
+            for item in first.values():
+                if isinstance(item, h5py.Dataset):
+                    first.copy(item, target)
+            first.copy("TransformGroup/0", target.create_group("TransformGroup"))
+        groups = target["TransformGroup"]
+        # ITK lists them as they are stacked: the first to be passed comes last.
+        for part in reversed(parts):
+            with h5py.File(part) as source:
+                for index in range(1, len(source["TransformGroup"])):
+                    source.copy(f"TransformGroup/{index}", groups, str(len(groups)))
+    return path
+
+
+def _itk(matrix: NDArray[np.float64], precision: str = "double") -> Any:
+    """Return a world RAS matrix as an ITK affine transform (LPS)."""
     import ants
 
     lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
-    transform = ants.create_ants_transform(
-        transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], offset=lps[:3, 3], precision="double"
+    return ants.create_ants_transform(
+        transform_type="AffineTransform", dimension=3, matrix=lps[:3, :3], offset=lps[:3, 3], precision=precision
     )
-    ants.write_transform(ants.compose_ants_transforms([transform]), str(path))
-    return path
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
-"""Affine registration of an image to a reference template, written as ITK composite transforms both ways."""
+"""Affine and deformable registration to a reference template, written as ITK composite transforms both ways."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,12 @@ from moesr_bids.preproc.images import (
     BoolArray,
     FloatArray,
     image_data,
-    like,
     resample_isotropic,
     to_ants,
     use_threads,
 )
 from moesr_bids.preproc.template import Template
+from moesr_bids.sr.grid import Grid
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
@@ -67,6 +68,27 @@ class RegistrationLimits:
     volume_ratio: tuple[float, float] = (0.35, 1.25)
 
 
+@attrs.frozen
+class RegistrationSettings:
+    """How thoroughly to register.
+
+    Attributes
+    ----------
+    affine, deformation : tuple of (int, int, float)
+        Levels of (iterations, shrink factor, smoothing in voxels) on a grid of `WORKING_MM`; the affine ones are those
+        after the start was chosen.
+
+    """
+
+    affine: tuple[tuple[int, int, float], ...] = ((40, 3, 2), (30, 2, 1), (10, 1, 0))
+    deformation: tuple[tuple[int, int, float], ...] = ((60, 4, 2), (40, 2, 1), (15, 1, 0))
+
+
+THOROUGH = RegistrationSettings()
+# The last level only brings the field to the grid.
+SLOPPY = RegistrationSettings(affine=((20, 3, 2),), deformation=((10, 4, 2), (0, 1, 0)))
+
+
 @attrs.frozen(eq=False)
 class Registration:
     """A registration and how good it is.
@@ -79,7 +101,9 @@ class Registration:
     from_template : Path
         Its inverse, which resamples the template onto the image's grid.
     matrix : ndarray, shape (4, 4)
-        The same transform as a matrix from world mm of the image to world mm (RAS) of the template.
+        The affine part as a matrix from world mm of the image to world mm (RAS) of the template.
+    jacobian : tuple of float
+        Least and largest determinant of the Jacobian of the deformation in the template's brain; positive: no fold.
     overlap : float
         Dice coefficient of the masks, see `RegistrationLimits`.
     information : float
@@ -94,6 +118,7 @@ class Registration:
     to_template: Path
     from_template: Path
     matrix: NDArray[np.float64]
+    jacobian: tuple[float, float]
     overlap: float
     information: float
     attempts: int
@@ -103,7 +128,8 @@ class Registration:
         """Return what the sidecar tells."""
         return {
             "Template": self.template,
-            "Transform": "affine, 12 parameters",
+            "Transform": "affine (12 parameters) and symmetric normalisation (SyN)",
+            "JacobianRange": list(self.jacobian),
             "Overlap": round(self.overlap, 3),
             "MutualInformation": round(self.information, 3),
             "Attempts": self.attempts,
@@ -138,7 +164,7 @@ class _Task:
         )
 
 
-def register_affine(
+def register(
     image: Nifti1Image,
     mask: Nifti1Image,
     template: Template,
@@ -148,9 +174,10 @@ def register_affine(
     initial: NDArray[np.float64] | None = None,
     threads: int = 1,
     seed: int = 1,
+    settings: RegistrationSettings = THOROUGH,
     limits: RegistrationLimits | None = None,
 ) -> Registration:
-    """Register the brain of an image to a template with an affine transform.
+    """Register the brain of an image to a template: affine, then a diffeomorphism (SyN).
 
     Both images are masked, so that a template with a skull and one without are treated alike. A template without a
     mask gets that of the embedded template, registered to it; see `with_mask`.
@@ -172,6 +199,7 @@ def register_affine(
         ITK threads; see `use_threads`.
     seed : int
         Seed of the metric's sampling.
+    settings : RegistrationSettings
     limits : RegistrationLimits, optional
 
     Raises
@@ -192,32 +220,34 @@ def register_affine(
         folder = Path(name)
         for attempt, starts in enumerate(_attempts(task, initial), 1):
             try:
-                transform, overlap, information = _attempt(task, starts, folder, seed, limits)
+                found = _attempt(task, starts, folder, seed, settings, limits)
             except (AlignmentError, RegistrationError) as error:
                 reasons.append(f"attempt {attempt}: {error}")
                 continue
-            forward = read_affine(transform)
-            _publish(forward, folder, to_template)
-            _publish(inverse(forward), folder, from_template)
+            forward = read_affine(found.affine)
+            # A point of the template first moves within it, then to the image; on the way back the other way round.
+            _publish([found.warp, forward], folder, to_template)
+            _publish([inverse(forward), found.inverse_warp], folder, from_template)
             return Registration(
                 to_template=to_template,
                 from_template=from_template,
                 matrix=inverse(forward),
-                overlap=overlap,
-                information=information,
+                jacobian=found.jacobian,
+                overlap=found.overlap,
+                information=found.information,
                 attempts=attempt,
                 template=template.name,
             )
     raise RegistrationError(f"registration to {template.name} failed (" + "; ".join(reasons) + ")")
 
 
-def warp_to_template(image: Nifti1Image, template: Template, transform: Path, order: str = "linear") -> Nifti1Image:
-    """Return the image on the template's grid (float32), for pictures and checks.
+def warp_to_template(image: Nifti1Image, grid: Grid, transform: Path, order: str = "linear") -> Nifti1Image:
+    """Return the image on a grid in the template's space (float32), within its range of intensities.
 
     Parameters
     ----------
     image : Nifti1Image
-    template : Template
+    grid : Grid
     transform : Path
         `Registration.to_template`.
     order : str
@@ -226,12 +256,40 @@ def warp_to_template(image: Nifti1Image, template: Template, transform: Path, or
     """
     import ants
 
-    fixed = to_ants(np.asarray(template.image.dataobj), template.image.affine)
+    data = image_data(image)
     with quiet():
         warped = ants.apply_transforms(
-            fixed, to_ants(image_data(image), image.affine), [str(transform)], interpolator=order
+            to_ants(np.zeros(grid.shape, np.float32), grid.affine),
+            to_ants(data, image.affine),
+            [str(transform)],
+            interpolator=order,
+        ).numpy()
+    # Interpolators with negative lobes ring into the background.
+    return nib.nifti1.Nifti1Image(np.clip(warped, data.min(), data.max()), grid.affine)
+
+
+def judge_registration(
+    image: Nifti1Image, mask: Nifti1Image, template: Template, transform: Path, *, threads: int = 1
+) -> tuple[float, float]:
+    """Return overlap and mutual information of a transform made elsewhere, as of `Registration`.
+
+    Raises
+    ------
+    RegistrationError
+        If they are below the limits of `register`.
+
+    """
+    use_threads(threads)
+    limits = RegistrationLimits()
+    task = _prepare(image, mask, template)
+    with tempfile.TemporaryDirectory(prefix="judge_", dir=transform.absolute().parent) as name:
+        overlap, information = _judge(task, task.pair(Path(name), 1), [transform])
+    if overlap < limits.overlap or information < limits.information:
+        raise RegistrationError(
+            f"registration to {template.name} failed: masks overlap by {overlap:.2f} (Dice, at least {limits.overlap}),"
+            f" mutual information {information:.3f} (at least {limits.information})"
         )
-    return like(warped.numpy(), template.image, np.float32)
+    return overlap, information
 
 
 def _prepare(image: Nifti1Image, mask: Nifti1Image, template: Template) -> _Task:
@@ -280,27 +338,41 @@ def _attempts(task: _Task, initial: NDArray[np.float64] | None) -> list[list[Sta
     return rounds
 
 
+@attrs.frozen
+class _Found:
+    """Files of an accepted registration, and how good it is."""
+
+    affine: Path
+    warp: Path
+    inverse_warp: Path
+    jacobian: tuple[float, float]
+    overlap: float
+    information: float
+
+
 def _attempt(
     task: _Task,
     starts: list[Start | NDArray[np.float64]],
     folder: Path,
     seed: int,
+    settings: RegistrationSettings,
     limits: RegistrationLimits,
-) -> tuple[Path, float, float]:
+) -> _Found:
     pair = task.pair(folder, seed)
-    found = []
+    candidates = []
     for index, start in enumerate(starts):
         matrix = start.matrix() if isinstance(start, Start) else np.asarray(start)
         transform = write_affine(matrix, folder / f"start{index}.mat")
         if len(starts) > 1:
             transform = pair.affine(f"coarse{index}_", transform, [(40, 4, 2)])
-        found.append((_judge(task, pair, transform), transform))
-    found.sort(key=lambda item: item[0][1], reverse=True)
-    best = pair.affine("fine_", found[0][1], [(40, 3, 2), (30, 2, 1), (10, 1, 0)], kinds=("Affine",), sampling=0.25)
-    overlap, information = _judge(task, pair, best)
+        candidates.append((_judge(task, pair, [transform]), transform))
+    candidates.sort(key=lambda item: item[0][1], reverse=True)
+    best = pair.affine("fine_", candidates[0][1], settings.affine, kinds=("Affine",), sampling=0.25)
+    overlap, information = _judge(task, pair, [best])
     ratio = float(np.linalg.det(read_affine(best)[:3, :3]))
     if not limits.volume_ratio[0] <= ratio <= limits.volume_ratio[1]:
         raise RegistrationError(f"the brain would be {ratio:.2f} times the template's volume")
+    # A deformation would hide that the affine transform is wrong, so the limits are its own.
     if overlap < limits.overlap:
         raise RegistrationError(f"the masks overlap badly (Dice {overlap:.2f}, at least {limits.overlap} is needed)")
     if information < limits.information:
@@ -308,18 +380,27 @@ def _attempt(
             f"image and template have little in common (mutual information {information:.3f}, "
             f"at least {limits.information} is needed)"
         )
-    return best, overlap, information
+    affine, warp, inverse_warp = pair.deform("syn_", best, settings.deformation)
+    overlap, information = _judge(task, pair, [warp, affine])
+    return _Found(affine, warp, inverse_warp, _jacobian_range(pair, warp, task.template_brain), overlap, information)
 
 
-def _judge(task: _Task, pair: Pair, transform: Path) -> tuple[float, float]:
-    """Return the Dice coefficient of the masks and the mutual information in the brain, inside the field of view."""
+def _jacobian_range(pair: Pair, warp: Path, inside: BoolArray) -> tuple[float, float]:
     import ants
 
     with quiet():
-        brain = ants.apply_transforms(
-            pair.fixed, to_ants(task.brain, task.affine), [str(transform)], defaultvalue=-1
-        ).numpy()
-        signal = ants.apply_transforms(pair.fixed, pair.moving, [str(transform)], defaultvalue=-1).numpy()
+        determinant = ants.create_jacobian_determinant_image(pair.fixed, str(warp)).numpy()[inside]
+    return round(float(determinant.min()), 3), round(float(determinant.max()), 3)
+
+
+def _judge(task: _Task, pair: Pair, chain: Sequence[Path]) -> tuple[float, float]:
+    """Return the Dice coefficient of the masks and the mutual information in the brain, inside the field of view."""
+    import ants
+
+    transforms = [str(path) for path in chain]
+    with quiet():
+        brain = ants.apply_transforms(pair.fixed, to_ants(task.brain, task.affine), transforms, defaultvalue=-1).numpy()
+        signal = ants.apply_transforms(pair.fixed, pair.moving, transforms, defaultvalue=-1).numpy()
     seen = brain >= 0
     first, second = brain >= 0.5, task.template_brain & seen
     total = int(first.sum()) + int(second.sum())
@@ -329,9 +410,9 @@ def _judge(task: _Task, pair: Pair, transform: Path) -> tuple[float, float]:
     return overlap, mutual_information(task.template[second], signal[second])
 
 
-def _publish(matrix: NDArray[np.float64], folder: Path, path: Path) -> None:
+def _publish(parts: Sequence[NDArray[np.float64] | Path], folder: Path, path: Path) -> None:
     """Write a transform under a temporary name on the same file system, then rename it."""
-    write_composite(matrix, folder / "whole.h5").replace(path)
+    write_composite(parts, folder / "whole.h5").replace(path)
 
 
 def with_mask(template: Template, embedded: Template, folder: Path, *, threads: int = 1, seed: int = 1) -> Template:
@@ -346,7 +427,7 @@ def with_mask(template: Template, embedded: Template, folder: Path, *, threads: 
     folder : Path
         For temporary files.
     threads, seed : int
-        As for `register_affine`.
+        As for `register`.
 
     """
     import ants

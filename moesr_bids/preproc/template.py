@@ -17,8 +17,9 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from moesr_bids.config import EMBEDDED_TEMPLATE
+from moesr_bids.config import EMBEDDED_TEMPLATE, OutputSpace
 from moesr_bids.preproc.images import resample_isotropic
+from moesr_bids.sr.grid import Grid
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
@@ -84,6 +85,33 @@ def load_template(name: str = EMBEDDED, resolution: float = 1.0) -> Template:
     return attrs.evolve(template, image=nib.nifti1.Nifti1Image(data, affine), mask=mask)
 
 
+def template_grid(space: OutputSpace, resolution: float) -> Grid:
+    """Return the grid of an output space.
+
+    Parameters
+    ----------
+    space : OutputSpace
+    resolution : float
+        Voxel size in mm where the space names no grid of its own; the field of view is that of the template at 1 mm.
+
+    Raises
+    ------
+    TemplateNotFoundError
+        If the template, or its grid, is not on this machine.
+
+    """
+    if space.grid is None or (space.template == EMBEDDED and space.grid == "1"):
+        grid = Grid.from_image(load_template(space.template).image)
+        return grid if space.grid else grid.isotropic(resolution)
+    if space.template == EMBEDDED:
+        raise TemplateNotFoundError(f"Template {EMBEDDED} comes with the package at 1 mm only: use {EMBEDDED}:res-1")
+    home = templateflow_home()
+    path = _client_lookup(home, space.template, suffix="T1w", desc=None, resolution=int(space.grid))
+    if path is None:
+        raise _not_found(space.template, home, f"no T1w image of res-{space.grid}", int(space.grid))
+    return Grid.from_image(nib.load(path))
+
+
 @lru_cache(maxsize=1)
 def _embedded() -> Template:
     with warnings.catch_warnings():
@@ -107,10 +135,10 @@ def templateflow_home() -> Path:
     return Path(os.environ.get("TEMPLATEFLOW_HOME", "") or default).expanduser().absolute()
 
 
-def _not_found(name: str, home: Path, why: str) -> TemplateNotFoundError:
+def _not_found(name: str, home: Path, why: str, resolution: int = 1) -> TemplateNotFoundError:
     command = (
         f'TEMPLATEFLOW_HOME={home} python -c "from templateflow import api; '
-        f"api.get('{name}', resolution=1, suffix=['T1w', 'mask'])\""
+        f"api.get('{name}', resolution={resolution}, suffix=['T1w', 'mask'])\""
     )
     return TemplateNotFoundError(
         f"Template {name} is not in {home} ({why}). Either use {EMBEDDED}, which needs no download, "
@@ -120,7 +148,6 @@ def _not_found(name: str, home: Path, why: str) -> TemplateNotFoundError:
 
 def _from_templateflow(name: str) -> Template:
     home = templateflow_home()
-    # Importing the client fills an empty folder, so an absent template is refused before it.
     if not (home / f"tpl-{name}").is_dir():
         raise _not_found(name, home, f"no folder tpl-{name}")
     path = _client_lookup(home, name, suffix="T1w", desc=None)
@@ -140,15 +167,18 @@ def _from_templateflow(name: str) -> Template:
     )
 
 
-def _client_lookup(home: Path, name: str, **entities: str | None) -> Path | None:
+def _client_lookup(home: Path, name: str, resolution: int = 1, **entities: str | None) -> Path | None:
     """Return the first file with content, or None. The client's `ls` lists; only its `get` would download."""
+    # Importing the client fills an empty folder, so an absent template is refused before it.
+    if not (home / f"tpl-{name}").is_dir():
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from templateflow.client import TemplateFlowClient
 
         # A client for this very folder: the module-wide one keeps the folder that was set when it was imported.
         client = TemplateFlowClient(root=home, autoupdate=False)
-        found = client.ls(name, resolution=1, atlas=None, extension=".nii.gz", **entities)
+        found = client.ls(name, resolution=resolution, atlas=None, extension=".nii.gz", **entities)
     files = [Path(path) for path in found]
     # The client lays out empty files as promises of a download.
     return next((path for path in sorted(files) if path.is_file() and path.stat().st_size > 0), None)

@@ -153,7 +153,9 @@ def find_images(out_dir: Path, participant: str | None = None) -> list[ImageReco
     folder = participant or "sub-*"
     records: dict[str, ImageRecord] = {}
     patterns = (f"{folder}/anat/*_desc-moesr_*.json", f"{folder}/ses-*/anat/*_desc-moesr_*.json")
-    for path in sorted(path for pattern in patterns for path in out_dir.glob(pattern)):
+    found = sorted(path for pattern in patterns for path in out_dir.glob(pattern))
+    # Copies in the space of a template are no images of their own.
+    for path in [path for path in found if "_space-" not in path.name]:
         content, problems = _read_json(path)
         key = image_key(path.name)
         records[key] = ImageRecord(key, moesr=content.get("Moesr", {}), sidecar=path, problems=problems)

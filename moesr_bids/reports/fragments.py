@@ -38,6 +38,16 @@ def _registration(moesr: Mapping[str, Any]) -> str:
     return "; ".join(parts) or NOT_AVAILABLE
 
 
+def _coregistration(moesr: Mapping[str, Any]) -> str:
+    facts = _block(moesr, "Coregistration")
+    if not facts:
+        return "this image is the reference"
+    return (
+        f"to {stated(facts.get('Reference'))}: moved by {number(facts.get('TranslationMM'), 3)} mm and "
+        f"{number(facts.get('RotationDegrees'), 3)} degrees, overlap of the masks {number(facts.get('Overlap'), 3)}"
+    )
+
+
 def _gradients(moesr: Mapping[str, Any]) -> str:
     facts = _block(moesr, "GradientNonlinearity")
     if not facts:
@@ -96,6 +106,7 @@ def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{stated(mask.get('Method'))}",
         ),
         ("Registration, overlap of the masks", _registration(moesr)),
+        ("Alignment to the reference of the session", _coregistration(moesr)),
         ("Gradient nonlinearity", _gradients(moesr)),
         ("Bias field in the brain", f"{number(bias_range[0], 3)} to {number(bias_range[1], 3)} %"),
         (

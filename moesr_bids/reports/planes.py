@@ -183,10 +183,14 @@ def world_position(volume: Volume, axis: int, index: int, box: Box) -> float:
     return float((volume.affine @ np.array([*centre, 1.0]))[axis])
 
 
-def intensity_window(volume: Volume, box: Box) -> tuple[float, float]:
-    """Return the grey-scale limits for display: percentiles 0.5 and 99.5 of the voxels above zero in the box."""
+def intensity_window(volume: Volume, box: Box, inside: Volume | None = None) -> tuple[float, float]:
+    """Return the grey-scale limits for display: percentiles 0.5 and 99.5 of the voxels above zero in the box.
+
+    The upper one is that of the voxels in a mask on the same grid, if given: fat can be far brighter than the brain.
+    """
     crop = volume.data[tuple(slice(low, high) for low, high in zip(box.low, box.high, strict=True))]
-    positive = crop[crop > 0]
+    chosen = crop if inside is None else volume.data[inside.data > 0]
+    positive = chosen[chosen > 0]
     if positive.size == 0:
         return 0.0, 1.0
     high = float(np.percentile(positive, 99.5))

@@ -191,14 +191,15 @@ def plot_registration(
     *,
     template_mask_path: Path | None = None,
     template_name: str = "template",
+    rigid: bool = False,
     positions: int = 3,
 ) -> Path:
-    """Compare the registered image with the template by a slider; the template's brain outline is drawn on both.
+    """Compare a registered image with what it was registered to by a slider; the brain's outline is drawn on both.
 
     Parameters
     ----------
     template_path : pathlib.Path
-        Template image.
+        Template, or reference image of the session.
     warped_path : pathlib.Path
         Image of the participant in the template's space.
     out_html : pathlib.Path
@@ -207,6 +208,8 @@ def plot_registration(
         Brain mask of the template: its outline is drawn and the slices are chosen around it.
     template_name : str
         Shown on the template's side.
+    rigid : bool
+        Whether both are of the same person, so that everything should stay in place.
     positions : int
         Slices per plane.
 
@@ -227,14 +230,17 @@ def plot_registration(
     if outline is not None:
         box = box_on(outline, template, box)
     caption = (
-        "Move the divider: ventricles, folds and the brain's edge should stay in place. The registration is affine."
+        "Move the divider: everything should stay in place; only the contrast differs."
+        if rigid
+        else "Move the divider: ventricles and the brain's edge should stay in place; folds differ between people."
     )
     if outline is not None:
-        caption += " The line is the template's brain outline, the same on both sides."
+        caption += f" The line is the brain outline of {template_name}, the same on both sides."
+    same_grid = outline if outline is not None and outline.data.shape == warped.data.shape else None
     html = _fragment(
         # the participant's image is shown on the template's slices, so the template is the side with the grid
-        Side(warped, intensity_window(warped, box_on(template, warped, box)), "this image"),
-        Side(template, intensity_window(template, box), template_name),
+        Side(warped, intensity_window(warped, box_on(template, warped, box), same_grid), "this image"),
+        Side(template, intensity_window(template, box, outline), template_name),
         box,
         shown=("linear",),
         positions=positions,

@@ -164,7 +164,7 @@ def train(
     seed
         Of the weights and of all examples.
     start
-        Weights to start a new training from.
+        Weights to start a new training from; the recipe's network may have more blocks.
     validate_minutes
         Time between two validations.
     say
@@ -183,7 +183,7 @@ class _Run:
     def __init__(self, recipe: Recipe, folder: Path, team: Team, seed: int, start: ResidualNetwork | None) -> None:
         self.recipe, self.folder, self.team = recipe, folder, team
         torch.manual_seed(seed)
-        self.network = (copy.deepcopy(start) if start else ResidualNetwork(recipe.network)).to(team.device)
+        self.network = (start.grown(recipe.network) if start else ResidualNetwork(recipe.network)).to(team.device)
         self.network = self.network.to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import attrs
 import torch
 from attrs import asdict, frozen
 from torch import nn
@@ -101,6 +102,23 @@ class ResidualNetwork(nn.Module):
         nn.init.zeros_(self.tail.weight)
         with torch.no_grad():
             self.tail.bias.copy_(torch.tensor([0.0, _LOG_SCALE_START]).repeat_interleave(cells))  # type: ignore[union-attr]
+
+    def grown(self, shape: NetworkShape) -> ResidualNetwork:
+        """Return a trainable copy with as many blocks as ``shape`` says; those that are new leave their input as it is.
+
+        Raises
+        ------
+        ValueError
+            If ``shape`` has fewer blocks, or another width.
+        """
+        if shape.blocks < self.shape.blocks or attrs.evolve(shape, blocks=self.shape.blocks) != self.shape:
+            raise ValueError(f"a network of {self.shape.record()} cannot grow to {shape.record()}")
+        network = ResidualNetwork(shape)
+        network.load_state_dict(self.state_dict(), strict=False)
+        for block in network.body[self.shape.blocks :]:
+            nn.init.zeros_(block.second.weight)  # type: ignore[union-attr, arg-type]
+            nn.init.zeros_(block.second.bias)  # type: ignore[union-attr, arg-type]
+        return network
 
     def forward(self, channels: torch.Tensor, acquisition: torch.Tensor) -> NetworkOutput:
         """Predict.

@@ -1,0 +1,206 @@
+"""Rigid alignment of the images of a session to one of them, written as ITK composite transforms both ways."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+from nibabel.affines import apply_affine
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from moesr_bids.preproc.align import (
+    AlignmentError,
+    Pair,
+    inverse,
+    mutual_information,
+    quiet,
+    read_affine,
+    write_affine,
+    write_composite,
+)
+from moesr_bids.preproc.images import BoolArray, FloatArray, image_data, resample_isotropic, to_ants, use_threads
+from moesr_bids.preproc.registration import THOROUGH, RegistrationError, RegistrationLimits, RegistrationSettings
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Image
+
+WORKING_MM = 2.0
+_RIM_MM = 6.0  # around the brain: its surface tells more than its inside
+
+
+@attrs.frozen(eq=False)
+class Coregistration:
+    """A rigid transform and how good it is.
+
+    Attributes
+    ----------
+    to_reference : Path
+        ITK composite transform (.h5) that resamples the image onto the reference's grid.
+    from_reference : Path
+        Its inverse.
+    matrix : ndarray, shape (4, 4)
+        From world mm of the reference to world mm (RAS) of the image.
+    centre : ndarray, shape (3,)
+        Centre of the reference's brain, world mm.
+    overlap, information : float
+        See `RegistrationLimits`.
+
+    """
+
+    to_reference: Path
+    from_reference: Path
+    matrix: NDArray[np.float64]
+    centre: NDArray[np.float64]
+    overlap: float
+    information: float
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the sidecar tells: the movement is that of the brain's centre, relative to the headers."""
+        angle = Rotation.from_matrix(self.matrix[:3, :3]).magnitude()
+        moved = apply_affine(self.matrix, self.centre) - self.centre
+        return {
+            "Transform": "rigid (6 parameters)",
+            "RotationDegrees": round(float(np.rad2deg(angle)), 2),
+            "TranslationMM": round(float(np.linalg.norm(moved)), 2),
+            "Overlap": round(self.overlap, 3),
+            "MutualInformation": round(self.information, 3),
+        }
+
+
+@attrs.frozen(eq=False)
+class _Side:
+    """An image and its brain on a working grid."""
+
+    data: FloatArray
+    brain: FloatArray
+    affine: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, image: Nifti1Image, mask: Nifti1Image) -> _Side:
+        inside = (np.asanyarray(mask.dataobj) > 0).astype(np.float32)
+        data, affine = resample_isotropic(image_data(image), image.affine, WORKING_MM)
+        brain, _ = resample_isotropic(inside, image.affine, WORKING_MM)
+        if not (brain >= 0.5).any():
+            raise RegistrationError("the brain mask is empty")
+        top = max(float(np.percentile(data[brain >= 0.5], 98)), 1e-6)
+        return cls(np.clip(data / top, 0, 1.5), brain, affine)
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        return np.asarray(apply_affine(self.affine, np.argwhere(self.brain >= 0.5)).mean(axis=0))
+
+
+def coregister(
+    image: Nifti1Image,
+    mask: Nifti1Image,
+    reference: Nifti1Image,
+    reference_mask: Nifti1Image,
+    to_reference: Path,
+    from_reference: Path,
+    *,
+    initial: NDArray[np.float64],
+    threads: int = 1,
+    seed: int = 1,
+    settings: RegistrationSettings = THOROUGH,
+    limits: RegistrationLimits | None = None,
+) -> Coregistration:
+    """Align an image to the reference image of its session, rigidly, by mutual information.
+
+    The search starts where the headers put the image, and where `initial` puts it; the better one is refined.
+
+    Parameters
+    ----------
+    image, reference : Nifti1Image
+        Bias-corrected, 3-D, finite; contrasts and grids may differ.
+    mask, reference_mask : Nifti1Image
+        Their brains, on the same grids.
+    to_reference, from_reference : Path
+        Files to write (.h5); they appear only when whole.
+    initial : ndarray, shape (4, 4)
+        From world mm of the reference to world mm of the image, by way of a template: its rotation and the brains'
+        centres are taken.
+    threads, seed, settings, limits
+        As for `register`; only the limits of overlap and information count.
+
+    Raises
+    ------
+    RegistrationError
+        If the images do not come to lie on each other.
+
+    """
+    use_threads(threads)
+    limits = limits or RegistrationLimits()
+    moving, fixed = _Side.of(image, mask), _Side.of(reference, reference_mask)
+    near = ndimage.binary_dilation(fixed.brain >= 0.5, iterations=round(_RIM_MM / WORKING_MM))
+    with tempfile.TemporaryDirectory(prefix="coregister_", dir=to_reference.absolute().parent) as name:
+        folder = Path(name)
+        pair = Pair(
+            fixed=to_ants(fixed.data, fixed.affine),
+            moving=to_ants(moving.data, moving.affine),
+            mask=to_ants(near, fixed.affine),
+            folder=folder,
+            seed=seed,
+        )
+        try:
+            best = _align(pair, [np.eye(4), _rigid(initial, fixed.centre, moving.centre)], fixed, moving, settings)
+        except AlignmentError as error:
+            raise RegistrationError(f"alignment to the session's reference failed ({error})") from error
+        overlap, information = _judge(pair, best, fixed, moving)
+        if overlap < limits.overlap or information < limits.information:
+            raise RegistrationError(
+                f"alignment to the session's reference failed: masks overlap by {overlap:.2f} (Dice, at least "
+                f"{limits.overlap}), mutual information {information:.3f} (at least {limits.information}); is it the "
+                "same person?"
+            )
+        matrix = read_affine(best)
+        write_composite([matrix], folder / "to.h5").replace(to_reference)
+        write_composite([inverse(matrix)], folder / "from.h5").replace(from_reference)
+    return Coregistration(to_reference, from_reference, matrix, fixed.centre, overlap, information)
+
+
+def _align(
+    pair: Pair,
+    starts: Sequence[NDArray[np.float64]],
+    fixed: _Side,
+    moving: _Side,
+    settings: RegistrationSettings,
+) -> Path:
+    found = []
+    for index, matrix in enumerate(starts):
+        start = write_affine(matrix, pair.folder / f"start{index}.mat")
+        coarse = pair.affine(f"coarse{index}_", start, [(40, 4, 2)], kinds=("Rigid",))
+        found.append((_judge(pair, coarse, fixed, moving)[1], coarse))
+    best = max(found, key=lambda item: item[0])[1]
+    return pair.affine("fine_", best, settings.affine, kinds=("Rigid",))
+
+
+def _rigid(matrix: NDArray[np.float64], fixed: NDArray[np.float64], moving: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the nearest rotation of an affine transform, with one point laid onto the other."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    rigid = np.eye(4)
+    rigid[:3, :3] = left @ right
+    rigid[:3, 3] = moving - rigid[:3, :3] @ fixed
+    return rigid
+
+
+def _judge(pair: Pair, transform: Path, fixed: _Side, moving: _Side) -> tuple[float, float]:
+    """Dice coefficient of the masks and mutual information in the brain (nats), where both were scanned."""
+    import ants
+
+    with quiet():
+        carried, signal = (
+            ants.apply_transforms(pair.fixed, to_ants(part, moving.affine), [str(transform)], defaultvalue=-1).numpy()
+            for part in (moving.brain, moving.data)
+        )
+    seen = carried >= 0
+    first: BoolArray = carried >= 0.5
+    second = (fixed.brain >= 0.5) & seen
+    total = int(first.sum()) + int(second.sum())
+    overlap = 2 * int((first & second).sum()) / total if total else 0.0
+    return overlap, mutual_information(fixed.data[second], signal[second])

@@ -1,0 +1,161 @@
+"""Sessions of several images: which is the reference, what is aligned to it, and what happens when it is broken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+from scipy.spatial.transform import Rotation
+
+from benchmarks.phantom import Acquisition, acquire, make_truth
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.sessions import with_references
+from moesr_bids.preproc.template import load_template
+from tests.app import files_below, run_app, statuses, validation_errors
+
+TEMPLATE = "MNI152NLin2009aSym"
+OPTIONS = ("--model", "cubic", "--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
+ANAT = "sub-01/anat/sub-01"
+
+
+def movement() -> np.ndarray:
+    """World movement of the head between the two scans of the phantom."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("xyz", (4, -3, 6), degrees=True).as_matrix()
+    matrix[:3, 3] = (5, -4, 6)
+    return matrix
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a data set of a T1w at 2 mm and a FLAIR of 4 mm slices of the same head, which moved in between."""
+    folder = tmp_path_factory.mktemp("session")
+    anat = folder / "bids/sub-01/anat"
+    anat.mkdir(parents=True)
+    description = {"Name": "session", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
+    (folder / "bids/dataset_description.json").write_text(json.dumps(description))
+    truth = make_truth(seed=3)
+    for suffix, zooms, seed in (("T1w", (2.0, 2.0, 2.0), 3), ("FLAIR", (1.0, 1.0, 4.0), 4)):
+        scanned = truth
+        if suffix == "FLAIR":
+            # The contrast of cerebrospinal fluid, grey and white matter turned round.
+            data = np.asarray(truth.dataobj)
+            scanned = nib.Nifti1Image(np.where(data > 0, 1200 - data, 0).astype(np.float32), truth.affine)
+        image = acquire(scanned, Acquisition(participant="01", zooms=zooms, metadata={}, seed=seed))
+        if suffix == "FLAIR":
+            moved = movement() @ image.affine
+            image.set_sform(moved, code=1)
+            image.set_qform(moved, code=1)
+        image.to_filename(anat / f"sub-01_{suffix}.nii.gz")
+        (anat / f"sub-01_{suffix}.json").write_text(json.dumps({"MRAcquisitionType": "3D"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(session: Path) -> Path:
+    done = run_app(session / "bids", session / "out", *OPTIONS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return session / "out"
+
+
+def test_movement_between_the_scans_is_found(finished: Path) -> None:
+    import ants
+
+    block = json.loads((finished / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json").read_text())["Moesr"]
+    expected = np.rad2deg(Rotation.from_matrix(movement()[:3, :3]).magnitude())
+    assert block["Coregistration"]["Reference"] == "sub-01_T1w"
+    assert block["Coregistration"]["RotationDegrees"] == pytest.approx(expected, abs=0.5)
+    transform = ants.read_transform(str(finished / f"{ANAT}_from-FLAIR_to-T1w_mode-image_xfm.h5"))
+    back = ants.read_transform(str(finished / f"{ANAT}_from-T1w_to-FLAIR_mode-image_xfm.h5"))
+    flip = np.array([-1.0, -1.0, 1.0])
+    for point in np.array([[0.0, -18, 10], [40, -20, 20], [-40, 10, 0], [0, -60, 40]]):
+        there = np.array(transform.apply_to_point(tuple(point * flip))) * flip
+        assert np.linalg.norm(there - apply_affine(movement(), point)) < 0.7
+        np.testing.assert_allclose(back.apply_to_point(tuple(there * flip)), point * flip, atol=0.01)
+
+
+def test_both_contrasts_lie_in_the_template(finished: Path) -> None:
+    mask = load_template().mask
+    assert mask is not None
+    brain = np.asarray(mask.dataobj) > 0
+    for suffix in ("T1w", "FLAIR"):
+        path = f"{ANAT}_space-{TEMPLATE}_res-1_desc-moesr_{suffix}"
+        image = nib.load(finished / f"{path}.nii.gz")
+        assert image.shape == brain.shape
+        np.testing.assert_allclose(image.affine, mask.affine)
+        there = image.get_fdata() > 150
+        assert 2 * (there & brain).sum() / (there.sum() + brain.sum()) > 0.93
+        assert "grid res-1" in json.loads((finished / f"{path}.json").read_text())["Resolution"]
+
+
+def test_outputs_and_page(finished: Path) -> None:
+    assert validation_errors(finished) == []
+    names = files_below(finished)
+    assert {f"{ANAT}_from-FLAIR_to-T1w_mode-image_xfm.json", f"{ANAT}_from-T1w_to-FLAIR_mode-image_xfm.json"} <= names
+    assert f"{ANAT}_from-T1w_to-reference_mode-image_xfm.h5" not in names
+    page = (finished / "sub-01.html").read_text()
+    assert "Alignment to the reference image of the session" in page
+    assert "to sub-01_T1w: moved by" in page
+    assert "this image is the reference" in page
+
+
+def test_a_complete_reference_serves_an_image_that_is_not(session: Path, finished: Path) -> None:
+    reference = finished / f"{ANAT}_res-2mm_desc-moesr_T1w.nii.gz"
+    before = reference.stat().st_mtime_ns
+    lost = finished / f"{ANAT}_desc-residual_FLAIR.nii.gz"
+    lost.unlink()
+    done = run_app(session / "bids", finished, *OPTIONS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: row["state"] for name, row in statuses(finished).items()} == {
+        "sub-01_T1w": "skipped",
+        "sub-01_FLAIR": "done",
+    }
+    assert lost.exists()
+    assert reference.stat().st_mtime_ns == before
+
+
+def test_a_broken_reference_does_not_stop_the_others(session: Path) -> None:
+    out = session / "out-broken"
+    path = session / "bids/sub-01/anat/sub-01_T1w.nii.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    try:
+        done = run_app(session / "bids", out, *OPTIONS, "--skip-bids-validation")
+    finally:
+        path.write_bytes(whole)
+    assert done.returncode == 1
+    assert "1 images are done again: the reference of their session failed" in done.stdout
+    assert {name: row["state"] for name, row in statuses(out).items()} == {
+        "sub-01_T1w": "failed",
+        "sub-01_FLAIR": "done",
+    }
+    block = json.loads((out / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json").read_text())["Moesr"]
+    assert "Coregistration" not in block
+    assert "SyN" in block["Registration"][TEMPLATE]["Transform"]
+
+
+def empty(folder: Path, name: str, zooms: tuple[float, float, float]) -> RawImage:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.diag([*zooms, 1.0])).to_filename(path)
+    return RawImage(path=path, root=folder)
+
+
+def test_choice_of_the_reference(tmp_path: Path) -> None:
+    flair = empty(tmp_path, "sub-1/ses-a/anat/sub-1_ses-a_FLAIR.nii", (1.0, 1.0, 1.0))
+    coarse = empty(tmp_path, "sub-1/ses-a/anat/sub-1_ses-a_run-1_T1w.nii", (1.0, 1.0, 5.0))
+    fine = empty(tmp_path, "sub-1/ses-a/anat/sub-1_ses-a_run-2_T1w.nii", (1.0, 1.0, 2.0))
+    broken = tmp_path / "sub-1/ses-a/anat/sub-1_ses-a_run-0_T1w.nii"
+    broken.write_bytes(b"no image")
+    other = empty(tmp_path, "sub-1/ses-b/anat/sub-1_ses-b_T2w.nii", (1.0, 1.0, 4.0))
+    images = [flair, coarse, fine, RawImage(path=broken, root=tmp_path), other]
+    assert [image.reference for image in with_references(images)] == [fine, fine, None, fine, None]
+    assert [image.reference for image in with_references(images, failed=[fine])] == [coarse, None, coarse, coarse, None]
+    again = with_references(with_references(images), failed=[coarse, fine, images[3]])
+    assert [image.reference for image in again] == [None, flair, flair, flair, None]
+    assert again[1].reference is not None
+    assert again[1].reference.reference is None
