@@ -10,6 +10,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from benchmarks.preproc import closed_labels
 from moesr_bids.errors import ImageError
 from moesr_bids.interfaces.ants import BrainMask, N4BiasField
 from moesr_bids.preproc.atlas import load_atlas
@@ -88,15 +89,6 @@ def test_refinement_follows_the_image_not_the_atlas() -> None:
     after = refine_surface(image, large, 3.0, np.ones_like(truth)) >= 0.5
     assert dice(after, truth) > dice(before, truth) + 0.02
     assert dice(after, truth) > 0.95
-
-
-def closed_labels(labels: np.ndarray) -> np.ndarray:
-    """Return the brain of a FreeSurfer segmentation: sulci closed by 5 mm, one voxel of margin."""
-    box = tuple(slice(axis.min() - 8, axis.max() + 9) for axis in np.nonzero(labels))
-    brain = np.zeros(labels.shape, bool)
-    closed = ndimage.binary_closing(labels[box] > 0, iterations=5)
-    brain[box] = ndimage.binary_fill_holes(ndimage.binary_dilation(closed))
-    return brain
 
 
 def test_real_head_against_freesurfer(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
