@@ -3,7 +3,7 @@
     python -m benchmarks.preproc --data BIDS_DIR [--labels DIR] [--tables mask bias registration]
 
 Three tables: the brain mask of every scan, with its Dice coefficient where ``--labels`` holds an aparc+aseg map of the
-participant; the error of N4 under known smooth fields, for several voxel sizes at which the field is estimated; and how
+participant; the error of N4 under known smooth fields, for several voxel sizes and knot spacings of N4; and how
 well the labels of different participants agree in the space of the template, after the affine transform alone and
 after SyN.
 """
@@ -32,7 +32,7 @@ from moesr_bids.preproc.template import load_template
 
 TABLES = ("mask", "bias", "registration")
 _CLOSING_VOXELS = 5
-_ZOOMS = (2.0, 3.0, 4.0, 6.0)  # mm at which N4 runs
+_VARIANTS = ((2.0, 200), (3.0, 200), (4.0, 200), (6.0, 200), (4.0, 120), (4.0, 80))  # voxel size, knot spacing, mm
 _FIELDS = ((3, 0.1), (3, 0.25), (6, 0.1))  # order of the polynomial, standard deviation of its logarithm
 _LEAST_LABEL = 500  # voxels of the template, below which a Dice coefficient is noise
 
@@ -111,30 +111,34 @@ def known_field(shape: tuple[int, ...], inside: NDArray[np.bool_], order: int, s
 
 def bias_table(scans: Sequence[Scan], folder: Path, threads: int) -> Iterator[str]:
     """Yield lines of what N4 leaves of known fields, per voxel size; its own field of the scan is taken out first."""
-    yield f"{'N4: field':28} {'left of it at':>16} " + " ".join(f"{zoom:>4g} mm" for zoom in _ZOOMS)
-    seconds: dict[float, list[float]] = {zoom: [] for zoom in _ZOOMS}
+    yield f"{'N4: field':28} {'left of it at':>16} " + " ".join(f"{f'{z:g}/{d}':>10}" for z, d in _VARIANTS)
+    seconds: dict[tuple[float, int], list[float]] = {variant: [] for variant in _VARIANTS}
     left: dict[tuple[int, float], list[list[float]]] = {field: [] for field in _FIELDS}
     for scan in scans:
         image = scan.image()
         mask = extract_brain(image, work_dir=folder, threads=threads).mask
         inside = np.asarray(mask.dataobj) > 0
+        variants = {v: evolve(BiasSettings(), zoom=v[0], spline_distance=v[1]) for v in _VARIANTS}
+        own = {
+            v: correct_bias(image, mask, settings, threads).log_field.get_fdata() for v, settings in variants.items()
+        }
         for order, spread in _FIELDS:
             truth = known_field(image.shape, inside, order, spread)
             biased = nib.Nifti1Image(np.asarray(image.dataobj) * np.exp(truth), image.affine)
             row = []
-            for zoom in _ZOOMS:
-                settings = evolve(BiasSettings(), zoom=zoom)
-                own = np.asarray(correct_bias(image, mask, settings, threads).log_field.dataobj)
+            for variant, settings in variants.items():
                 start = time.perf_counter()
                 found = np.asarray(correct_bias(biased, mask, settings, threads).log_field.dataobj)
-                seconds[zoom].append(time.perf_counter() - start)
-                row.append(float(np.std((found - own - truth)[inside])) * 100)
+                seconds[variant].append(time.perf_counter() - start)
+                row.append(float(np.std((found - own[variant] - truth)[inside])) * 100)
             left[order, spread].append(row)
     for (order, spread), rows in left.items():
         name = f"order {order}, {spread * 100:.0f} % in {len(rows)} scans"
         values = zip(np.mean(rows, axis=0), np.max(rows, axis=0), strict=True)
-        yield f"{name:28} {'mean (max), %':>16} " + " ".join(f"{mean:.1f} ({most:.1f})" for mean, most in values)
-    yield f"{'seconds':45} " + " ".join(f"{np.mean(times):7.1f}" for times in seconds.values())
+        yield f"{name:28} {'mean (max), %':>16} " + " ".join(
+            f"{f'{mean:.1f} ({most:.1f})':>10}" for mean, most in values
+        )
+    yield f"{'seconds':45} " + " ".join(f"{np.mean(times):10.1f}" for times in seconds.values())
 
 
 def registration_table(scans: Sequence[Scan], folder: Path, threads: int) -> Iterator[str]:

@@ -92,7 +92,7 @@ class Settings:
     random_seed : int
         Seed of all that draws random numbers.
     sloppy : bool
-        Register with few iterations: for tests.
+        Bias field and registration with few iterations: for tests.
     gradient_coefficients : pathlib.Path, optional
         File of gradient coefficients or displacement field, or a folder of them named after scanners.
     gradunwarp : str

@@ -20,7 +20,7 @@ from benchmarks.phantom import ACQUISITIONS, build
 from tests.app import MODULE, files_below, run_app, statuses, validation_errors, work_of
 
 # Coarser than anyone would want, so that the good image costs little.
-FAST = ("--resolution", "2", "--skip-bids-validation")
+FAST = ("--resolution", "2", "--skip-bids-validation", "--sloppy")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def broken(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def broken_run(broken: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     out = broken.parent / "out"
-    return out, run_app(broken, out, "--resolution", "2")
+    return out, run_app(broken, out, "--resolution", "2", "--sloppy")
 
 
 def test_bad_images_do_not_stop_the_good_one(broken_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -158,10 +158,7 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-STEPS = ("conform", "brain_mask", "n4", "register_MNI152NLin2009aSym", "super_resolve", "target_mask", "reportlets")
-
-
-@pytest.mark.parametrize("step", [*STEPS, "publish"])
+@pytest.mark.parametrize("step", ["brain_mask", "register_MNI152NLin2009aSym", "super_resolve", "publish"])
 def test_a_killed_run_can_be_started_again(phantom: Path, tmp_path_factory: pytest.TempPathFactory, step: str) -> None:
     out = tmp_path_factory.getbasetemp() / "killed" / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -250,7 +247,7 @@ def test_read_only_input_is_enough(phantom: Path, tmp_path: Path) -> None:
         path.chmod(0o555 if path.is_dir() else 0o444)
     done = run_app(copy, tmp_path / "out", "--dry-run")
     assert done.returncode == 0
-    done = run_app(copy, tmp_path / "out", "--resolution", "2", "--clean-workdir")
+    done = run_app(copy, tmp_path / "out", "--resolution", "2", "--sloppy", "--clean-workdir")
     for path in [copy, *(p for p in copy.rglob("*") if p.is_dir())]:
         path.chmod(0o755)
     assert done.returncode == 0, done.stdout + done.stderr

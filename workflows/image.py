@@ -75,7 +75,7 @@ def init_image_wf(
     gradunwarp = _gradunwarp(plan, settings, mem_gb=cost.preproc_memory_gb) if plan.corrects else None
     straight = gradunwarp or conform
     brain_mask = Node(BrainMask(**ants), name="brain_mask", **heavy)
-    n4 = Node(N4BiasField(**ants), name="n4", **heavy)
+    n4 = Node(N4BiasField(sloppy=settings.sloppy, **ants), name="n4", **heavy)
     coregister = Node(Coregister(sloppy=settings.sloppy, **ants), name="coregister", **heavy)
     registrations = {
         template: Node(

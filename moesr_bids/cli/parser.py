@@ -165,7 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="templates to register to, by TemplateFlow name; the image in their space has voxels of --resolution, or "
         f"with :res-N the template's own grid of that index ({EMBEDDED_TEMPLATE}, the default, comes with the package)",
     )
-    sr.add_argument("--sloppy", action="store_true", help="register badly but fast: for tests only")
+    sr.add_argument("--sloppy", action="store_true", help="rough bias field and registration, but fast: for tests only")
     sr.add_argument("--random-seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: 0)")
 
     run = parser.add_argument_group("resources and execution")

@@ -63,6 +63,7 @@ class BrainMask(RecordedInterface):
 class _N4BiasFieldInputSpec(ThreadedInputSpec):
     in_file = File(exists=True, mandatory=True, desc="3-D structural image")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on the same grid")
+    sloppy = traits.Bool(False, usedefault=True, desc="few iterations, for tests")
 
 
 class _N4BiasFieldOutputSpec(RecordedOutputSpec):
@@ -79,9 +80,9 @@ class N4BiasField(RecordedInterface):
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         import attrs
 
-        from moesr_bids.preproc.bias import BiasSettings, correct_bias
+        from moesr_bids.preproc.bias import SLOPPY, BiasSettings, correct_bias
 
-        settings = BiasSettings()
+        settings = SLOPPY if self.inputs.sloppy else BiasSettings()
         result = correct_bias(
             nib.load(self.inputs.in_file), nib.load(self.inputs.mask_file), settings, threads=self.inputs.omp_nthreads
         )

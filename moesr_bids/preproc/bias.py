@@ -60,6 +60,9 @@ class BiasSettings:
     largest_log: float = 1.6
 
 
+SLOPPY = BiasSettings(zoom=6.0, iterations=(20, 10))
+
+
 @attrs.frozen(eq=False)
 class BiasCorrection:
     """Result of `correct_bias`; both images are float32 on the input's grid.
