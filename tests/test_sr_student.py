@@ -118,6 +118,22 @@ def test_network_sees_no_further_than_it_says() -> None:
     assert int((touched - n // 2).abs().max()) <= reach
 
 
+def test_a_network_grows_without_changing_what_it_says() -> None:
+    torch.manual_seed(0)
+    small = ResidualNetwork(NetworkShape(channels=8, blocks=2, embedding=8))
+    torch.nn.init.normal_(small.tail.weight, std=0.1)
+    large = small.grown(NetworkShape(channels=8, blocks=4, embedding=8))
+    channels, vector = torch.randn(1, 4, 12, 12, 12), torch.randn(1, CONDITIONS)
+    for one, other in zip(small(channels, vector), large(channels, vector), strict=True):
+        torch.testing.assert_close(one, other)
+    assert all(parameter.requires_grad for parameter in large.parameters())
+    large(channels, vector).residual.square().mean().backward()
+    assert float(large.body[3].second.weight.grad.abs().max()) > 0
+    for shape in (NetworkShape(channels=8, blocks=1, embedding=8), NetworkShape(channels=16, blocks=4, embedding=8)):
+        with pytest.raises(ValueError, match="cannot grow"):
+            small.grown(shape)
+
+
 @pytest.mark.parametrize("model", ["student", "random"])
 def test_result_does_not_depend_on_the_windows(model: str, learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = str(learned) if model == "random" else model
@@ -152,6 +168,13 @@ def test_guidance_reaches_the_network_and_is_checked(learned: Path) -> None:
     assert plain.record["Guidance"] == []
     assert guided.record["Guidance"] == ["log_bias"]
     assert np.abs(plain.image.get_fdata() - guided.image.get_fdata()).max() > 0
+    # A map of zeros says that there is no field; a missing map says nothing: the network can tell them apart.
+    empty = nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine)
+    even = super_resolve(image, resolution=1.0, model=str(learned), guidance={"log_bias": empty}, threads=1)
+    assert np.abs(plain.image.get_fdata() - even.image.get_fdata()).max() > 0
+    same = ("PSF", "NoisePercent", "OutputShape", "Windows", "UncertaintyCalibration", "RandomSeed")
+    for key in same:
+        assert plain.record.get(key) == guided.record.get(key) == even.record.get(key)
     with pytest.raises(ValueError, match="no map"):
         super_resolve(image, resolution=1.0, model="classical", guidance={"log_bias": field})
     with pytest.raises(ValueError, match="not trained with the guidance map 'log_jacobian' but with log_bias"):

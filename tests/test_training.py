@@ -111,6 +111,16 @@ def test_noise_is_rician_and_contrast_keeps_the_background() -> None:
         assert torch.isfinite(mapped).all()
 
 
+def test_a_map_that_the_recipe_leaves_out_is_never_given() -> None:
+    families = RandomScan(), RandomScan().told(["log_jacobian"])
+    for seed in range(20):
+        plain, told = (family.sample(np.random.default_rng(seed)) for family in families)
+        assert not told.bias.known
+        # Nothing else changes: an ablation compares like with like.
+        assert evolve(told, bias=plain.bias) == plain
+        assert told.bias.coefficients == plain.bias.coefficients
+
+
 @pytest.mark.parametrize("part", ["bias", "jacobian"])
 def test_field_is_corrected_and_given_to_the_network_if_known(part: str) -> None:
     volume = torch.full((40, 40, 40), 0.8)

@@ -147,14 +147,13 @@ def _volumes(data: Path, wanted: Any) -> Iterable[Volume]:
 def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from ..sr.models.network import GUIDANCE
     from ..sr.weights import Weights
     from ..training.loop import learning_curve
 
     card: dict[str, Any] = {
         "name": options.recipe if not options.recipe.endswith((".yml", ".yaml")) else Path(options.recipe).stem,
         "version": __version__,
-        "guidance": list(GUIDANCE),
+        "guidance": list(trained.recipe.guidance),
         "data": data,
         "training": {
             "steps": trained.steps,

@@ -10,12 +10,12 @@ Lengths are in voxels of the target grid; intensities in units of the image's 99
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
 from numpy.typing import NDArray
 
 from ..sr.interpolation import spline_matrix
@@ -331,6 +331,12 @@ class RandomScan:
     motion: RandomMotion = RandomMotion()
     sampling: RandomSampling = RandomSampling()
     noise: RandomRicianNoise = RandomRicianNoise()
+
+    def told(self, guidance: Collection[str]) -> RandomScan:
+        """Return the family in which the network is never given a guidance map that is not named: for ablations."""
+        fields = {"log_bias": self.bias, "log_jacobian": self.jacobian}
+        bias, jacobian = (part if name in guidance else evolve(part, known=0.0) for name, part in fields.items())
+        return evolve(self, bias=bias, jacobian=jacobian)
 
     def sample(self, rng: Rng) -> Scan:
         """Draw the parameters of all parts."""

@@ -45,7 +45,7 @@ class Examples:
             raise ValueError("a training needs volumes or label maps")
         self.volumes, self.labels, self.recipe, self.seed, self.device = volumes, labels, recipe, seed, device
         self.synthetic = 0.0 if not labels else 1.0 if not volumes else recipe.synthetic
-        self.anatomy, self.scan = RandomAnatomy(), RandomScan()
+        self.anatomy, self.scan = RandomAnatomy(), RandomScan().told(recipe.guidance)
         self._drawn = lru_cache(maxsize=2 * _SLOTS)(self._draw)
 
     def __getitem__(self, number: int) -> Example:

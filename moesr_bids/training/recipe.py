@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from attrs import asdict, field, frozen, validators
 
-from ..sr.models.network import FACTOR, NetworkShape
+from ..sr.models.network import FACTOR, GUIDANCE, NetworkShape
 from .losses import LossWeights
 
 RECIPES = Path(__file__).resolve().parents[1] / "data" / "recipes"
@@ -39,6 +39,9 @@ class Recipe:
     ema: float = field(validator=_share)
     clip: float = field(validator=_positive)
     loss: LossWeights
+    guidance: tuple[str, ...] = field(
+        default=GUIDANCE, converter=tuple, validator=validators.deep_iterable(validators.in_(GUIDANCE))
+    )
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON-serialisable facts."""
