@@ -151,6 +151,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
     # Imported here: PyTorch takes seconds, and --help shall not.
     from ..sr.engine import super_resolve
     from ..sr.models import get_model
+    from ..sr.storage import write_compact
 
     card = get_model(options.model).card
     learned_only = {
@@ -182,15 +183,16 @@ def _super_resolve(options: argparse.Namespace) -> int:
         )
     finally:
         progress.close()
-    outputs = {options.output: result.image}
+    noise = result.record["NoiseStd"]
+    outputs = {options.output: (result.image, noise)}
     if options.residual:
-        outputs[options.residual] = result.residual
+        outputs[options.residual] = (result.residual, 1.0)
     if options.uncertainty and result.uncertainty is not None:
-        outputs[options.uncertainty] = result.uncertainty
+        outputs[options.uncertainty] = (result.uncertainty, noise)
     with ExitStack() as stack:
         # Renamed only when all of them are written.
-        for path, image in outputs.items():
-            image.to_filename(stack.enter_context(temporary_beside(path)))
+        for path, (image, its_noise) in outputs.items():
+            write_compact(image, stack.enter_context(temporary_beside(path)), its_noise)
         if options.record:
             text = json.dumps(result.record, indent=2) + "\n"
             stack.enter_context(temporary_beside(options.record)).write_text(text, encoding="utf-8")

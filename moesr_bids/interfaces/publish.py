@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, traits
 from nipype.interfaces.base.support import Bunch
 
@@ -17,6 +18,7 @@ from moesr_bids import atomic
 from moesr_bids.bids.outputs import figure_path, output_paths, settings_hash, sha256, sidecar_of
 from moesr_bids.bids.provenance import moesr_block, sidecars
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
+from moesr_bids.sr.storage import write_compact
 
 
 class _PublishInputSpec(BaseInterfaceInputSpec):
@@ -69,8 +71,12 @@ class Publish(RecordedInterface):
         sources = dict(zip(self.inputs.keys, map(Path, self.inputs.files), strict=True))
         marker = output_dir / sidecar_of(paths["moesr"])
         marker.unlink(missing_ok=True)
+        noise = float(dict(steps)["super_resolve"]["NoiseStd"])
         for key, path in paths.items():
-            _publish_file(sources[key], output_dir / path)
+            if key == "preproc" or key.startswith("space-"):
+                _publish_image(sources[key], output_dir / path, noise)
+            else:
+                _publish_file(sources[key], output_dir / path)
             if key != "moesr":
                 _publish_json(contents[key], output_dir / sidecar_of(path))
         for path, source in figures.items():
@@ -83,6 +89,13 @@ class Publish(RecordedInterface):
 def _publish_file(source: Path, target: Path) -> None:
     _make_room(target)
     atomic.copy_file(source, target)
+
+
+def _publish_image(source: Path, target: Path, noise: float) -> None:
+    """Write what steps before super-resolution, or after it, left as float32 in the work folder."""
+    _make_room(target)
+    with atomic.temporary_beside(target) as path:
+        write_compact(nib.load(source), path, noise)
 
 
 def _publish_json(content: dict[str, Any], target: Path) -> None:

@@ -210,7 +210,7 @@ class WarpToSpace(RecordedInterface):
         use_threads(self.inputs.omp_nthreads)
         space = OutputSpace.parse(self.inputs.space)
         grid = template_grid(space, self.inputs.resolution)
-        path = Path(runtime.cwd) / "warped.nii.gz"
+        path = Path(runtime.cwd) / "warped.nii"
         transform = Path(self.inputs.to_template)
         warped = warp_to_template(nib.load(self.inputs.in_file), grid, transform, INTERPOLATOR)
         warped.header.set_xyzt_units("mm")

@@ -1,0 +1,50 @@
+"""Images on disk: 16-bit integers with a scale where that is as good as exact, a third of the size of float32."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+_LARGEST = np.iinfo(np.int16).max
+_SHARE_OF_NOISE = 0.1
+
+
+def compact(image: nib.Nifti1Image, noise: float) -> nib.Nifti1Image:
+    """Return the image as int16 with a scale, if rounding loses less than a tenth of the noise; else as float32.
+
+    The scale has no offset, so that zero stays zero.
+
+    Parameters
+    ----------
+    image
+        Image of finite voxels.
+    noise
+        Standard deviation of its noise, in its units; the error of rounding is that of a uniform distribution, a
+        step / sqrt(12).
+
+    Returns
+    -------
+    image
+        A new image on the same grid, with the same header but for type and scale.
+    """
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    header = image.header.copy()
+    step = float(np.abs(data).max()) / _LARGEST
+    if step == 0 or step / math.sqrt(12) >= _SHARE_OF_NOISE * noise:
+        header.set_data_dtype(np.float32)
+        header.set_slope_inter(1, 0)
+        return nib.Nifti1Image(data, image.affine, header)
+    codes = np.rint(data / np.float32(step)).astype(np.int16)
+    header.set_data_dtype(np.int16)
+    stored = nib.Nifti1Image(codes, image.affine, header)
+    # After the image was made: nibabel takes a scale that is set for one that the codes have already been divided by.
+    stored.header.set_slope_inter(step, 0)
+    return stored
+
+
+def write_compact(image: nib.Nifti1Image, path: Path, noise: float) -> None:
+    """Write the image as :func:`compact` stores it."""
+    compact(image, noise).to_filename(path)
