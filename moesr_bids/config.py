@@ -16,6 +16,7 @@ from moesr_bids.sr.models import DEFAULT_MODEL
 
 SUFFIXES = ("T1w", "T2w", "FLAIR")
 GRADUNWARP_MODES = ("auto", "force", "off")
+REPORT_FORMATS = ("folder", "single")
 GRADIENT_EXTENSIONS = (".grad", ".nii", ".nii.gz")
 EMBEDDED_TEMPLATE = "MNI152NLin2009aSym"
 
@@ -93,6 +94,8 @@ class Settings:
         Seed of all that draws random numbers.
     sloppy : bool
         Bias field and registration with few iterations: for tests.
+    report_format : str
+        ``folder``: pages refer to ``sub-X/figures``; ``single``: they hold their pictures.
     gradient_coefficients : pathlib.Path, optional
         File of gradient coefficients or displacement field, or a folder of them named after scanners.
     gradunwarp : str
@@ -125,6 +128,7 @@ class Settings:
     gradient_coefficients: Path | None = None
     gradunwarp: str = "auto"
     gradunwarp_nojac: bool = False
+    report_format: str = "folder"
     clean_workdir: bool = False
     dry_run: bool = False
     reports_only: bool = False

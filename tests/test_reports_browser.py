@@ -121,6 +121,22 @@ def test_slider_follows_keyboard_mouse_and_choices(browser: Any, out_dir: Path) 
     assert watched.hosts == []
 
 
+def test_a_single_file_needs_no_other(browser: Any, out_dir: Path, tmp_path: Path) -> None:
+    page = build_participant_report(out_dir, "01", single_file=True)
+    alone = tmp_path / "mailed.html"
+    alone.write_bytes(page.read_bytes())
+    build_participant_report(out_dir, "01")
+    watched = open_page(browser, alone)
+    pictures = watched.page.locator("img")
+    assert pictures.count() > 2
+    widths = pictures.evaluate_all("pictures => pictures.filter(p => p.checkVisibility()).map(p => p.naturalWidth)")
+    assert min(widths, default=0) > 0  # 0 is a picture that was not found
+    assert watched.complaints == []
+    assert [url for url in watched.requests if url.startswith("file:")] == [alone.as_uri()]
+    assert watched.hosts == []
+    assert watched.page.locator("text=Get figure file").count() == 0
+
+
 def test_slider_follows_a_finger(browser: Any, out_dir: Path) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
     page = context.new_page()

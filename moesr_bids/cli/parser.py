@@ -12,7 +12,7 @@ from typing import Any
 from moesr_bids import __version__
 from moesr_bids.cli.arguments import positive_int, resolution_mm
 from moesr_bids.cli.checks import UsageError, check_settings, read_filters
-from moesr_bids.config import EMBEDDED_TEMPLATE, GRADUNWARP_MODES, SUFFIXES, OutputSpace, Settings
+from moesr_bids.config import EMBEDDED_TEMPLATE, GRADUNWARP_MODES, REPORT_FORMATS, SUFFIXES, OutputSpace, Settings
 from moesr_bids.resources import available_cpus, available_memory_gb
 from moesr_bids.sr.models import DEFAULT_MODEL, model_names
 from moesr_bids.sr.weights import SUFFIX
@@ -199,6 +199,13 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dry-run", action="store_true", help="print what would be done with grid sizes, memory and time, and stop"
     )
+    run.add_argument(
+        "--report-format",
+        choices=REPORT_FORMATS,
+        default=REPORT_FORMATS[0],
+        help="folder: sub-X.html shows the pictures in sub-X/figures; single: it holds them and can be mailed "
+        "(default: folder)",
+    )
     run.add_argument("--reports-only", action="store_true", help="only write the reports again, from the derivatives")
     run.add_argument("--boilerplate-only", action="store_true", help="only write the methods text (logs/CITATION.md)")
     run.add_argument("--stop-on-first-crash", action="store_true", help="stop all work when one step fails")
@@ -308,6 +315,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         gradunwarp=args.gradunwarp,
         gradunwarp_nojac=args.gradunwarp_nojac,
         clean_workdir=args.clean_workdir,
+        report_format=args.report_format,
         dry_run=args.dry_run,
         reports_only=args.reports_only,
         boilerplate_only=args.boilerplate_only,

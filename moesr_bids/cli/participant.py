@@ -200,7 +200,8 @@ def _write_reports(settings: Settings, participants: Sequence[str], *, quiet: bo
     written = True
     for label in participants:
         try:
-            path = build_participant_report(settings.output_dir, f"sub-{label}")
+            single = settings.report_format == "single"
+            path = build_participant_report(settings.output_dir, f"sub-{label}", single_file=single)
         except Exception as error:  # A report that cannot be written must not hide the others, nor the exit code.
             say(f"FAILED report of sub-{label}: {error}")
             written = False

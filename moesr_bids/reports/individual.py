@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import mimetypes
+import re
+from html import unescape
 from pathlib import Path
 
 import attrs
@@ -13,6 +17,10 @@ from moesr_bids.reports.fragments import errors_html, methods_html, summary_html
 from moesr_bids.reports.templates import render, template_dir
 from moesr_bids.reports.values import NOT_AVAILABLE, duration, number, stated, triple
 from moesr_bids.reports.verdict import reasons, verdict
+
+_PICTURE = re.compile(r'src="\./([^"]+)"')
+# What nireports puts under each picture: a link to its file, which a page alone does not have.
+_FIGURE_LINK = re.compile(r"<small>Get figure file:.*?</small>", re.DOTALL)
 
 
 @attrs.frozen
@@ -77,7 +85,27 @@ def _overview(records: list[ImageRecord]) -> str:
     )
 
 
-def build_participant_report(out_dir: Path, participant: str) -> Path:
+def embed_figures(html: str, folder: Path) -> str:
+    """Return a page with its picture files inside it, so that it can be moved and mailed alone.
+
+    Parameters
+    ----------
+    html : str
+        Page as nireports writes it.
+    folder : pathlib.Path
+        Folder of the page.
+
+    """
+
+    def embedded(match: re.Match[str]) -> str:
+        path = folder / unescape(match[1])
+        kind = mimetypes.guess_type(path.name)[0]
+        return f'src="data:{kind};base64,{base64.b64encode(path.read_bytes()).decode("ascii")}"'
+
+    return _PICTURE.sub(embedded, _FIGURE_LINK.sub("", html))
+
+
+def build_participant_report(out_dir: Path, participant: str, *, single_file: bool = False) -> Path:
     """Write the report of a participant, whether the images went through or not.
 
     Read are the sidecars of the main outputs, ``logs/status``, ``logs/sub-X/crash-*.txt``, ``logs/CITATION.md`` and
@@ -89,6 +117,8 @@ def build_participant_report(out_dir: Path, participant: str) -> Path:
         Output folder of the app.
     participant : str
         Participant label, with or without ``sub-``.
+    single_file : bool
+        Put the pictures into the page.
 
     Returns
     -------
@@ -123,4 +153,6 @@ def build_participant_report(out_dir: Path, participant: str) -> Path:
         failed = not records or not all(record.complete for record in records)
         report.sections = [errors, *report.sections, methods] if failed else [*report.sections, methods, errors]
         report.generate_report()
+        if single_file:
+            temporary.write_text(embed_figures(temporary.read_text(encoding="utf-8"), out_dir), encoding="utf-8")
     return target
