@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,53 @@ def test_slider_follows_a_finger(browser: Any, out_dir: Path) -> None:
     context.close()
 
 
+def test_ratings_are_kept_saved_and_read_back(browser: Any, out_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(out_dir, copy)
+    context = browser.new_context(accept_downloads=True)
+    watched = Watched(context.new_page())
+    page, address = watched.page, (copy / "sub-01.html").as_uri()
+    page.goto(address)
+    form = page.locator("form.rating[data-rated-image='sub-01_ses-b_T1w']")
+    assert form.locator("input:checked").get_attribute("value") == ""
+    form.get_by_label("exclude").check()
+    form.locator("textarea").fill("ghost\tin <b>front</b>\nof it")
+    page.goto("about:blank")
+    page.goto(address)
+    assert form.locator("input:checked").get_attribute("value") == "exclude"
+    assert page.locator("form.rating[data-rated-image='sub-01_ses-a_T1w'] input:checked").get_attribute("value") == ""
+    build_group(copy)
+    page.goto((copy / "group.html").as_uri())
+    # What this browser keeps is shown before it is saved.
+    assert page.locator(".rating-cell").all_text_contents() == ["n/a", "exclude", "n/a"]
+    with page.expect_download() as download:
+        page.locator(".save-ratings").click()
+    assert download.value.suggested_filename == "ratings.tsv"
+    download.value.save_as(copy / "ratings.tsv")
+    context.close()
+    lines = (copy / "ratings.tsv").read_text().splitlines()
+    assert [line.split("\t")[:5] for line in lines] == [
+        ["participant_id", "session_id", "image", "rating", "comment"],
+        ["sub-01", "ses-b", "sub-01_ses-b_T1w", "exclude", "ghost in <b>front</b> of it"],
+    ]
+    build_group(copy)
+    assert "\texclude\tghost in <b>front</b> of it\t" in (copy / "group_T1w.tsv").read_text()
+    other = open_page(browser, copy / "group.html")
+    assert other.page.locator(".rating-cell").all_text_contents() == ["n/a", "exclude", "n/a"]
+    assert watched.complaints == other.complaints == []
+
+
+def test_group_page_shows_the_rows_that_are_looked_for(browser: Any, out_dir: Path) -> None:
+    build_group(out_dir)
+    watched = open_page(browser, out_dir / "group.html")
+    watched.page.locator(".filter").fill("SES-A")
+    assert watched.page.locator(".cohort tbody tr:visible").count() == 1
+    assert watched.page.locator(".shown").text_content() == "1 of 3"
+    watched.page.locator(".filter").fill("")
+    assert watched.page.locator(".cohort tbody tr:visible").count() == 3
+    assert watched.complaints == []
+
+
 @pytest.mark.parametrize("name", ["sub-01.html", "sub-02.html"])
 def test_pages_fit_a_phone(browser: Any, out_dir: Path, name: str) -> None:
     watched = open_page(browser, out_dir / name, width=390)
@@ -182,7 +230,7 @@ def test_group_page_with_five_thousand_images(browser: Any, tmp_path: Path) -> N
     watched = open_page(browser, tmp_path / "group.html")
     start = time.monotonic()
     watched.page.locator("thead button", has_text="Noise,").click()
-    first = watched.page.evaluate("document.querySelector('.cohort tbody tr').cells[9].textContent")
+    first = watched.page.evaluate("document.querySelector('.cohort tbody tr').cells[11].textContent")
     assert first == "0"
     assert time.monotonic() - start < 10  # seconds on a slow machine; about one on a laptop
     assert watched.complaints == []

@@ -6,6 +6,8 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
+
 from moesr_bids.reports.group import build_group
 from moesr_bids.reports.individual import build_participant_report
 from tests.reports_data import add_failed, add_finished, add_status
@@ -71,3 +73,35 @@ def test_broken_sidecar_does_not_stop_the_table(tmp_path: Path) -> None:
 def test_empty_folder_writes_nothing(tmp_path: Path) -> None:
     assert build_group(tmp_path) == ()
     assert list(tmp_path.iterdir()) == []
+
+
+def rate(path: Path, *rows: tuple[str, ...]) -> None:
+    header = ("participant_id", "session_id", "image", "rating", "comment", "settings_hash", "rated")
+    path.write_text("\n".join("\t".join(row) for row in (header, *rows)) + "\n", encoding="utf-8")
+
+
+def test_the_latest_rating_of_the_output_that_is_there_counts(tmp_path: Path) -> None:
+    for key in ("sub-01_T1w", "sub-02_T1w", "sub-03_T1w"):
+        add_finished(tmp_path, key)
+    now = "0" * 64
+    rate(
+        tmp_path / "sub-01_ratings.tsv",
+        ("sub-01", "n/a", "sub-01_T1w", "keep", "fine", now, "2026-01-02T00:00:00Z"),
+        ("sub-02", "n/a", "sub-02_T1w", "exclude", "n/a", "of an older output", "2026-01-02T00:00:00Z"),
+    )
+    rate(tmp_path / "ratings (1).tsv", ("sub-01", "n/a", "sub-01_T1w", "exclude", "n/a", now, "2026-01-01T00:00:00Z"))
+    build_group(tmp_path)
+    rows = rows_of(tmp_path / "group_T1w.tsv")
+    assert [(row["rating"], row["comment"]) for row in rows] == [("keep", "fine"), ("n/a", "n/a"), ("n/a", "n/a")]
+    assert "replaced since:\nsub-02_T1w." in (tmp_path / "group.html").read_text()
+    assert list(json.loads((tmp_path / "ratings (1).json").read_text())) == list(
+        rows_of(tmp_path / "ratings (1).tsv")[0]
+    )
+
+
+def test_what_is_no_table_of_ratings_is_refused(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    (tmp_path / "ratings.tsv").write_text("image\trating\nsub-01_T1w\tkeep\n")
+    with pytest.raises(ValueError, match=r"ratings.tsv, line 2: no column participant_id"):
+        build_group(tmp_path)
+    assert not (tmp_path / "group.html").exists()

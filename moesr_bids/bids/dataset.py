@@ -12,7 +12,7 @@ from moesr_bids.atomic import write_text
 from moesr_bids.config import Settings
 
 BIDS_VERSION = "1.10.0"
-BIDSIGNORE = ("*.html", "figures", "group_*", "*_xfm.*", "*.part*")
+BIDSIGNORE = ("*.html", "figures", "group_*", "*ratings*", "*_xfm.*", "*.part*")
 
 
 def dataset_description(settings: Settings) -> dict[str, Any]:

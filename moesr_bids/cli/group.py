@@ -10,7 +10,11 @@ def run_group(settings: Settings) -> int:
     from moesr_bids.cli.console import say
     from moesr_bids.reports.group import build_group
 
-    paths = build_group(settings.output_dir)
+    try:
+        paths = build_group(settings.output_dir)
+    except ValueError as error:
+        say(f"FAILED: {error}")
+        return 1
     if not paths:
         say(f"{settings.output_dir} holds no finished image; run the participant level first")
         return 1

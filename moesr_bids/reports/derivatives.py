@@ -55,6 +55,8 @@ class ImageRecord:
         The main output's sidecar.
     problems : tuple of str
         What could not be read, in words.
+    rating : Mapping
+        ``rating`` and ``comment`` of whoever looked at it; see `moesr_bids.reports.ratings`.
 
     """
 
@@ -63,6 +65,7 @@ class ImageRecord:
     status: Mapping[str, Any] = attrs.field(factory=dict)
     sidecar: Path | None = None
     problems: tuple[str, ...] = ()
+    rating: Mapping[str, str] = attrs.field(factory=dict)
 
     @property
     def entities(self) -> dict[str, str]:

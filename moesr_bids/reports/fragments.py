@@ -150,6 +150,8 @@ def summary_html(record: ImageRecord) -> str:
         warnings=warnings_of(record),
         rows=summary_rows(record.moesr) if record.moesr else [],
         stale=bool(record.moesr) and not record.complete,
+        record=record,
+        settings=record.moesr.get("SettingsHash"),
     )
 
 

@@ -14,6 +14,7 @@ import attrs
 from moesr_bids.atomic import write_text
 from moesr_bids.reports.derivatives import ImageRecord, find_images
 from moesr_bids.reports.fragments import state_words, warnings_of
+from moesr_bids.reports.ratings import ratings_files, read_ratings, with_ratings, write_dictionaries
 from moesr_bids.reports.templates import render
 from moesr_bids.reports.values import NOT_AVAILABLE, number, stated
 from moesr_bids.reports.verdict import reasons, verdict
@@ -74,6 +75,8 @@ COLUMNS: tuple[Column, ...] = (
         heading="Verdict",
     ),
     Column("verdict_reasons", lambda record: "; ".join(reasons(record)), "Why the verdict is not ok"),
+    Column("rating", lambda record: record.rating.get("rating"), "keep or exclude, by who looked", heading="Rating"),
+    Column("comment", lambda record: record.rating.get("comment"), "What the rater wrote", heading="Comment"),
     Column("model", _get("Model"), "Super-resolution model", heading="Model"),
     Column("input_zoom_i", _get("InputZooms", 0), "Voxel size of the input, first axis", "mm", "Input i, mm"),
     Column("input_zoom_j", _get("InputZooms", 1), "Voxel size of the input, second axis", "mm", "Input j, mm"),
@@ -148,11 +151,13 @@ def _row(out_dir: Path, record: ImageRecord, columns: Sequence[Column]) -> dict[
     return {
         "link": f"{report}#image-{record.key}" if (out_dir / report).exists() else None,
         "state": record.state,
+        "record": record,
+        "settings": record.moesr.get("SettingsHash"),
         "cells": [number(value, 4) if isinstance(value, float) else _cell(value) for value in values],
     }
 
 
-def _page(out_dir: Path, records: Sequence[ImageRecord], tables: Sequence[str]) -> str:
+def _page(out_dir: Path, records: Sequence[ImageRecord], tables: Sequence[str], stale_ratings: Sequence[str]) -> str:
     columns = [column for column in COLUMNS if column.heading]
     incomplete = [record for record in records if not record.complete]
     return render(
@@ -165,6 +170,7 @@ def _page(out_dir: Path, records: Sequence[ImageRecord], tables: Sequence[str]) 
         ],
         participants=len({record.participant for record in records}),
         tables=tables,
+        stale_ratings=stale_ratings,
     )
 
 
@@ -174,7 +180,7 @@ def build_group(out_dir: Path) -> tuple[Path, ...]:
     Parameters
     ----------
     out_dir : pathlib.Path
-        Output folder of the app; sidecars and ``logs/status`` are all that is read.
+        Output folder of the app; sidecars, ``logs/status`` and saved ratings (``*ratings*.tsv``) are all that is read.
 
     Returns
     -------
@@ -182,11 +188,19 @@ def build_group(out_dir: Path) -> tuple[Path, ...]:
         ``group_<suffix>.tsv`` and ``.json`` per suffix, then ``group.html``; empty, and nothing written, where the
         folder holds neither a sidecar of a main output nor a status file.
 
+    Raises
+    ------
+    ValueError
+        If a table of ratings cannot be read.
+
     """
     out_dir = Path(out_dir).absolute()
     records = find_images(out_dir)
     if not records:
         return ()
+    saved = ratings_files(out_dir)
+    records, stale_ratings = with_ratings(records, read_ratings(saved))
+    write_dictionaries(saved)
     written: list[Path] = []
     for suffix in sorted({record.suffix for record in records if record.suffix}):
         table, dictionary = out_dir / f"group_{suffix}.tsv", out_dir / f"group_{suffix}.json"
@@ -194,5 +208,5 @@ def build_group(out_dir: Path) -> tuple[Path, ...]:
         write_text(dictionary, json.dumps(data_dictionary(), indent=2) + "\n")
         written += [table, dictionary]
     page = out_dir / "group.html"
-    write_text(page, _page(out_dir, records, [path.name for path in written if path.suffix == ".tsv"]))
+    write_text(page, _page(out_dir, records, [path.name for path in written if path.suffix == ".tsv"], stale_ratings))
     return (*written, page)

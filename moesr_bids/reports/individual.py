@@ -59,7 +59,7 @@ def _write_fragments(figures: Path, records: list[ImageRecord]) -> None:
             times.unlink(missing_ok=True)
 
 
-def _overview(records: list[ImageRecord]) -> str:
+def _overview(participant: str, records: list[ImageRecord]) -> str:
     lines = [
         {
             "key": record.key,
@@ -79,6 +79,7 @@ def _overview(records: list[ImageRecord]) -> str:
     versions = {stated(record.moesr.get("Version")) for record in records if record.moesr}
     return render(
         "overview.html.j2",
+        participant=participant,
         lines=lines,
         complete=sum(record.complete for record in records),
         version=", ".join(sorted(versions)),
@@ -145,7 +146,7 @@ def build_participant_report(out_dir: Path, participant: str, *, single_file: bo
                 "template_path": str(template_dir() / "individual.html.j2").replace("'", "''"),
             },
         )
-        report.header = [_overview(records)]
+        report.header = [_overview(participant, records)]
         methods = SubReport("Methods", reportlets=[Fragment("methods-text", [(methods_html(out_dir), None)])])
         errors_text = errors_html(out_dir, participant, records)
         errors = SubReport("Errors", reportlets=[Fragment("errors-text", [(errors_text, None)])])

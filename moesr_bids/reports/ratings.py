@@ -1,0 +1,84 @@
+"""Ratings that people gave on the pages and saved as tables: read back by the cohort level."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import attrs
+
+from moesr_bids.atomic import write_text
+from moesr_bids.reports.derivatives import ImageRecord
+from moesr_bids.reports.values import NOT_AVAILABLE
+
+COLUMNS = {
+    "participant_id": "Participant",
+    "session_id": "Session",
+    "image": "Name of the input image without extension",
+    "rating": "keep or exclude",
+    "comment": "What the rater wrote",
+    "settings_hash": "Digest of the settings with which the rated image was made",
+    "rated": "When, in Coordinated Universal Time, ISO 8601",
+}
+
+
+@attrs.frozen
+class Rating:
+    """What someone said of an image."""
+
+    rating: str
+    comment: str
+    settings_hash: str
+    rated: str
+
+
+def ratings_files(out_dir: Path) -> list[Path]:
+    """Return the tables that the pages save, where they were put into the output folder."""
+    return sorted(out_dir.glob("*ratings*.tsv"))
+
+
+def read_ratings(paths: Iterable[Path]) -> dict[str, Rating]:
+    """Read tables of ratings: image to its latest rating.
+
+    Raises
+    ------
+    ValueError
+        If a file is no such table.
+
+    """
+    found: dict[str, Rating] = {}
+    for path in paths:
+        try:
+            with path.open(encoding="utf-8", newline="") as stream:
+                rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not a table of ratings ({error})") from None
+        for number, row in enumerate(rows, 2):
+            if missing := [name for name in COLUMNS if row.get(name) is None]:
+                raise ValueError(f"{path}, line {number}: no column {missing[0]}; save the ratings from the page again")
+            rating = Rating(*(row[name] for name in ("rating", "comment", "settings_hash", "rated")))
+            if row["image"] not in found or found[row["image"]].rated <= rating.rated:
+                found[row["image"]] = rating
+    return found
+
+
+def write_dictionaries(paths: Iterable[Path]) -> None:
+    """Write the data dictionary beside each table."""
+    text = json.dumps({name: {"Description": words} for name, words in COLUMNS.items()}, indent=2) + "\n"
+    for path in paths:
+        write_text(path.with_suffix(".json"), text)
+
+
+def with_ratings(records: Iterable[ImageRecord], ratings: dict[str, Rating]) -> tuple[list[ImageRecord], list[str]]:
+    """Return the records with their ratings, and the images whose rating is of an output that was replaced since."""
+    rated, stale = [], []
+    for record in records:
+        rating = ratings.get(record.key)
+        if rating is not None and rating.settings_hash != record.moesr.get("SettingsHash"):
+            stale.append(record.key)
+            rating = None
+        told = {} if rating is None else {"rating": rating.rating, "comment": rating.comment}
+        rated.append(attrs.evolve(record, rating={k: v for k, v in told.items() if v != NOT_AVAILABLE}))
+    return rated, stale
