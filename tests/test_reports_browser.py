@@ -35,10 +35,15 @@ class Watched:
         self.page = page
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("console", lambda message: self._note(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url[:80]}"))
         page.on("request", lambda request: self.requests.append(request.url))
+
+    def _note(self, text: str) -> None:
+        # Without a GPU the browser says that WebGL is slow.
+        if "GL Driver Message" not in text:
+            self.complaints.append(text)
 
     @property
     def hosts(self) -> list[str]:
@@ -184,6 +189,33 @@ def test_ratings_are_kept_saved_and_read_back(browser: Any, out_dir: Path, tmp_p
     other = open_page(browser, copy / "group.html")
     assert other.page.locator(".rating-cell").all_text_contents() == ["n/a", "exclude", "n/a"]
     assert watched.complaints == other.complaints == []
+
+
+def test_dots_of_the_cohort_lead_to_the_reports(browser: Any, tmp_path: Path) -> None:
+    for number in range(12):
+        key = f"sub-{number:02d}_T1w"
+        add_finished(tmp_path, key, NoisePercent=60.0 if number == 7 else 2.0 + 0.1 * number)
+    build_participant_report(tmp_path, "07")
+    build_group(tmp_path)
+    assert "\tnoise_percent\t" in (tmp_path / "group_T1w.tsv").read_text()
+    watched = open_page(browser, tmp_path / "group.html")
+    watched.page.wait_for_selector(".distributions .main-svg")
+    assert watched.page.locator(".distributions .xy").count() >= 1
+    # A click on the dot itself: its place on the screen is asked of plotly.
+    at = watched.page.evaluate(
+        """() => {
+            const plot = document.querySelector('.distributions'), layout = plot._fullLayout;
+            const far = plot.data[0].y.indexOf(60), box = plot.getBoundingClientRect();
+            return [box.x + layout.xaxis._offset + layout.xaxis.l2p(plot.data[0].x[far]),
+                    box.y + layout.yaxis._offset + layout.yaxis.l2p(60)];
+        }"""
+    )
+    watched.page.mouse.move(*at)
+    watched.page.wait_for_selector(".hoverlayer .hovertext", state="attached")
+    watched.page.mouse.click(*at)
+    watched.page.wait_for_url("**/sub-07.html#image-sub-07_T1w")
+    assert watched.hosts == []
+    assert watched.complaints == []
 
 
 def test_group_page_shows_the_rows_that_are_looked_for(browser: Any, out_dir: Path) -> None:

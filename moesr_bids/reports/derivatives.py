@@ -57,6 +57,8 @@ class ImageRecord:
         What could not be read, in words.
     rating : Mapping
         ``rating`` and ``comment`` of whoever looked at it; see `moesr_bids.reports.ratings`.
+    outlier_in : tuple of str
+        Columns of the cohort table in which it is an outlier; see `moesr_bids.reports.plots`.
 
     """
 
@@ -66,6 +68,7 @@ class ImageRecord:
     sidecar: Path | None = None
     problems: tuple[str, ...] = ()
     rating: Mapping[str, str] = attrs.field(factory=dict)
+    outlier_in: tuple[str, ...] = ()
 
     @property
     def entities(self) -> dict[str, str]:

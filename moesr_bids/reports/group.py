@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
+from markupsafe import Markup
 
 from moesr_bids.atomic import write_text
 from moesr_bids.reports.derivatives import ImageRecord, find_images
 from moesr_bids.reports.fragments import state_words, warnings_of
+from moesr_bids.reports.plots import LEAST_IMAGES, OUTLIER_SCORE, Metric, distributions, outliers, plotly_script
 from moesr_bids.reports.ratings import ratings_files, read_ratings, with_ratings, write_dictionaries
 from moesr_bids.reports.templates import render
 from moesr_bids.reports.values import NOT_AVAILABLE, number, stated
@@ -63,6 +66,10 @@ _STATE = (
     "done; skipped: done by an earlier run with the same settings; failed; running: started and not finished; "
     "missing: recorded as done, but the main output or its sidecar is not there"
 )
+_OUTLIER = (
+    f"Columns in which the image is more than {OUTLIER_SCORE:g} scaled median absolute deviations from the median of "
+    f"the images of its contrast (0.6745 |x - median| / MAD, Iglewicz & Hoaglin 1993; from {LEAST_IMAGES} images on)"
+)
 COLUMNS: tuple[Column, ...] = (
     Column("participant_id", lambda record: record.participant, "Participant", heading="Participant"),
     Column("session_id", lambda record: record.session, "Session", heading="Session"),
@@ -105,6 +112,12 @@ COLUMNS: tuple[Column, ...] = (
         "Share of brain voxels whose residual is beyond 3 noise units; noise alone gives 0.0027",
         heading="Share beyond 3",
     ),
+    Column(
+        "uncertainty_percent",
+        _get("Uncertainty", "MedianPercent"),
+        "Median standard deviation of the error in the brain, as the model predicts it, of the 99th percentile",
+        "%",
+    ),
     Column("mask_volume_ml", _get("BrainMask", "VolumeML"), "Volume of the brain mask", "ml", "Mask, ml"),
     Column("mask_overlap", _get("BrainMask", "Overlap"), "Overlap of brain mask and template, mask step"),
     Column(
@@ -115,11 +128,18 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("bias_min_percent", _get("BiasField", "RangePercent", 0), "Least bias field in the brain", "%"),
     Column("bias_max_percent", _get("BiasField", "RangePercent", 1), "Largest bias field in the brain", "%"),
+    Column("outlier_in", lambda record: ", ".join(record.outlier_in), _OUTLIER, heading="Outlier in"),
     Column("n_warnings", lambda record: len(warnings_of(record)), "Number of recorded warnings", heading="Warnings"),
     Column("seconds", _seconds, "Processing time", "s", "Time, s"),
     Column("peak_memory_gb", _memory, "Largest peak memory of a step", "GiB", "Memory, GiB"),
     Column("step", lambda record: record.status.get("step"), "Step that failed, or the last one finished"),
     Column("reason", lambda record: record.status.get("reason"), "Why the image failed or was skipped"),
+)
+
+
+_PLOTTED = (
+    *("noise_percent", "residual_std", "fraction_beyond_3", "uncertainty_percent", "mask_volume_ml", "mask_overlap"),
+    *("registration_overlap", "bias_min_percent", "bias_max_percent", "seconds", "peak_memory_gb"),
 )
 
 
@@ -157,13 +177,32 @@ def _row(out_dir: Path, record: ImageRecord, columns: Sequence[Column]) -> dict[
     }
 
 
+def _metrics(records: Sequence[ImageRecord]) -> list[Metric]:
+    metrics = []
+    for column in COLUMNS:
+        if column.name in _PLOTTED:
+            values = [column.value(record) for record in records]
+            known = [float(v) if isinstance(v, int | float) and math.isfinite(v) else None for v in values]
+            title = f"{column.name}, {column.units}" if column.units else column.name
+            metrics.append(Metric(column.name, title, tuple(known)))
+    return metrics
+
+
 def _page(out_dir: Path, records: Sequence[ImageRecord], tables: Sequence[str], stale_ratings: Sequence[str]) -> str:
     columns = [column for column in COLUMNS if column.heading]
     incomplete = [record for record in records if not record.complete]
+    rows = [_row(out_dir, record, columns) for record in records]
+    figure = distributions(
+        records, _metrics(records), [record.outlier_in for record in records], [row["link"] for row in rows]
+    )
     return render(
         "group.html.j2",
         columns=columns,
-        rows=[_row(out_dir, record, columns) for record in records],
+        rows=rows,
+        # Of the package and escaped: not text to be quoted.
+        figure=Markup(figure),
+        plotly=Markup(plotly_script()) if figure else "",
+        outlier_rule=_OUTLIER,
         incomplete=[
             {"key": record.key, "words": state_words(record), "link": _row(out_dir, record, ())["link"]}
             for record in incomplete
@@ -201,6 +240,8 @@ def build_group(out_dir: Path) -> tuple[Path, ...]:
     saved = ratings_files(out_dir)
     records, stale_ratings = with_ratings(records, read_ratings(saved))
     write_dictionaries(saved)
+    outlying = outliers(records, _metrics(records))
+    records = [attrs.evolve(record, outlier_in=tuple(names)) for record, names in zip(records, outlying, strict=True)]
     written: list[Path] = []
     for suffix in sorted({record.suffix for record in records if record.suffix}):
         table, dictionary = out_dir / f"group_{suffix}.tsv", out_dir / f"group_{suffix}.json"
