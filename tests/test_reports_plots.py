@@ -35,6 +35,7 @@ def test_outliers_are_those_of_their_contrast() -> None:
     points = [trace for trace in figure["data"] if trace["text"]]
     assert sum(len(trace["y"]) for trace in points) == 24
     assert [trace["marker"]["symbol"].count("diamond") for trace in points] == [1, 0]  # FLAIR, T1w
+    assert figure["layout"]["xaxis"]["ticktext"] == ["FLAIR", "T1w"]
     assert "Empty" not in json.dumps(figure["layout"]["annotations"])
 
 

@@ -15,7 +15,7 @@ from benchmarks.phantom import Acquisition, acquire, make_truth
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.preproc.template import load_template
-from tests.app import files_below, run_app, statuses, validation_errors
+from tests.app import files_below, run_app, statuses, validation_errors, work_of
 
 TEMPLATE = "MNI152NLin2009aSym"
 OPTIONS = ("--model", "cubic", "--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
@@ -100,7 +100,7 @@ def test_outputs_and_page(finished: Path) -> None:
     page = (finished / "sub-01.html").read_text()
     assert "Alignment to the reference image of the session" in page
     assert "to sub-01_T1w: moved by" in page
-    assert "this image is the reference" in page
+    assert "this image is the reference, or alone in its session" in page
 
 
 def test_a_complete_reference_serves_an_image_that_is_not(session: Path, finished: Path) -> None:
@@ -125,17 +125,51 @@ def test_a_broken_reference_does_not_stop_the_others(session: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     try:
         done = run_app(session / "bids", out, *OPTIONS, "--skip-bids-validation")
+        plan = run_app(session / "bids", out, *OPTIONS, "--dry-run").stdout
+        # As long as the reference is broken in the same way, there is nothing to do again.
+        assert "sub-01_FLAIR: complete, would be skipped" in plan
     finally:
         path.write_bytes(whole)
     assert done.returncode == 1
-    assert "1 images are done again: the reference of their session failed" in done.stdout
+    assert "done again without the reference of their session: sub-01_FLAIR" in done.stdout
     assert {name: row["state"] for name, row in statuses(out).items()} == {
         "sub-01_T1w": "failed",
         "sub-01_FLAIR": "done",
     }
     block = json.loads((out / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json").read_text())["Moesr"]
     assert "Coregistration" not in block
+    assert block["SessionReference"]["InsteadOf"] == "sub-01/anat/sub-01_T1w.nii.gz"
+    assert "sub-01_T1w could not serve as the reference of the session" in block["Warnings"]
     assert "SyN" in block["Registration"][TEMPLATE]["Transform"]
+
+
+def test_an_image_that_does_not_fit_its_reference_is_registered_by_itself(session: Path, finished: Path) -> None:
+    """A FLAIR of a much smaller head, as of somebody else."""
+    out = session / "out-other"
+    path = session / "bids/sub-01/anat/sub-01_FLAIR.nii.gz"
+    whole = path.read_bytes()
+    image = nib.load(path)
+    affine = image.affine @ np.diag([0.8, 0.8, 0.8, 1.0])
+    affine[:3, 3] += apply_affine(image.affine, np.array(image.shape) / 2) - apply_affine(
+        affine, np.array(image.shape) / 2
+    )
+    small = nib.Nifti1Image(np.asarray(image.dataobj), affine)
+    small.set_sform(affine, code=1)
+    small.set_qform(affine, code=1)
+    options = (*OPTIONS, "--skip-bids-validation", "-w", str(work_of(finished)))
+    small.to_filename(path)
+    try:
+        done = run_app(session / "bids", out, *options)
+        plan = run_app(session / "bids", out, *options, "--dry-run").stdout
+    finally:
+        path.write_bytes(whole)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sub-01_FLAIR: coregister failed" in done.stdout
+    assert {name: row["state"] for name, row in statuses(out).items()} == {"sub-01_T1w": "done", "sub-01_FLAIR": "done"}
+    block = json.loads((out / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json").read_text())["Moesr"]
+    assert any(text.startswith("not aligned to sub-01_T1w, but registered by itself: ") for text in block["Warnings"])
+    assert not list(out.glob("sub-01/anat/*from-FLAIR_to-T1w*"))
+    assert plan.count("complete, would be skipped") == 2
 
 
 def empty(folder: Path, name: str, zooms: tuple[float, float, float]) -> RawImage:

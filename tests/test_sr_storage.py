@@ -55,3 +55,10 @@ def test_an_image_that_was_scaled_before_is_scaled_anew() -> None:
     first = nib.Nifti1Image.from_bytes(compact(nib.Nifti1Image(data, AFFINE), 0.1).to_bytes())
     second = nib.Nifti1Image.from_bytes(compact(first, 0.1).to_bytes())
     np.testing.assert_allclose(second.get_fdata(), data, atol=4e-4)
+
+
+def test_voxels_that_are_no_numbers_are_refused() -> None:
+    data = np.zeros((4, 4, 4), np.float32)
+    data[0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        compact(nib.Nifti1Image(data, AFFINE), 1.0)

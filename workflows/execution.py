@@ -29,6 +29,8 @@ def configure_nipype(settings: Settings) -> None:
                 "crashdump_dir": str(settings.output_dir / "logs"),
                 "crashfile_format": "txt",
                 "create_report": "false",
+                # Or a node would be another one, and run again, whenever fewer of its outputs are asked for.
+                "remove_unnecessary_outputs": "false",
                 "poll_sleep_duration": "0.2",
                 "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
                 "check_version": "false",

@@ -275,6 +275,7 @@ def _methods_text(settings: Settings) -> str:
         "Intensity non-uniformity was corrected with N4 [@n4] inside the mask. "
         "The images of a session were aligned rigidly to its T1w image or else the sharpest one, and that image was "
         f"registered to {templates} with an affine and a diffeomorphic transform (SyN) [@syn; @ants]. "
-        f"Each corrected image was super-resolved to {settings.resolution:g} mm isotropic voxels along its own axes. "
+        f"Each corrected image was super-resolved to {settings.resolution:g} mm isotropic voxels along its own axes, "
+        "and the result was brought into the space of each template in one interpolation by cubic B-splines. "
         f"{get_model(settings.model).card.methods}"
     )

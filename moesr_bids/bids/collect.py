@@ -34,6 +34,10 @@ class RawImage:
         Why the image cannot be processed, from its name alone; empty when it can.
     reference : RawImage, optional
         Image of the session that this one is aligned to; see `moesr_bids.bids.sessions`.
+    instead_of : RawImage, optional
+        The better reference that could not be used.
+    instead_reason : str
+        Why, in words.
 
     """
 
@@ -43,6 +47,8 @@ class RawImage:
     warnings: tuple[str, ...] = ()
     problem: str = ""
     reference: RawImage | None = attrs.field(default=None, eq=False)
+    instead_of: RawImage | None = attrs.field(default=None, eq=False)
+    instead_reason: str = attrs.field(default="", eq=False)
 
     @property
     def relative(self) -> str:

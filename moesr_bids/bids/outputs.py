@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.gradients import plan_gradunwarp
+from moesr_bids.bids.sidecars import read_metadata
 from moesr_bids.config import Settings
 from moesr_bids.sr.models import weights_sha256
 
@@ -116,9 +119,49 @@ def settings_hash(image: RawImage, settings: Settings, input_sha256: str) -> str
         "metadata": dict(image.metadata),
         "weights": weights_sha256(settings.model),
         "gradients": [plan.action, sha256(plan.file) if plan.corrects and plan.file else None],
-        "reference": sha256(image.reference.path) if image.reference else None,
+        "reference": _digest(image.reference, settings),
     }
     return settings.output_hash(facts)
+
+
+def _digest(reference: RawImage | None, settings: Settings) -> list[str | None] | None:
+    """Return all that decides what others get of a reference: its voxels, and what is done to them."""
+    if reference is None:
+        return None
+    plan = plan_gradunwarp(reference, settings)
+    try:
+        voxels = sha256(reference.path)
+    except OSError:
+        voxels = None  # it cannot be read, and that is what is known of it
+    return [voxels, plan.action, plan.patient_position, str(plan.slice_axis)]
+
+
+def reference_block(image: RawImage, settings: Settings) -> dict[str, Any]:
+    """Return what the ``Moesr`` object tells of the reference of the session, and of a better one that was no use."""
+    used, better = image.reference, image.instead_of
+    block: dict[str, Any] = {"Used": used.relative if used else None}
+    if better is not None:
+        block |= {"InsteadOf": better.relative, "InsteadOfDigest": _digest(better, settings)}
+        block["Reason"] = image.instead_reason
+    return block
+
+
+def _as_it_was_made(image: RawImage, record: Mapping[str, Any], settings: Settings) -> RawImage:
+    """Return the image with the reference that its outputs were made with, if the better one was no use and still is.
+
+    Without this an image beside a broken one would be made anew by every run.
+    """
+    told = record.get("SessionReference") or {}
+    planned = image.reference
+    if planned is None or told.get("InsteadOf") != planned.relative:
+        return image
+    if told.get("InsteadOfDigest") != _digest(planned, settings):
+        return image
+    if told.get("Used") is None:
+        return attrs.evolve(image, reference=None, instead_of=planned)
+    path = image.root / str(told["Used"])
+    used = RawImage(path=path, root=image.root, metadata=read_metadata(path, image.root)[0])
+    return attrs.evolve(image, reference=used, instead_of=planned)
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
@@ -149,7 +192,7 @@ def finished_record(image: RawImage, settings: Settings) -> Mapping[str, Any] | 
     if not outputs or not all((settings.output_dir / path).is_file() for path in outputs):
         return None
     try:
-        current = settings_hash(image, settings, sha256(image.path))
+        current = settings_hash(_as_it_was_made(image, record, settings), settings, sha256(image.path))
     except OSError:
         # An input that is gone or cannot be read any more: the header check says so.
         return None

@@ -19,6 +19,7 @@ def moesr_block(
     steps: Sequence[tuple[str, Mapping[str, Any]]],
     *,
     gradients: Mapping[str, Any],
+    reference: Mapping[str, Any],
     settings_hash: str,
     input_sha256: str,
     outputs: Sequence[str],
@@ -33,6 +34,8 @@ def moesr_block(
         Name of each step and the record it returned, in order. Registrations are named ``register:<template>``.
     gradients : Mapping
         What was decided about gradient nonlinearity: stated also where nothing was done.
+    reference : Mapping
+        Which image of the session this one was aligned to.
     settings_hash, input_sha256 : str
         Digests that tell whether the outputs are still what a new run would make.
     outputs : sequence of str
@@ -48,10 +51,11 @@ def moesr_block(
     for step, name in _BLOCKS.items():
         if step in records:
             block[name] = _facts(records[step])
+    block["SessionReference"] = dict(reference)
     block["Registration"] = {
         step.partition(":")[2]: _facts(record) for step, record in steps if step.startswith("register:")
     }
-    block["Warnings"] = warnings
+    block["Warnings"] = [*warnings, *([reference["Reason"]] if reference.get("Reason") else [])]
     block["Steps"] = [{"Step": step, **{key: record.get(key) for key in _MEASURED}} for step, record in steps]
     block["Seconds"] = round(sum(float(record.get("Seconds") or 0) for _, record in steps), 1)
     block["PeakMemoryGB"] = max((float(record.get("PeakMemoryGB") or 0) for _, record in steps), default=0.0)
@@ -167,6 +171,7 @@ def sidecars(
             "Description": "Super-resolved image in the space of the template",
             "Sources": [f"bids::{paths['moesr']}", f"bids::{paths[f'to-{space.template}']}"],
             "SkullStripped": skull_stripped,
+            "Interpolation": "cubic B-spline, once",
             "Resolution": own if space.grid else f"{settings.resolution:g} mm isotropic over the template at 1 mm",
         }
     return contents

@@ -19,7 +19,7 @@ def with_references(images: Sequence[RawImage], failed: Collection[RawImage] = (
     images : sequence of RawImage
         All images of the run.
     failed : collection of RawImage
-        Those that cannot be a reference.
+        Those that cannot be a reference. Who would have had one of them says so in `RawImage.instead_of`.
 
     Returns
     -------
@@ -27,19 +27,39 @@ def with_references(images: Sequence[RawImage], failed: Collection[RawImage] = (
         In the same order; `RawImage.reference` is None for references themselves and for images that are alone.
 
     """
-
-    def session(image: RawImage) -> tuple[str, str]:
-        return image.participant, image.session or ""
-
-    references: dict[tuple[str, str], RawImage] = {}
-    for key, group in groupby(sorted(images, key=session), key=session):
-        usable = [image for image in group if not image.problem and image not in failed]
-        if usable:
-            references[key] = attrs.evolve(min(usable, key=_rank), reference=None)
+    best, usable = _references(images, ()), _references(images, failed)
     found = []
     for image in images:
-        reference = references.get(session(image))
-        found.append(attrs.evolve(image, reference=None if reference == image else reference))
+        first, second = (choice.get(_session(image)) for choice in (best, usable))
+        better = None if first in (second, image) else first
+        found.append(
+            attrs.evolve(
+                image,
+                reference=None if second == image else second,
+                instead_of=better,
+                instead_reason=f"{better.stem} could not serve as the reference of the session" if better else "",
+            )
+        )
+    return found
+
+
+def alone(image: RawImage, why: str) -> RawImage:
+    """Return an image that does not fit its reference, to be registered by itself."""
+    assert image.reference is not None
+    told = f"not aligned to {image.reference.stem}, but registered by itself: {why}"
+    return attrs.evolve(image, reference=None, instead_of=image.reference, instead_reason=told)
+
+
+def _session(image: RawImage) -> tuple[str, str]:
+    return image.participant, image.session or ""
+
+
+def _references(images: Sequence[RawImage], failed: Collection[RawImage]) -> dict[tuple[str, str], RawImage]:
+    found = {}
+    for key, group in groupby(sorted(images, key=_session), key=_session):
+        usable = [image for image in group if not image.problem and image not in failed]
+        if usable:
+            found[key] = attrs.evolve(min(usable, key=_rank), reference=None, instead_of=None, instead_reason="")
     return found
 
 

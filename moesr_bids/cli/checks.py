@@ -132,10 +132,11 @@ def _check_gradients(settings: Settings) -> None:
 def _check_templates(settings: Settings) -> None:
     if settings.output_spaces == (OutputSpace(EMBEDDED_TEMPLATE),):
         return
-    from moesr_bids.preproc.template import TemplateNotFoundError, template_grid
+    from moesr_bids.preproc.template import TemplateNotFoundError, load_template, template_grid
 
     for space in settings.output_spaces:
         try:
+            load_template(space.template)  # at 1 mm: what is registered to
             template_grid(space, settings.resolution)
         except TemplateNotFoundError as error:
             raise UsageError(str(error)) from None

@@ -13,7 +13,7 @@ from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
 from moesr_bids.bids.crashes import Crash, crashes_by_image
 from moesr_bids.bids.dataset import prepare_output_folder, save_settings
 from moesr_bids.bids.outputs import finished_record, output_paths, sidecar_of
-from moesr_bids.bids.sessions import with_references
+from moesr_bids.bids.sessions import alone, with_references
 from moesr_bids.bids.status import read_statuses, write_status, write_table
 from moesr_bids.cli.checks import UsageError
 from moesr_bids.cli.console import Progress, say
@@ -27,6 +27,10 @@ from moesr_bids.cli.outcomes import (
 )
 from moesr_bids.cli.plan import print_plan
 from moesr_bids.config import Settings
+
+# Steps after which an image serves as a reference, and those in which another image meets it.
+_REFERENCE_STEPS = ("conform", "gradunwarp", "brain_mask", "n4", "register_")
+_ALIGNMENT_STEPS = ("coregister", "register_")
 
 
 def run_participants(settings: Settings) -> int:
@@ -56,7 +60,6 @@ def run_participants(settings: Settings) -> int:
     # Tasks of a cluster array start within one second of each other.
     save_settings(settings, f"run-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
 
-    started = time.time()
     finished = {image: record for image in images if (record := finished_record(image, settings)) is not None}
     todo = [image for image in images if image not in finished]
     forget_participants(settings.output_dir, found)
@@ -72,7 +75,7 @@ def run_participants(settings: Settings) -> int:
     )
     if settings.write_graph and not todo:
         say("no graph was written: every image is complete")
-    todo, crashes, error = _run_all(todo, images, settings, started)
+    todo, crashes, error = _run_all(todo, images, settings)
     statuses = [outcome(image, settings, crashes.get(image), error) for image in todo]
     statuses += [rejected_status(image) for image in found if image.problem]
     statuses += statuses_without_images(found, settings)
@@ -102,9 +105,11 @@ def _build(images: Sequence[RawImage], settings: Settings, *, use_gpu: bool) -> 
 
 
 def _run_all(
-    todo: list[RawImage], images: Sequence[RawImage], settings: Settings, started: float
+    todo: list[RawImage], images: Sequence[RawImage], settings: Settings
 ) -> tuple[list[RawImage], dict[RawImage, Crash], Exception | None]:
-    """Run the workflow, and again for images that wait for a reference that failed: with another one, or without.
+    """Run the workflow, and again for images that the reference of their session has kept from being done.
+
+    Those whose reference failed get the next one, or none; those that could not be aligned to theirs get none.
 
     Returns
     -------
@@ -112,18 +117,33 @@ def _run_all(
         The images with the references that they had, what failed, and the error with which the last run ended.
 
     """
-    waiting, crashes, error = todo, {}, None
+    waiting, error = todo, None
+    crashes: dict[RawImage, Crash] = {}
+    useless: set[RawImage] = set()
     while waiting:
+        started = time.time()
         error = _run(waiting, settings)
-        crashes = crashes_by_image(settings.output_dir / "logs", images, since=started)
-        waiting = [image for image in waiting if image.reference in crashes and image not in crashes]
+        found = crashes_by_image(settings.output_dir / "logs", images, since=started)
+        crashes |= found
         if settings.stop_on_first_crash:
             break
-        if waiting:
-            say(f"{len(waiting)} images are done again: the reference of their session failed")
-            again = {image: image for image in with_references(images, failed=crashes)}
-            waiting = [again[image] for image in waiting]
-            todo = [again[image] if image in waiting else image for image in todo]
+        useless |= {image for image, crash in found.items() if crash.step.startswith(_REFERENCE_STEPS)}
+        again = {}
+        replanned = {image: image for image in with_references(images, failed=useless)}
+        for image in waiting:
+            if image.reference is None:
+                continue
+            crash = found.get(image)
+            if crash is not None and crash.step.startswith(_ALIGNMENT_STEPS):
+                again[image] = alone(image, crash.reason)
+                del crashes[image]
+            elif crash is None and image.reference in useless and finished_record(image, settings) is None:
+                again[image] = replanned[image]
+        if again:
+            names = ", ".join(image.stem for image in again)
+            say(f"done again without the reference of their session: {names}")
+        waiting = list(again.values())
+        todo = [again.get(image, image) for image in todo]
     return todo, crashes, error
 
 

@@ -15,7 +15,15 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, traits
 from nipype.interfaces.base.support import Bunch
 
 from moesr_bids import atomic
-from moesr_bids.bids.outputs import figure_path, output_paths, settings_hash, sha256, sidecar_of
+from moesr_bids.bids.outputs import (
+    figure_path,
+    output_paths,
+    read_sidecar,
+    reference_block,
+    settings_hash,
+    sha256,
+    sidecar_of,
+)
 from moesr_bids.bids.provenance import moesr_block, sidecars
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.sr.storage import write_compact
@@ -62,6 +70,7 @@ class Publish(RecordedInterface):
                 settings,
                 steps,
                 gradients=self.inputs.gradients,
+                reference=reference_block(image, settings),
                 settings_hash=settings_hash(image, settings, input_hash := sha256(image.path)),
                 input_sha256=input_hash,
                 outputs=sorted([*paths.values(), *map(sidecar_of, paths.values()), *figures]),
@@ -70,7 +79,11 @@ class Publish(RecordedInterface):
         )
         sources = dict(zip(self.inputs.keys, map(Path, self.inputs.files), strict=True))
         marker = output_dir / sidecar_of(paths["moesr"])
+        earlier = read_sidecar(marker).get("Moesr") or {}
         marker.unlink(missing_ok=True)
+        # What another reference or other settings made, and this run does not, must not be taken for its own.
+        for name in set(earlier.get("Outputs") or []) - {*paths.values(), *map(sidecar_of, paths.values()), *figures}:
+            (output_dir / name).unlink(missing_ok=True)
         noise = float(dict(steps)["super_resolve"]["NoiseStd"])
         for key, path in paths.items():
             if key == "preproc" or key.startswith("space-"):

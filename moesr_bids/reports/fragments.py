@@ -41,7 +41,7 @@ def _registration(moesr: Mapping[str, Any]) -> str:
 def _coregistration(moesr: Mapping[str, Any]) -> str:
     facts = _block(moesr, "Coregistration")
     if not facts:
-        return "this image is the reference"
+        return "this image is the reference, or alone in its session" if "SessionReference" in moesr else NOT_AVAILABLE
     return (
         f"to {stated(facts.get('Reference'))}: moved by {number(facts.get('TranslationMM'), 3)} mm and "
         f"{number(facts.get('RotationDegrees'), 3)} degrees, overlap of the masks {number(facts.get('Overlap'), 3)}"

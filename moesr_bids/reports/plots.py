@@ -91,7 +91,7 @@ def distributions(
     shown = [metric for metric in metrics if any(value is not None for value in metric.values)]
     if not shown:
         return ""
-    suffixes = sorted({str(record.suffix) for record in records})
+    suffixes = sorted({record.suffix for record in records if record.suffix})
     rows = -(-len(shown) // _COLUMNS)
     titles = [metric.title for metric in shown]
     figure = make_subplots(rows=rows, cols=_COLUMNS, subplot_titles=titles, vertical_spacing=0.25 / rows)

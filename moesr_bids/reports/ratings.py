@@ -17,7 +17,7 @@ COLUMNS = {
     "participant_id": "Participant",
     "session_id": "Session",
     "image": "Name of the input image without extension",
-    "rating": "keep or exclude",
+    "rating": "keep or exclude; n/a: undecided",
     "comment": "What the rater wrote",
     "settings_hash": "Digest of the settings with which the rated image was made",
     "rated": "When, in Coordinated Universal Time, ISO 8601",
@@ -51,9 +51,9 @@ def read_ratings(paths: Iterable[Path]) -> dict[str, Rating]:
     found: dict[str, Rating] = {}
     for path in paths:
         try:
-            with path.open(encoding="utf-8", newline="") as stream:
+            with path.open(encoding="utf-8-sig", newline="") as stream:
                 rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-        except UnicodeDecodeError as error:
+        except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path}: not a table of ratings ({error})") from None
         for number, row in enumerate(rows, 2):
             if missing := [name for name in COLUMNS if row.get(name) is None]:

@@ -29,8 +29,15 @@ def compact(image: nib.Nifti1Image, noise: float) -> nib.Nifti1Image:
     -------
     image
         A new image on the same grid, with the same header but for type and scale.
+
+    Raises
+    ------
+    ValueError
+        If a voxel is NaN or infinite.
     """
     data = np.asarray(image.dataobj, dtype=np.float32)
+    if not np.isfinite(data).all():
+        raise ValueError(f"{image.get_filename() or 'image'}: voxels are NaN or infinite; nothing was written")
     header = image.header.copy()
     step = float(np.abs(data).max()) / _LARGEST
     if step == 0 or step / math.sqrt(12) >= _SHARE_OF_NOISE * noise:

@@ -20,7 +20,7 @@
     var lines = [columns.join("\t")];
     items.forEach(function (item) {
       var rating = load(item);
-      if (!rating.rating && !rating.comment) { return; }
+      if (!rating.rated) { return; }
       lines.push([item.dataset.participant, item.dataset.session, item.dataset.ratedImage, cell(rating.rating),
         cell(rating.comment), item.dataset.settings, cell(rating.rated)].join("\t"));
     });
@@ -48,6 +48,9 @@
   });
   if (button) {
     button.addEventListener("click", function () {
+      document.querySelectorAll(".no-ratings").forEach(function (note) {
+        note.hidden = items.some(function (item) { return load(item).rated; });
+      });
       var link = document.createElement("a");
       link.href = URL.createObjectURL(new Blob([table()], { type: "text/tab-separated-values" }));
       link.download = button.dataset.file;
