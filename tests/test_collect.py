@@ -10,6 +10,7 @@ import pytest
 
 from moesr_bids.bids.collect import RawImage, collect_images
 from moesr_bids.bids.outputs import derivative_path, output_paths
+from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.sidecars import read_metadata, sidecar_files
 from moesr_bids.bids.status import ImageStatus, read_statuses, write_status, write_table
 from moesr_bids.config import Settings
@@ -104,8 +105,10 @@ def test_names_keep_all_entities_in_schema_order() -> None:
 
 def test_outputs_of_several_images_never_share_a_name(settings: Settings) -> None:
     stems = ["sub-01_T1w", "sub-01_T2w", "sub-01_FLAIR", "sub-01_run-1_T1w", "sub-01_run-2_T1w", "sub-01_part-mag_T1w"]
-    paths = [p for stem in stems for p in output_paths(image(f"sub-01/anat/{stem}.nii.gz"), settings).values()]
-    assert len(paths) == 7 * len(stems)
+    images = with_references([image(f"sub-01/anat/{stem}.nii.gz") for stem in stems])
+    paths = [path for one in images for path in output_paths(one, settings).values()]
+    # All but the reference have transforms to it and back.
+    assert len(paths) == 8 * len(stems) + 2 * (len(stems) - 1)
     assert len(set(paths)) == len(paths)
 
 
