@@ -54,6 +54,11 @@ def _facts(weights: Any) -> list[str]:
         f"{training.get('hardware', 'n/a')}; {len(card.get('data', {}).get('scans', []))} scans and "
         f"{len(card.get('data', {}).get('label_maps', []))} label maps",
     ]
+    if before := card.get("started_from", {}).get("training"):
+        lines.append(
+            f"after {before.get('minutes', 'n/a')} minutes, {before.get('steps', 'n/a')} steps of the weights that it "
+            "started from"
+        )
     for case, gain in card.get("validation", {}).items():
         lines.append(
             f"{case}: {gain['gain_psnr_db']:+.2f} dB PSNR over cubic (worst scan {gain['worst_gain_psnr_db']:+.2f}), "
