@@ -138,7 +138,7 @@ def test_a_network_grows_without_changing_what_it_says() -> None:
 def test_result_does_not_depend_on_the_windows(model: str, learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = str(learned) if model == "random" else model
     whole = super_resolve(thick(), resolution=1.0, model=name, threads=1)
-    monkeypatch.setattr(module, "CPU_WINDOW_VOXELS", 150_000)
+    monkeypatch.setattr(module, "CPU_WINDOW_VOXELS", 300_000)
     cut = super_resolve(thick(), resolution=1.0, model=name, threads=1)
     assert cut.record["Windows"] > whole.record["Windows"] == 1
     assert cut.uncertainty is not None

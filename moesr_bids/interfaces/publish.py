@@ -85,16 +85,20 @@ class Publish(RecordedInterface):
         for name in set(earlier.get("Outputs") or []) - {*paths.values(), *map(sidecar_of, paths.values()), *figures}:
             (output_dir / name).unlink(missing_ok=True)
         noise = float(dict(steps)["super_resolve"]["NoiseStd"])
-        for key, path in paths.items():
+        for path, source in figures.items():
+            _publish_file(source, output_dir / path)
+        # The main output last: its sidecar says that all others are whole.
+        for key, path in sorted(paths.items(), key=lambda item: item[0] == "moesr"):
             if key == "preproc" or key.startswith("space-"):
                 _publish_image(sources[key], output_dir / path, noise)
             else:
                 _publish_file(sources[key], output_dir / path)
-            if key != "moesr":
+            try:
                 _publish_json(contents[key], output_dir / sidecar_of(path))
-        for path, source in figures.items():
-            _publish_file(source, output_dir / path)
-        _publish_json(contents["moesr"], marker)
+            except OSError:
+                # No file without its sidecar is left behind by a full disk.
+                (output_dir / path).unlink(missing_ok=True)
+                raise
         self._results["out_files"] = [str(output_dir / path) for path in paths.values()]
         return {}
 
