@@ -21,7 +21,7 @@ BYTES_PER_GB = 1024**3
 # Measured on whole heads: mask, bias field and registration work on grids of 2 mm and coarser, plus whole-grid copies.
 PREPROC_BASE_GB = 1.2
 PREPROC_BYTES_PER_VOXEL = 60
-PREPROC_SECONDS = 60.0
+PREPROC_SECONDS = 90.0
 
 
 @attrs.frozen(kw_only=True)
