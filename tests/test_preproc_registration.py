@@ -110,6 +110,9 @@ def test_deformation_has_no_folds_and_is_undone_by_its_inverse(template: Templat
     import pandas as pd
 
     assert 0 < found.jacobian[0] < 1 < found.jacobian[1]
+    assert "Warnings" not in found.facts()
+    folded = attrs.evolve(found, jacobian=(-0.1, 3.0)).facts()
+    assert folded["Warnings"] == [f"the deformation to {found.template} folds (Jacobian -0.1): look at it"]
     assert template.mask is not None
     inner = ndimage.binary_erosion(np.asarray(template.mask.dataobj) > 0, iterations=3)
     points = apply_affine(template.image.affine, np.argwhere(inner)[::97]) * [-1, -1, 1]

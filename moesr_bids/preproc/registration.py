@@ -126,7 +126,7 @@ class Registration:
 
     def facts(self) -> dict[str, Any]:
         """Return what the sidecar tells."""
-        return {
+        facts: dict[str, Any] = {
             "Template": self.template,
             "Transform": "affine (12 parameters) and symmetric normalisation (SyN)",
             "JacobianRange": list(self.jacobian),
@@ -134,6 +134,10 @@ class Registration:
             "MutualInformation": round(self.information, 3),
             "Attempts": self.attempts,
         }
+        if self.jacobian[0] <= 0:
+            told = f"the deformation to {self.template} folds (Jacobian {self.jacobian[0]:g}): look at it"
+            facts["Warnings"] = [told]
+        return facts
 
 
 @attrs.frozen(eq=False)
