@@ -26,6 +26,13 @@ class ThreadedInputSpec(BaseInterfaceInputSpec):
     random_seed = traits.Int(1, usedefault=True, desc="seed of the metric's sampling")
 
 
+class MaskedInputSpec(ThreadedInputSpec):
+    """Inputs of all that looks at the brain of an image."""
+
+    in_file = File(exists=True, mandatory=True, desc="3-D structural image")
+    mask_file = File(exists=True, mandatory=True, desc="brain mask on the same grid")
+
+
 class _BrainMaskInputSpec(ThreadedInputSpec):
     in_file = File(exists=True, mandatory=True, desc="3-D structural image, with or without skull")
 
@@ -60,9 +67,7 @@ class BrainMask(RecordedInterface):
         return found.facts()
 
 
-class _N4BiasFieldInputSpec(ThreadedInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="3-D structural image")
-    mask_file = File(exists=True, mandatory=True, desc="brain mask on the same grid")
+class _N4BiasFieldInputSpec(MaskedInputSpec):
     sloppy = traits.Bool(False, usedefault=True, desc="few iterations, for tests")
 
 

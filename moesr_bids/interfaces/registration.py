@@ -9,7 +9,7 @@ import nibabel as nib
 from nipype.interfaces.base import File, traits
 from nipype.interfaces.base.support import Bunch
 
-from moesr_bids.interfaces.ants import ThreadedInputSpec, named
+from moesr_bids.interfaces.ants import MaskedInputSpec, ThreadedInputSpec, named
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.preproc.template import EMBEDDED
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 INTERPOLATOR = "bSpline"
 
 
-class _RegisterToTemplateInputSpec(ThreadedInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="bias-corrected image")
-    mask_file = File(exists=True, mandatory=True, desc="brain mask on the same grid")
+class _RegisterToTemplateInputSpec(MaskedInputSpec):
     template = traits.Str(EMBEDDED, usedefault=True, desc="embedded template or TemplateFlow identifier")
     initial_xfm = File(exists=True, desc="ITK affine (.mat) from the brain mask to start from")
     sloppy = traits.Bool(False, usedefault=True, desc="few iterations, for tests")
@@ -84,9 +82,7 @@ def _shown(image: Nifti1Image, template: Template, to_template: Path, folder: Pa
     return {"out_warped": str(warped), "template_file": str(template_file), "template_mask": str(template_mask)}
 
 
-class _CoregisterInputSpec(ThreadedInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="bias-corrected image")
-    mask_file = File(exists=True, mandatory=True, desc="brain mask on the same grid")
+class _CoregisterInputSpec(MaskedInputSpec):
     initial_xfm = File(exists=True, mandatory=True, desc="ITK affine (.mat) that brings it onto the embedded template")
     reference_file = File(exists=True, mandatory=True, desc="bias-corrected reference image of the session")
     reference_mask = File(exists=True, mandatory=True, desc="its brain mask")
@@ -139,9 +135,7 @@ class Coregister(RecordedInterface):
         return {"Reference": inputs.reference_name, **result.facts()}
 
 
-class _JoinTransformsInputSpec(ThreadedInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="bias-corrected image")
-    mask_file = File(exists=True, mandatory=True, desc="brain mask on the same grid")
+class _JoinTransformsInputSpec(MaskedInputSpec):
     template = traits.Str(EMBEDDED, usedefault=True, desc="embedded template or TemplateFlow identifier")
     to_reference = File(exists=True, mandatory=True, desc="of Coregister")
     from_reference = File(exists=True, mandatory=True, desc="of Coregister")
@@ -219,4 +213,4 @@ class WarpToSpace(RecordedInterface):
         warped.set_qform(grid.affine, code)
         warped.to_filename(path)
         self._results["out_file"] = str(path)
-        return {"Interpolator": INTERPOLATOR, "Zooms": [round(zoom, 4) for zoom in grid.zooms]}
+        return {}

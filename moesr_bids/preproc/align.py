@@ -296,6 +296,50 @@ class Pair:
         return Path(f"{stem}0GenericAffine.mat"), Path(f"{stem}1Warp.nii.gz"), Path(f"{stem}1InverseWarp.nii.gz")
 
 
+def agreement(
+    pair: Pair,
+    transforms: Sequence[Path],
+    *,
+    fixed: NDArray[np.floating],
+    fixed_brain: NDArray[np.bool_],
+    moving_brain: ANTsImage,
+) -> tuple[float, float]:
+    """Return how well a pair agrees after transforms, where both images were scanned.
+
+    Parameters
+    ----------
+    pair : Pair
+    transforms : sequence of Path
+        As antsApplyTransforms takes them.
+    fixed, fixed_brain : ndarray
+        Intensities and brain on the fixed grid.
+    moving_brain : ANTsImage
+        Share of brain in each voxel, on the moving grid.
+
+    Returns
+    -------
+    overlap, information : float
+        Dice coefficient of the brains, and mutual information in the fixed brain, nats; 0 and 0 where next to nothing
+        of that brain was scanned.
+
+    """
+    import ants
+
+    paths = [str(path) for path in transforms]
+    with quiet():
+        brain, signal = (
+            ants.apply_transforms(pair.fixed, image, paths, defaultvalue=-1).numpy()
+            for image in (moving_brain, pair.moving)
+        )
+    seen = brain >= 0
+    first, second = brain >= 0.5, fixed_brain & seen
+    total = int(first.sum()) + int(second.sum())
+    overlap = 2 * int((first & second).sum()) / total if total else 0.0
+    if second.sum() < SMALLEST_SAMPLE:
+        return 0.0, 0.0
+    return overlap, mutual_information(fixed[second], signal[second])
+
+
 def mutual_information(first: NDArray[np.floating], second: NDArray[np.floating], bins: int = HISTOGRAM_BINS) -> float:
     """Return the mutual information of two samples, nats; the histogram spans their 1st to 99th percentiles."""
     if first.size < SMALLEST_SAMPLE:

@@ -17,14 +17,13 @@ from scipy.spatial.transform import Rotation
 from moesr_bids.preproc.align import (
     AlignmentError,
     Pair,
+    agreement,
     inverse,
-    mutual_information,
-    quiet,
     read_affine,
     write_affine,
     write_composite,
 )
-from moesr_bids.preproc.images import BoolArray, FloatArray, image_data, resample_isotropic, to_ants, use_threads
+from moesr_bids.preproc.images import FloatArray, image_data, resample_isotropic, to_ants, use_threads
 from moesr_bids.preproc.registration import THOROUGH, RegistrationError, RegistrationLimits, RegistrationSettings
 
 if TYPE_CHECKING:
@@ -152,12 +151,8 @@ def coregister(
         except AlignmentError as error:
             raise RegistrationError(f"alignment to the session's reference failed ({error})") from error
         overlap, information = _judge(pair, best, fixed, moving)
-        if overlap < limits.overlap or information < limits.information:
-            raise RegistrationError(
-                f"alignment to the session's reference failed: masks overlap by {overlap:.2f} (Dice, at least "
-                f"{limits.overlap}), mutual information {information:.3f} (at least {limits.information}); is it the "
-                "same person?"
-            )
+        if problem := limits.problem(overlap, information):
+            raise RegistrationError(f"alignment to the session's reference failed: {problem}; is it the same person?")
         matrix = read_affine(best)
         write_composite([matrix], folder / "to.h5").replace(to_reference)
         write_composite([inverse(matrix)], folder / "from.h5").replace(from_reference)
@@ -191,16 +186,5 @@ def _rigid(matrix: NDArray[np.float64], fixed: NDArray[np.float64], moving: NDAr
 
 def _judge(pair: Pair, transform: Path, fixed: _Side, moving: _Side) -> tuple[float, float]:
     """Dice coefficient of the masks and mutual information in the brain (nats), where both were scanned."""
-    import ants
-
-    with quiet():
-        carried, signal = (
-            ants.apply_transforms(pair.fixed, to_ants(part, moving.affine), [str(transform)], defaultvalue=-1).numpy()
-            for part in (moving.brain, moving.data)
-        )
-    seen = carried >= 0
-    first: BoolArray = carried >= 0.5
-    second = (fixed.brain >= 0.5) & seen
-    total = int(first.sum()) + int(second.sum())
-    overlap = 2 * int((first & second).sum()) / total if total else 0.0
-    return overlap, mutual_information(fixed.data[second], signal[second])
+    brain = to_ants(moving.brain, moving.affine)
+    return agreement(pair, [transform], fixed=fixed.data, fixed_brain=fixed.brain >= 0.5, moving_brain=brain)

@@ -19,8 +19,8 @@ from moesr_bids.preproc.align import (
     AlignmentError,
     Pair,
     Start,
+    agreement,
     inverse,
-    mutual_information,
     quiet,
     read_affine,
     write_affine,
@@ -66,6 +66,15 @@ class RegistrationLimits:
     overlap: float = 0.85
     information: float = 0.06
     volume_ratio: tuple[float, float] = (0.35, 1.25)
+
+    def problem(self, overlap: float, information: float) -> str:
+        """Say what is too low, with both figures; nothing if neither is."""
+        if overlap >= self.overlap and information >= self.information:
+            return ""
+        return (
+            f"masks overlap by {overlap:.2f} (Dice, at least {self.overlap}), "
+            f"mutual information {information:.3f} (at least {self.information})"
+        )
 
 
 @attrs.frozen
@@ -288,11 +297,8 @@ def judge_registration(
     task = _prepare(image, mask, template)
     with tempfile.TemporaryDirectory(prefix="judge_", dir=transform.absolute().parent) as name:
         overlap, information = _judge(task, task.pair(Path(name), 1), [transform])
-    if overlap < limits.overlap or information < limits.information:
-        raise RegistrationError(
-            f"registration to {template.name} failed: masks overlap by {overlap:.2f} (Dice, at least {limits.overlap}),"
-            f" mutual information {information:.3f} (at least {limits.information})"
-        )
+    if problem := limits.problem(overlap, information):
+        raise RegistrationError(f"registration to {template.name} failed: {problem}")
     return overlap, information
 
 
@@ -399,19 +405,8 @@ def _jacobian_range(pair: Pair, warp: Path, inside: BoolArray) -> tuple[float, f
 
 def _judge(task: _Task, pair: Pair, chain: Sequence[Path]) -> tuple[float, float]:
     """Return the Dice coefficient of the masks and the mutual information in the brain, inside the field of view."""
-    import ants
-
-    transforms = [str(path) for path in chain]
-    with quiet():
-        brain = ants.apply_transforms(pair.fixed, to_ants(task.brain, task.affine), transforms, defaultvalue=-1).numpy()
-        signal = ants.apply_transforms(pair.fixed, pair.moving, transforms, defaultvalue=-1).numpy()
-    seen = brain >= 0
-    first, second = brain >= 0.5, task.template_brain & seen
-    total = int(first.sum()) + int(second.sum())
-    overlap = 2 * int((first & second).sum()) / total if total else 0.0
-    if second.sum() < 1000:
-        return 0.0, 0.0
-    return overlap, mutual_information(task.template[second], signal[second])
+    brain = to_ants(task.brain, task.affine)
+    return agreement(pair, chain, fixed=task.template, fixed_brain=task.template_brain, moving_brain=brain)
 
 
 def _publish(parts: Sequence[NDArray[np.float64] | Path], folder: Path, path: Path) -> None:

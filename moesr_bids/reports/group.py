@@ -188,13 +188,17 @@ def _metrics(records: Sequence[ImageRecord]) -> list[Metric]:
     return metrics
 
 
-def _page(out_dir: Path, records: Sequence[ImageRecord], tables: Sequence[str], stale_ratings: Sequence[str]) -> str:
+def _page(
+    out_dir: Path,
+    records: Sequence[ImageRecord],
+    metrics: Sequence[Metric],
+    tables: Sequence[str],
+    stale_ratings: Sequence[str],
+) -> str:
     columns = [column for column in COLUMNS if column.heading]
     incomplete = [record for record in records if not record.complete]
     rows = [_row(out_dir, record, columns) for record in records]
-    figure = distributions(
-        records, _metrics(records), [record.outlier_in for record in records], [row["link"] for row in rows]
-    )
+    figure = distributions(records, metrics, [record.outlier_in for record in records], [row["link"] for row in rows])
     return render(
         "group.html.j2",
         columns=columns,
@@ -240,7 +244,8 @@ def build_group(out_dir: Path) -> tuple[Path, ...]:
     saved = ratings_files(out_dir)
     records, stale_ratings = with_ratings(records, read_ratings(saved))
     write_dictionaries(saved)
-    outlying = outliers(records, _metrics(records))
+    metrics = _metrics(records)
+    outlying = outliers(records, metrics)
     records = [attrs.evolve(record, outlier_in=tuple(names)) for record, names in zip(records, outlying, strict=True)]
     written: list[Path] = []
     for suffix in sorted({record.suffix for record in records if record.suffix}):
@@ -249,5 +254,6 @@ def build_group(out_dir: Path) -> tuple[Path, ...]:
         write_text(dictionary, json.dumps(data_dictionary(), indent=2) + "\n")
         written += [table, dictionary]
     page = out_dir / "group.html"
-    write_text(page, _page(out_dir, records, [path.name for path in written if path.suffix == ".tsv"], stale_ratings))
+    tables = [path.name for path in written if path.suffix == ".tsv"]
+    write_text(page, _page(out_dir, records, metrics, tables, stale_ratings))
     return (*written, page)
