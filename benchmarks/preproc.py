@@ -32,7 +32,7 @@ from moesr_bids.preproc.template import load_template
 
 TABLES = ("mask", "bias", "registration")
 _CLOSING_VOXELS = 5
-_VARIANTS = ((2.0, 200), (3.0, 200), (4.0, 200), (6.0, 200), (4.0, 120), (4.0, 80))  # voxel size, knot spacing, mm
+_VARIANTS = ((3.0, 200), (4.0, 200), (6.0, 200), (4.0, 120), (4.0, 80))  # voxel size, knot spacing, mm
 _FIELDS = ((3, 0.1), (3, 0.25), (6, 0.1))  # order of the polynomial, standard deviation of its logarithm
 _LEAST_LABEL = 500  # voxels of the template, below which a Dice coefficient is noise
 
@@ -132,6 +132,9 @@ def bias_table(scans: Sequence[Scan], folder: Path, threads: int) -> Iterator[st
                 seconds[variant].append(time.perf_counter() - start)
                 row.append(float(np.std((found - own[variant] - truth)[inside])) * 100)
             left[order, spread].append(row)
+            yield f"{scan.name:28} {f'{order}, {spread * 100:.0f} %':>16} " + " ".join(
+                f"{value:10.1f}" for value in row
+            )
     for (order, spread), rows in left.items():
         name = f"order {order}, {spread * 100:.0f} % in {len(rows)} scans"
         values = zip(np.mean(rows, axis=0), np.max(rows, axis=0), strict=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
 from moesr_bids.errors import ImageError
+from moesr_bids.interfaces.ants import N4BiasField
 from moesr_bids.preproc.atlas import load_atlas
 from moesr_bids.preproc.bias import BiasCorrection, BiasSettings, continue_outside, correct_bias
 
@@ -95,6 +99,30 @@ def test_continuation_stays_within_the_range_inside() -> None:
     np.testing.assert_allclose(tame[inside], wild[inside])
     assert tame.min() >= 0.1 - 1e-9
     assert tame.max() <= 0.3 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("metadata", "strength", "distance"),
+    [
+        ({"MagneticFieldStrength": 3}, 3.0, 120),
+        ({"MagneticFieldStrength": 1.5}, 1.5, 200),
+        ({}, "n/a", 200),
+        ({"MagneticFieldStrength": "three"}, "n/a", 200),
+        ({"MagneticFieldStrength": 30000}, "n/a", 200),
+    ],
+)
+def test_knots_follow_the_field_strength(
+    metadata: dict, strength: float | str, distance: int, phantom: Phantom, tmp_path: Path
+) -> None:
+    paths = tmp_path / "image.nii.gz", tmp_path / "mask.nii.gz"
+    for image, path in zip(phantom.images(phantom.affine), paths, strict=True):
+        image.to_filename(path)
+    sidecar = tmp_path / "metadata.json"
+    sidecar.write_text(json.dumps(metadata))
+    interface = N4BiasField(in_file=str(paths[0]), mask_file=str(paths[1]), metadata_file=str(sidecar))
+    record = interface.run(cwd=str(tmp_path)).outputs.record
+    assert record["MagneticFieldStrength"] == strength
+    assert record["Settings"]["spline_distance"] == distance
 
 
 def test_bad_masks_are_refused(phantom: Phantom) -> None:

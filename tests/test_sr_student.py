@@ -21,6 +21,7 @@ from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr
 from moesr_bids.sr.models import get_model, model_names, weights_sha256
 from moesr_bids.sr.models import student as module
+from moesr_bids.sr.models.inputs import head_weight
 from moesr_bids.sr.models.network import (
     CONDITIONS,
     GUIDANCE,
@@ -31,7 +32,6 @@ from moesr_bids.sr.models.network import (
     depth_to_space,
     space_to_depth,
 )
-from moesr_bids.sr.models.student import head_weight
 from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.weights import PACKAGED, Weights, write_weights
 

@@ -69,7 +69,15 @@ def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = np.select([brainlike().get_fdata() > 90, brainlike().get_fdata() > 40], [41, 3], 0)
     labels[:27][labels[:27] == 41] = 2
     nib.save(nib.Nifti1Image(labels.astype(np.int16), np.eye(4)), root / "labels/sub-09_dseg.nii.gz")
+    (root / "segmentations").mkdir()
+    segmentation = nib.Nifti1Image(labels.astype(np.int16), brainlike().affine)
+    nib.save(segmentation, root / "segmentations/sub-01_seg-aparcaseg_dseg.nii.gz")
     return root
+
+
+def patch_of(volume: torch.Tensor) -> torch.Tensor:
+    """Patch of a volume of unknown tissue."""
+    return torch.stack([volume, torch.zeros_like(volume), torch.zeros_like(volume)])
 
 
 @given(seed=st.integers(0, 10_000))
@@ -82,7 +90,7 @@ def test_a_scan_is_replayed_from_its_record(seed: int) -> None:
 def test_a_replayed_scan_is_the_same_example() -> None:
     volume = torch.from_numpy(brainlike((48, 48, 48)).get_fdata(dtype=np.float32) / 110)
     scan = RandomScan().sample(np.random.default_rng(4))
-    one, other = acquire(volume, scan, 8), acquire(volume, Scan.replay(scan.record()), 8)
+    one, other = (acquire(patch_of(volume), one, 8) for one in (scan, Scan.replay(scan.record())))
     torch.testing.assert_close(one.channels, other.channels, rtol=0, atol=0)
     assert one.channels.shape == (INPUTS + len(GUIDANCE), 32, 32, 32)
     assert one.sharp.shape == (32, 32, 32)
@@ -96,7 +104,7 @@ def test_simulation_has_no_shift(zooms: tuple[float, float, float], offset: floa
     psf = PSF.parse(",".join(f"gaussian:{z}" for z in zooms), zooms)
     sampling = Sampling(zooms, [offset] * 3, psf, psf)
     scan = Scan(sampling=sampling, noise=RicianNoise(1e-6, 1e-6, 0), **NOTHING)
-    example = acquire(torch.from_numpy(ramp.astype(np.float32)), scan, 20)
+    example = acquire(patch_of(torch.from_numpy(ramp.astype(np.float32))), scan, 20)
     torch.testing.assert_close(example.channels[0], example.sharp, rtol=0, atol=4e-3)
 
 
@@ -129,10 +137,10 @@ def test_field_is_corrected_and_given_to_the_network_if_known(part: str) -> None
     sampling = Sampling((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), psf, psf)
     scan = Scan(sampling=sampling, noise=RicianNoise(1e-6, 1e-6, 0), **{**NOTHING, part: field})
     channel = INPUTS + GUIDANCE.index(f"log_{part}")
-    example = acquire(volume, scan, 8)
+    example = acquire(patch_of(volume), scan, 8)
     torch.testing.assert_close(example.channels[0], example.sharp, rtol=0, atol=0.02)
     assert float(example.channels[channel].std()) > 0.01
-    unknown = acquire(volume, evolve(scan, **{part: evolve(field, known=False)}), 8)
+    unknown = acquire(patch_of(volume), evolve(scan, **{part: evolve(field, known=False)}), 8)
     assert float(unknown.channels[INPUTS:].abs().max()) == 0
     assert unknown.acquisition[-2:].tolist() == [-1, -1]
     assert example.acquisition[-2:].tolist() == [1 if name == f"log_{part}" else -1 for name in GUIDANCE]
@@ -145,7 +153,7 @@ def test_noise_follows_the_corrections(part: str, sign: int) -> None:
     psf = PSF.parse("kspace:1,kspace:1,kspace:1", (1, 1, 1))
     sampling = Sampling((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), psf, psf)
     scan = Scan(sampling=sampling, noise=RicianNoise(0.02, 0.02, 0), **{**NOTHING, part: field})
-    example = acquire(volume, scan, 8)
+    example = acquire(patch_of(volume), scan, 8)
     error = example.channels[0] - example.sharp
     field_map = example.channels[INPUTS + GUIDANCE.index(f"log_{part}")]
     high, low = (float(error[where].std()) for where in (field_map > 0.2, field_map < -0.2))
@@ -181,8 +189,22 @@ def test_patches_are_drawn_inside_and_scaled(bids: Path) -> None:
     volume = load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz")
     for seed in range(6):
         patch = volume.patch(40, np.random.default_rng(seed), CPU)
-        assert patch.shape == (40, 40, 40)
-        assert 0.7 < float(patch.max()) < 2.0
+        assert patch.shape == (3, 40, 40, 40)
+        assert 0.7 < float(patch[0].max()) < 2.0
+        assert float(patch[1:].abs().max()) == 0  # no segmentation
+
+
+def test_patches_carry_the_tissue_of_a_segmentation(bids: Path) -> None:
+    volume = load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz", [bids / "segmentations"])
+    truth = brainlike().get_fdata()
+    white, cortex = volume.tissue
+    assert np.array_equal(white > 0, truth > 90)
+    assert np.array_equal(cortex > 0, (truth > 40) & (truth <= 90))
+    assert load_volume(bids / "sub-02/anat/sub-02_T1w.nii.gz", [bids / "segmentations"]).tissue is None
+    for seed in range(4):  # turned and resampled with the image
+        image, white, cortex = volume.patch(40, np.random.default_rng(seed), CPU)
+        assert float(image[white > 0.99].min()) > float(image[cortex > 0.99].max()) - 0.15
+        assert float((white + cortex).max()) <= 1.01
 
 
 def test_synthesis_draws_lesions_in_white_matter_and_partial_volume(bids: Path) -> None:
@@ -195,8 +217,10 @@ def test_synthesis_draws_lesions_in_white_matter_and_partial_volume(bids: Path) 
     assert 0 < int(lesion.sum()) < lesion.numel() / 2
     assert torch.isin(without[lesion], torch.tensor(labels.white_matter, dtype=torch.uint8)).all()
     assert torch.equal(with_lesions[~lesion], without[~lesion])
-    image = RandomAnatomy(texture=(1e-6, 2e-6)).paint(without, np.random.default_rng(0))
-    assert image.shape == (32, 32, 32)
+    image = RandomAnatomy(texture=(1e-6, 2e-6)).paint(labels, without, np.random.default_rng(0))
+    assert image.shape == (3, 32, 32, 32)
+    assert float(image[1:].sum(dim=0).max()) == 1.0
+    image = image[0]
     levels, counts = np.unique(np.round(image.numpy(), 4), return_counts=True)
     assert len(levels) > 3  # mixed voxels
     assert np.sort(counts)[-3:].sum() > 0.5 * image.numel()  # most are pure

@@ -92,6 +92,7 @@ def init_image_wf(
         (straight, brain_mask, [("out_file", "in_file")]),
         (straight, n4, [("out_file", "in_file")]),
         (brain_mask, n4, [("out_mask", "mask_file")]),
+        (conform, n4, [("metadata_file", "metadata_file")]),
     ])
     # fmt: on
     if gradunwarp:

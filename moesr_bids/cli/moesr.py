@@ -18,10 +18,12 @@ from ..config import SUFFIXES
 from ..errors import ImageError
 from ..sr.models import DEFAULT_MODEL
 from ..sr.runtimes import RUNTIMES
+from ..sr.sampling import ESTIMATES, Sampling
 from . import models, train
 from .arguments import positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
+_GATE_NOISE = 0.01  # gate maps are stored to a thousandth
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,6 +79,26 @@ def build_parser() -> argparse.ArgumentParser:
         default=RUNTIMES[0],
         help="what runs the convolutions of a learned model; openvino is for CPUs and an extra to install "
         f"(default: {RUNTIMES[0]})",
+    )
+    sr.add_argument(
+        "--samples",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="samples of a diffusion model; their spread enters the uncertainty (default: 1, no spread)",
+    )
+    sr.add_argument(
+        "--estimate",
+        choices=ESTIMATES,
+        default=ESTIMATES[0],
+        help="image of a diffusion model: the mean (of the chain, or of several samples), or one sample, which is "
+        f"sharper and errs more (default: {ESTIMATES[0]})",
+    )
+    sr.add_argument(
+        "--maps",
+        type=Path,
+        metavar="DIR",
+        help="write gate maps and difference maps of a mixture of experts into this folder",
     )
     sr.add_argument("--residual", type=Path, metavar="FILE", help="write IN minus A(OUT) in units of the noise")
     sr.add_argument("--record", type=Path, metavar="JSON", help="write what was done, with noise and faithfulness")
@@ -138,6 +160,8 @@ def _usage_problem(options: argparse.Namespace) -> str | None:
     maps = (options.log_bias, options.log_jacobian)
     inputs = [p for p in (options.input, options.mask, options.metadata, *maps) if p is not None]
     seen: set[Path] = {p.resolve() for p in inputs}
+    if options.maps is not None and not options.maps.is_dir():
+        return f"{options.maps}: no such folder; make it first"
     for path in outputs:
         if path.resolve() in seen:
             return f"{path}: an output may not replace another file of this command"
@@ -154,14 +178,16 @@ def _super_resolve(options: argparse.Namespace) -> int:
     from ..sr.storage import write_compact
 
     card = get_model(options.model).card
-    learned_only = {
-        "--uncertainty": options.uncertainty is not None,
-        "--test-time-averaging": options.test_time_averaging,
-        "--runtime": options.runtime != RUNTIMES[0],
-    }
-    useless = [option for option, given in learned_only.items() if given and not card.uncertainty]
-    if useless:
-        raise ValueError(f"model {options.model} has no use for {useless[0]}; take another model or leave it out")
+    for option, given, useful in (
+        ("--uncertainty", options.uncertainty is not None, card.uncertainty),
+        ("--test-time-averaging", options.test_time_averaging, card.one_step),
+        ("--runtime", options.runtime != RUNTIMES[0], card.one_step),
+        ("--samples", options.samples > 1, bool(card.experts)),
+        ("--estimate", options.estimate != ESTIMATES[0], bool(card.experts)),
+        ("--maps", options.maps is not None, bool(card.experts)),
+    ):
+        if given and not useful:
+            raise ValueError(f"model {options.model} has no use for {option}; take another model or leave it out")
     guidance = {"log_bias": options.log_bias, "log_jacobian": options.log_jacobian}
     progress = _Progress()
     try:
@@ -176,6 +202,8 @@ def _super_resolve(options: argparse.Namespace) -> int:
             contrast=options.contrast,
             averaged=options.test_time_averaging,
             runtime=options.runtime,
+            sampling=Sampling(samples=options.samples, estimate=options.estimate),
+            maps=options.maps is not None,
             device=options.device,
             threads=options.omp_nthreads,
             seed=options.random_seed,
@@ -189,6 +217,8 @@ def _super_resolve(options: argparse.Namespace) -> int:
         outputs[options.residual] = (result.residual, 1.0)
     if options.uncertainty and result.uncertainty is not None:
         outputs[options.uncertainty] = (result.uncertainty, noise)
+    for name, image in result.maps.items():
+        outputs[options.maps / f"{name}.nii.gz"] = (image, noise if name.startswith("difference") else _GATE_NOISE)
     with ExitStack() as stack:
         # Renamed only when all of them are written.
         for path, (image, its_noise) in outputs.items():

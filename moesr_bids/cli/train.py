@@ -39,6 +39,15 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="folders with label maps (*_dseg.nii.gz, FreeSurfer numbers) for synthetic volumes",
     )
+    parser.add_argument(
+        "--segmentations",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders with segmentations (*_dseg.nii.gz, FreeSurfer numbers) of the scans on their grids; they tell "
+        "the gate of the mixture of experts where the tissues are",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for weights, state and log")
     parser.add_argument("--recipe", default="student", help="name of a recipe, or a .yml file (default: student)")
     parser.add_argument(
@@ -58,6 +67,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--minutes", type=positive_float, metavar="N", help="stop after this time")
     parser.add_argument("--steps", type=positive_int, metavar="N", help="stop at this step")
     parser.add_argument("--start", type=Path, metavar="FILE", help="weights to start a new training from")
+    parser.add_argument("--teacher", type=Path, metavar="FILE", help="weights to learn from, of a recipe that distils")
     parser.add_argument("--licence", default="", help="terms of the data, for the card")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--omp-nthreads", "--omp_nthreads", type=positive_int, metavar="N", help="CPU threads")
@@ -66,7 +76,7 @@ def add_parser(commands: Any) -> None:
 
 def usage_problem(options: argparse.Namespace) -> str | None:
     """Say what is wrong with the options, if anything."""
-    for folder in (options.data, *options.labels):
+    for folder in (options.data, *options.labels, *options.segmentations):
         if not folder.is_dir():
             return f"{folder}: no such folder"
     if options.minutes is None and options.steps is None:
@@ -97,8 +107,8 @@ def run(options: argparse.Namespace) -> int:
     device, recipe = choose_device(options.device), read_recipe(options.recipe)
     held_out_labels = set(map(_label, options.validation_label))
     chosen = set(map(_label, options.participant_label))
-    volumes = list(_volumes(options.data, lambda label: label in chosen if chosen else label not in held_out_labels))
-    held_out = list(_volumes(options.data, held_out_labels.__contains__))
+    volumes = list(_volumes(options, lambda label: label in chosen if chosen else label not in held_out_labels))
+    held_out = list(_volumes(options, held_out_labels.__contains__))
     maps = [path for folder in options.labels for path in sorted(folder.rglob("*_dseg.nii.gz"))]
     maps = [path for path in maps if _label(path.name.split("_", 1)[0]) not in held_out_labels]
     if not volumes and not maps:
@@ -114,11 +124,13 @@ def run(options: argparse.Namespace) -> int:
         device=device,
         seed=options.random_seed,
         start=Weights.read(options.start).network(device) if options.start else None,
+        teacher=Weights.read(options.teacher).network(device) if options.teacher else None,
         say=_say,
     )
     if os.environ.get("RANK", "0") == "0":
         facts = {
             "scans": [volume.name for volume in volumes],
+            "segmented_scans": [volume.name for volume in volumes if volume.tissue is not None],
             "label_maps": [path.name.split(".", 1)[0] for path in maps],
             "validation_scans": [volume.name for volume in held_out],
             "licence": options.licence,
@@ -128,15 +140,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _volumes(data: Path, wanted: Any) -> Iterable[Volume]:
+def _volumes(options: argparse.Namespace, wanted: Any) -> Iterable[Volume]:
     from ..training.volumes import load_volume
 
-    for folder in sorted(data.glob("sub-*")):
+    for folder in sorted(options.data.glob("sub-*")):
         if not wanted(_label(folder.name)):
             continue
         for path in sorted(path for s in SUFFIXES for path in folder.rglob(f"*_{s}.nii.gz")):
             try:
-                volume = load_volume(path)
+                volume = load_volume(path, options.segmentations)
             except ImageError as error:
                 _say(f"left out: {error}")
                 continue
@@ -152,6 +164,7 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
 
     card: dict[str, Any] = {
         "name": options.recipe if not options.recipe.endswith((".yml", ".yaml")) else Path(options.recipe).stem,
+        "kind": "student" if trained.recipe.kind == "distill" else trained.recipe.kind,
         "version": __version__,
         "guidance": list(trained.recipe.guidance),
         "data": data,
@@ -170,6 +183,8 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
         start = Weights.read(options.start)
         before = {key: start.card[key] for key in ("training", "learning_curve") if key in start.card}
         card["started_from"] = {"sha256": start.sha256, **before}
+    if options.teacher:
+        card["teacher"] = {"sha256": Weights.read(options.teacher).sha256}
     return card
 
 

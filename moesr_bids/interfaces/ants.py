@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class BrainMask(RecordedInterface):
 
 
 class _N4BiasFieldInputSpec(MaskedInputSpec):
+    metadata_file = File(exists=True, desc="merged sidecars as JSON: MagneticFieldStrength sets the knots of the field")
     sloppy = traits.Bool(False, usedefault=True, desc="few iterations, for tests")
 
 
@@ -85,9 +87,10 @@ class N4BiasField(RecordedInterface):
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         import attrs
 
-        from moesr_bids.preproc.bias import SLOPPY, BiasSettings, correct_bias
+        from moesr_bids.preproc.bias import SLOPPY, correct_bias, settings_for
 
-        settings = SLOPPY if self.inputs.sloppy else BiasSettings()
+        strength = self._field_strength()
+        settings = SLOPPY if self.inputs.sloppy else settings_for(strength)
         result = correct_bias(
             nib.load(self.inputs.in_file), nib.load(self.inputs.mask_file), settings, threads=self.inputs.omp_nthreads
         )
@@ -98,4 +101,16 @@ class N4BiasField(RecordedInterface):
             path = named(self.inputs.in_file, suffix, runtime.cwd)
             image.to_filename(path)
             self._results[name] = str(path)
-        return {"RangePercent": list(result.range_percent), "Settings": attrs.asdict(settings)}
+        return {
+            "RangePercent": list(result.range_percent),
+            "MagneticFieldStrength": "n/a" if strength is None else strength,
+            "Settings": attrs.asdict(settings),
+        }
+
+    def _field_strength(self) -> float | None:
+        """Field strength in tesla from the sidecar; None where it does not say, or nothing that can be."""
+        if not self.inputs.metadata_file:
+            return None
+        value = json.loads(Path(self.inputs.metadata_file).read_text(encoding="utf-8")).get("MagneticFieldStrength")
+        plausible = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 30
+        return float(value) if plausible else None

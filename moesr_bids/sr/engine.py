@@ -28,6 +28,7 @@ from .operator import AcquisitionOperator, Factors
 from .projection import project
 from .psf import PSF
 from .runtimes import RUNTIMES
+from .sampling import Sampling
 
 DEFAULT_RESOLUTION = 0.7
 _PERCENTILE = 99.0
@@ -49,12 +50,15 @@ class Result:
         Standard deviation of the error of ``image`` in its units, float32, same grid; None for models that know none.
     record
         JSON-serialisable facts (see the ``Moesr`` block of the sidecars).
+    maps
+        Maps of how the model works, float32 on the grid of ``image``: see :attr:`.models.base.Reconstruction.maps`.
     """
 
     image: nib.Nifti1Image
     residual: nib.Nifti1Image
     uncertainty: nib.Nifti1Image | None
     record: dict[str, Any]
+    maps: dict[str, nib.Nifti1Image]
 
 
 def super_resolve(
@@ -69,6 +73,8 @@ def super_resolve(
     contrast: str = "",
     averaged: bool = False,
     runtime: str = RUNTIMES[0],
+    sampling: Sampling | None = None,
+    maps: bool = False,
     device: str = "auto",
     threads: int | None = None,
     seed: int = 0,
@@ -101,7 +107,11 @@ def super_resolve(
     averaged
         Average a learned model over the eight flips of the image: eight times the work.
     runtime
-        What runs the convolutions of a learned model: ``torch`` or ``openvino``.
+        What runs the convolutions of the one-step model: ``torch`` or ``openvino``.
+    sampling
+        How a diffusion model is sampled.
+    maps
+        Return gate maps and difference maps of a mixture of experts.
     device
         ``cpu``, ``cuda``, or ``auto`` for the GPU if there is one.
     threads
@@ -140,7 +150,7 @@ def super_resolve(
             target = grid.isotropic(resolution)
             operator = AcquisitionOperator(grid, target, profile, where)
             sigma = estimate_noise(data, inside, zooms=grid.zooms)
-            maps = {key: _checked_map(value, source, name) for key, value in (guidance or {}).items()}
+            told = {key: _checked_map(value, source, name) for key, value in (guidance or {}).items()}
             scale = float(np.percentile(data[inside], _PERCENTILE))
             if scale <= 0:
                 raise ImageError(f"{name}: the image is not positive inside the mask; a magnitude image is needed")
@@ -151,10 +161,12 @@ def super_resolve(
             sigma=sigma / scale,
             seed=seed,
             progress=progress or _silent,
-            guidance={key: torch.from_numpy(value).to(where) for key, value in maps.items()},
+            guidance={key: torch.from_numpy(value).to(where) for key, value in told.items()},
             contrast=contrast,
             averaged=averaged,
             runtime=runtime,
+            sampling=sampling or Sampling(),
+            maps=maps,
         )
         with _stage("reconstruct", stages):
             reconstruction = chosen.reconstruct(problem)
@@ -194,6 +206,12 @@ def super_resolve(
         residual=_nifti(residual, source.affine, source, "input - A(output), noise units"),
         uncertainty=None if std is None else _nifti(std, target.affine, source, "standard deviation of the error"),
         record=json.loads(json.dumps(facts)),
+        maps={
+            key: _nifti(
+                (volume if key.startswith("gate") else volume * scale).cpu().numpy(), target.affine, source, key
+            )
+            for key, volume in reconstruction.maps.items()
+        },
     )
 
 

@@ -15,7 +15,10 @@ from ..atomic import temporary_beside
 if TYPE_CHECKING:
     import torch
 
+    from .models.mixture import MixtureNetwork
     from .models.network import ResidualNetwork
+
+    Network = ResidualNetwork | MixtureNetwork
 
 PACKAGED = Path(__file__).resolve().parents[1] / "data" / "weights"
 SUFFIX = ".safetensors"
@@ -63,8 +66,13 @@ class Weights:
             raise ValueError(f"weights {path}: not the file that its card {card_path} describes; get both again")
         return cls(path, sha256, card)
 
-    def network(self, device: torch.device) -> ResidualNetwork:
-        """Build the network, in evaluation mode.
+    @property
+    def kind(self) -> str:
+        """Kind of the network: ``student`` or ``moediff``."""
+        return str(self.card.get("kind", "student"))
+
+    def network(self, device: torch.device) -> Network:
+        """Build the network, in evaluation mode, float32.
 
         Raises
         ------
@@ -74,18 +82,29 @@ class Weights:
         import torch
         from safetensors.torch import load_file
 
-        from .models.network import NetworkShape, ResidualNetwork
-
         try:
-            network = ResidualNetwork(NetworkShape(**self.card["network"]))
+            network = _blank(self.kind, self.card["network"])
             network.load_state_dict(load_file(self.path))
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"weights {self.path}: not of the network that the card names ({error})") from error
         return network.to(device, memory_format=torch.channels_last_3d).eval().requires_grad_(False)  # type: ignore[call-overload]
 
 
-def write_weights(path: Path, network: ResidualNetwork, card: Mapping[str, Any]) -> Weights:
-    """Write weights (float32) and their card; both appear only when whole.
+def _blank(kind: str, sizes: Mapping[str, Any]) -> Network:
+    """Build a network of a kind without its weights."""
+    if kind == "moediff":
+        from .models.mixture import MixtureNetwork, MixtureShape
+
+        return MixtureNetwork(MixtureShape(**sizes))
+    from .models.network import NetworkShape, ResidualNetwork
+
+    return ResidualNetwork(NetworkShape(**sizes))
+
+
+def write_weights(path: Path, network: Network, card: Mapping[str, Any]) -> Weights:
+    """Write weights and their card; both appear only when whole.
+
+    A mixture is stored as float16, which is half the size and far below the noise; a one-step network as float32.
 
     Parameters
     ----------
@@ -98,7 +117,8 @@ def write_weights(path: Path, network: ResidualNetwork, card: Mapping[str, Any])
     """
     from safetensors.torch import save
 
-    tensors = {name: value.detach().float().cpu().contiguous() for name, value in network.state_dict().items()}
+    half = card.get("kind") == "moediff"
+    tensors = {name: _stored(value, half=half) for name, value in network.state_dict().items()}
     with temporary_beside(path) as temporary, temporary_beside(path.with_suffix(".json")) as card_file:
         content = save(tensors)
         temporary.write_bytes(content)
@@ -106,3 +126,10 @@ def write_weights(path: Path, network: ResidualNetwork, card: Mapping[str, Any])
         facts = {**card, "network": network.shape.record(), "sha256": sha256}
         card_file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return Weights(path, sha256, facts)
+
+
+def _stored(value: torch.Tensor, *, half: bool) -> torch.Tensor:
+    value = value.detach().cpu().contiguous()
+    if not value.is_floating_point():
+        return value
+    return value.half() if half else value.float()

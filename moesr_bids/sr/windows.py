@@ -10,11 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+if TYPE_CHECKING:
+    import torch
+
 Box = tuple[slice, slice, slice]
 _LEAST_CORE = 16
+_GPU_SHARE = 0.7  # of the free memory
 CPU_WINDOW_VOXELS = 24_000_000
 """Most voxels of a window on a CPU: a head at 0.7 mm in one piece; a constant, so that memory can be told before."""
 
@@ -39,6 +44,16 @@ class Window:
     def voxels(self) -> int:
         """Voxels that the network works on."""
         return math.prod(o.stop - o.start for o in self.outer)
+
+
+def largest_window(bytes_per_voxel: int, device: torch.device) -> int:
+    """Voxels of the largest window: a constant on the CPU, what fits into the free memory of a GPU."""
+    if device.type == "cpu":
+        return CPU_WINDOW_VOXELS
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(_GPU_SHARE * free / bytes_per_voxel)
 
 
 def plan_windows(shape: Sequence[int], box: Box, *, halo: int, largest: int, multiple: int) -> list[Window]:

@@ -362,25 +362,30 @@ class Example:
         float32 vector, see :func:`moesr_bids.sr.models.network.acquisition_vector`.
     sharp
         float32 (n, n, n): the truth on the target grid.
+    tissue
+        float32 (2, n, n, n): shares of white matter and cortex, 0 where unknown.
     """
 
     channels: torch.Tensor
     acquisition: torch.Tensor
     sharp: torch.Tensor
+    tissue: torch.Tensor
 
 
-def acquire(volume: torch.Tensor, scan: Scan, margin: int) -> Example:
+def acquire(patch: torch.Tensor, scan: Scan, margin: int) -> Example:
     """Simulate a scan of a volume and interpolate it back, as the engine does.
 
     Parameters
     ----------
-    volume
-        float32 (m, m, m): sharp volume with ``margin`` voxels more on each side than the example will have.
+    patch
+        float32 (3, m, m, m): sharp volume and its tissue (see :class:`Example`), with ``margin`` voxels more on each
+        side than the example will have.
     scan
         Parameters.
     margin
         Voxels that are cut off after the simulation, where the profile reached outside of the volume.
     """
+    volume, tissue = patch[0], patch[1:]
     n, device = volume.shape[0], volume.device
     sharp = scan.contrast.apply(volume)
     target = np.arange(n, dtype=np.float64) - (n - 1) / 2
@@ -411,4 +416,6 @@ def acquire(volume: torch.Tensor, scan: Scan, margin: int) -> Example:
     ]
     channels = torch.stack([image, correction, *maps])
     vector = acquisition_vector(scan.sampling.reported, scan.sampling.zooms, _TARGET, scan.noise.reported, known)
-    return Example(channels[:, *inner].contiguous(), vector.to(device), sharp[inner].contiguous())
+    return Example(
+        channels[:, *inner].contiguous(), vector.to(device), sharp[inner].contiguous(), tissue[:, *inner].contiguous()
+    )

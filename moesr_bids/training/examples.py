@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from ..sr.models.network import INPUTS
 from .acquisition import Example, RandomScan, acquire
 from .recipe import Recipe
 from .synthesis import LabelMap, RandomAnatomy
@@ -15,6 +17,20 @@ from .volumes import Volume
 
 _SLOTS = 8  # drawn anatomies in use at a time
 _SCALE_ERROR = 0.1  # of the 99th percentile: head and brain differ in it
+
+
+class Batch(NamedTuple):
+    """Examples, stacked: see :class:`.acquisition.Example`; ``sharp`` is (batch, 1, n, n, n)."""
+
+    channels: torch.Tensor
+    acquisition: torch.Tensor
+    sharp: torch.Tensor
+    tissue: torch.Tensor
+
+    @property
+    def start(self) -> torch.Tensor:
+        """What residuals are added to: the interpolated image and its correction by the data, (batch, 1, n, n, n)."""
+        return self.channels[:, :INPUTS].sum(dim=1, keepdim=True)
 
 
 class Examples:
@@ -53,26 +69,28 @@ class Examples:
         rng = np.random.default_rng([self.seed, 0, number])
         size = self.recipe.patch + 2 * self.recipe.margin
         if rng.random() < self.synthetic:
-            volume = self.anatomy.paint(self._drawn(*self._anatomy_of(number)), rng)
+            labels, fine = self._drawn(*self._anatomy_of(number))
+            patch = self.anatomy.paint(labels, fine, rng)
         else:
-            volume = self.volumes[int(rng.integers(len(self.volumes)))].patch(size, rng, self.device)
-        volume = volume * float(np.exp(rng.normal(scale=_SCALE_ERROR)))
-        return acquire(volume, self.scan.sample(rng), self.recipe.margin)
+            patch = self.volumes[int(rng.integers(len(self.volumes)))].patch(size, rng, self.device)
+        patch[0] *= float(np.exp(rng.normal(scale=_SCALE_ERROR)))
+        return acquire(patch, self.scan.sample(rng), self.recipe.margin)
 
-    def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Stack examples ``first`` to ``first + count - 1``: channels, acquisition vectors, truth with one channel."""
+    def batch(self, first: int, count: int) -> Batch:
+        """Stack examples ``first`` to ``first + count - 1``."""
         some = [self[number] for number in range(first, first + count)]
-        return (
+        return Batch(
             torch.stack([e.channels for e in some]),
             torch.stack([e.acquisition for e in some]),
             torch.stack([e.sharp for e in some])[:, None],
+            torch.stack([e.tissue for e in some]),
         )
 
     def _anatomy_of(self, number: int) -> tuple[int, int]:
         """Return slot and generation of the anatomy that an example uses if it is synthetic."""
         return number % _SLOTS, int(number * self.synthetic) // (_SLOTS * self.recipe.reuse)
 
-    def _draw(self, slot: int, generation: int) -> torch.Tensor:
+    def _draw(self, slot: int, generation: int) -> tuple[LabelMap, torch.Tensor]:
         rng = np.random.default_rng([self.seed, 1, slot, generation])
         labels = self.labels[int(rng.integers(len(self.labels)))]
-        return self.anatomy.draw(labels, self.recipe.patch + 2 * self.recipe.margin, rng, self.device)
+        return labels, self.anatomy.draw(labels, self.recipe.patch + 2 * self.recipe.margin, rng, self.device)

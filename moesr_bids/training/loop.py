@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -20,14 +20,16 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..atomic import temporary_beside
-from ..sr.models.network import INPUTS, ResidualNetwork
 from ..sr.precision import fast_dtype
 from .examples import Examples
-from .losses import student_loss
+from .objectives import objective_of
 from .recipe import Recipe, recipe_from
 from .synthesis import LabelMap
 from .validation import validate
 from .volumes import Volume
+
+if TYPE_CHECKING:
+    from ..sr.weights import Network
 
 _FINAL_RATE = 0.02  # of the learning rate
 _LOG_EVERY = 100
@@ -106,7 +108,7 @@ class Team:
 class Trained:
     """What a run leaves: averaged weights and the facts for their card."""
 
-    network: ResidualNetwork
+    network: Network
     recipe: Recipe
     steps: int
     minutes: float
@@ -140,7 +142,8 @@ def train(
     budget: Budget,
     device: torch.device,
     seed: int = 0,
-    start: ResidualNetwork | None = None,
+    start: nn.Module | None = None,
+    teacher: nn.Module | None = None,
     validate_minutes: float = 10.0,
     say: Any = print,
 ) -> Trained:
@@ -164,7 +167,9 @@ def train(
     seed
         Of the weights and of all examples.
     start
-        Weights to start a new training from; the recipe's network may have more blocks.
+        Network to start a new training from; the recipe's may have more blocks.
+    teacher
+        Network to learn from, of a distillation.
     validate_minutes
         Time between two validations.
     say
@@ -172,7 +177,7 @@ def train(
     """
     team = Team.join(device)
     try:
-        run = _Run(recipe, folder, team, seed, start)
+        run = _Run(recipe, folder, team, seed, start, teacher)
         examples = Examples(volumes, labels, recipe, seed=seed, device=team.device)
         return run.loop(examples, held_out, budget, validate_minutes, say)
     finally:
@@ -180,16 +185,21 @@ def train(
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, folder: Path, team: Team, seed: int, start: ResidualNetwork | None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, team: Team, seed: int, start: nn.Module | None, teacher: nn.Module | None
+    ) -> None:
         self.recipe, self.folder, self.team = recipe, folder, team
         torch.manual_seed(seed)
-        self.network = (start.grown(recipe.network) if start else ResidualNetwork(recipe.network)).to(team.device)
+        self.seed, self.objective = seed, objective_of(recipe, teacher)
+        self.network = self.objective.build(start).to(team.device)
         self.network = self.network.to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        trained = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+            trained, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
         )
         self.step, self.seconds, self.first_step = 0, 0.0, 0
+        self.reached = 0.0  # share of the longest run: what is resumed does not go back
         self.board: SummaryWriter | None = None
         if (folder / STATE).is_file():
             self._load()
@@ -208,11 +218,12 @@ class _Run:
             if share >= 1:
                 break
             self._set_rate(share)
-            channels, acquisition, sharp = examples.batch(self.step * per_step + team.rank * recipe.batch, recipe.batch)
+            self.reached = max(self.reached, share)
+            first = self.step * per_step + team.rank * recipe.batch
+            generator = torch.Generator().manual_seed(self.seed * 2**32 + first)
             with torch.autocast(team.device.type, dtype, enabled=dtype != torch.float32):
-                output = self.network(channels, acquisition)
-            start = channels[:, :INPUTS].sum(dim=1, keepdim=True)
-            loss, terms = student_loss(output, start, sharp, recipe.loss)
+                batch = examples.batch(first, recipe.batch)
+                loss, terms = self.objective.loss(self.network, batch, generator, self.reached)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             team.average_gradients(self.network)
@@ -244,7 +255,11 @@ class _Run:
         if self.board is not None:
             self.board.close()
         return Trained(
-            network=self.average, recipe=recipe, steps=self.step, minutes=round(self.seconds / 60, 1), gains=gains
+            network=self.objective.product(self.average),
+            recipe=recipe,
+            steps=self.step,
+            minutes=round(self.seconds / 60, 1),
+            gains=gains,
         )
 
     def _set_rate(self, share: float) -> None:
@@ -263,7 +278,7 @@ class _Run:
 
     def _validate(self, held_out: Sequence[Volume]) -> dict[str, float]:
         return validate(
-            self.average,
+            self.objective.estimator(self.average),
             held_out,
             patch=_VALIDATION_PATCH,
             margin=self.recipe.margin,
@@ -301,6 +316,7 @@ class _Run:
         facts = {
             "step": self.step,
             "first_step": self.first_step,
+            "reached": self.reached,
             "seconds": self.seconds,
             "recipe": self.recipe.record(),
         }
@@ -327,3 +343,4 @@ class _Run:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.first_step, self.seconds = facts["step"], facts["first_step"], facts["seconds"]
+        self.reached = facts["reached"]

@@ -52,9 +52,9 @@ def student_loss(
         constant, so that the scale does not trade sharpness for confidence.
     """
     before, error = start - sharp, start + output.residual - sharp
-    reconstruction = _relative(error, before, weights.epsilon)
+    reconstruction = charbonnier_ratio(error, before, weights.epsilon)
     gradient = torch.stack(
-        [_relative(torch.diff(error, dim=a), torch.diff(before, dim=a), weights.epsilon) for a in (2, 3, 4)]
+        [charbonnier_ratio(torch.diff(error, dim=a), torch.diff(before, dim=a), weights.epsilon) for a in (2, 3, 4)]
     ).mean()
     likelihood = (error.detach().abs() * (-output.log_scale).exp() + output.log_scale).mean()
     total = reconstruction + weights.gradient * gradient + weights.likelihood * likelihood
@@ -65,7 +65,8 @@ def student_loss(
     }
 
 
-def _relative(error: torch.Tensor, before: torch.Tensor, epsilon: float) -> torch.Tensor:
+def charbonnier_ratio(error: torch.Tensor, before: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Charbonnier loss of each example relative to that of its start, averaged over the batch."""
     return (_charbonnier(error, epsilon) / (_charbonnier(before, epsilon) + _LEAST_LOSS)).mean()
 
 

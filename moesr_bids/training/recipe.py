@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from attrs import asdict, field, frozen, validators
 
+from ..sr.models.context import TOKEN
+from ..sr.models.mixture import MixtureShape
 from ..sr.models.network import FACTOR, GUIDANCE, NetworkShape
+from .distillation import DistillationLossWeights
 from .losses import LossWeights
+from .mixture_loss import MixtureLossWeights
 
 RECIPES = Path(__file__).resolve().parents[1] / "data" / "recipes"
+
+KINDS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "student": (NetworkShape, LossWeights),
+    "moediff": (MixtureShape, MixtureLossWeights),
+    "distill": (NetworkShape, DistillationLossWeights),
+}
+"""Network and loss of each kind of recipe."""
 
 _share = validators.and_(validators.ge(0.0), validators.le(1.0))
 _positive = validators.gt(0)
 
 
-def _multiple(_: Any, attribute: Any, value: int) -> None:
-    if value < FACTOR or value % FACTOR:
-        raise ValueError(f"{attribute.name} is a positive multiple of {FACTOR}, got {value}")
+def _multiple(recipe: Recipe, attribute: Any, value: int) -> None:
+    multiple = FACTOR if recipe.kind == "student" else TOKEN
+    if value < multiple or value % multiple:
+        raise ValueError(f"{attribute.name} is a positive multiple of {multiple}, got {value}")
 
 
 @frozen(kw_only=True)
 class Recipe:
-    """Settings of a training; see ``moesr_bids/data/recipes/student.yml`` for what each of them means."""
+    """Settings of a training; see ``moesr_bids/data/recipes`` for what each of them means."""
 
-    network: NetworkShape
+    kind: str = field(default="student", validator=validators.in_(KINDS))
+    network: NetworkShape | MixtureShape
     patch: int = field(validator=_multiple)
     margin: int = field(validator=validators.ge(0))
     batch: int = field(validator=_positive)
@@ -38,7 +52,8 @@ class Recipe:
     decay: float = field(validator=_share)
     ema: float = field(validator=_share)
     clip: float = field(validator=_positive)
-    loss: LossWeights
+    loss: LossWeights | MixtureLossWeights | DistillationLossWeights
+    frozen: tuple[str, ...] = field(default=(), converter=tuple)
     guidance: tuple[str, ...] = field(
         default=GUIDANCE, converter=tuple, validator=validators.deep_iterable(validators.in_(GUIDANCE))
     )
@@ -70,5 +85,9 @@ def recipe_from(settings: dict[str, Any]) -> Recipe:
     """Build a recipe from plain settings, as :meth:`Recipe.record` returns them."""
     if not isinstance(settings, dict):
         raise ValueError("a recipe is a YAML mapping")
-    parts = {"network": NetworkShape(**settings.get("network", {})), "loss": LossWeights(**settings.get("loss", {}))}
+    kind = settings.get("kind", "student")
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}")
+    network, loss = KINDS[kind]
+    parts = {"network": network(**settings.get("network", {})), "loss": loss(**settings.get("loss", {}))}
     return Recipe(**{**settings, **parts})

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ..errors import ImageError
 from ..sr.projection import bounding_box
+from .tissue import CORTEX, WHITE
 from .volumes import log_uniform, read_3d, turned
 
 # FreeSurfer numbers whose two sides have one contrast.
@@ -25,7 +26,7 @@ _RIGHT_TO_LEFT = {
     **{41: 2, 42: 3, 43: 4, 44: 5, 46: 7, 47: 8, 49: 10, 50: 11, 51: 12, 52: 13, 53: 17, 54: 18, 58: 26, 60: 28},
     **{62: 30, 63: 31},
 }
-_WHITE_MATTER = (2, 7)
+_CEREBRAL_WHITE_MATTER = 2
 _BACKGROUND = 0
 _LESION = 255
 _OVERSAMPLING = 2
@@ -41,6 +42,7 @@ class LabelMap:
     name: str
     data: NDArray[np.uint8]
     white_matter: tuple[int, ...]
+    cortex: tuple[int, ...]
     labels: int
     centres: NDArray[np.int16]
 
@@ -59,13 +61,13 @@ def load_label_map(path: Path) -> LabelMap:
     for right, left in _RIGHT_TO_LEFT.items():
         raw[raw == right] = left
     values = np.unique(np.append(raw, _BACKGROUND))
-    if not whole or _WHITE_MATTER[0] not in values or len(values) >= _LESION:
-        raise ImageError(f"{path}: not a map of FreeSurfer labels with white matter ({_WHITE_MATTER[0]})")
+    if not whole or _CEREBRAL_WHITE_MATTER not in values or len(values) >= _LESION:
+        raise ImageError(f"{path}: not a map of FreeSurfer labels with white matter ({_CEREBRAL_WHITE_MATTER})")
     data = np.searchsorted(values, raw).astype(np.uint8)
     brain = np.argwhere((raw > 0) & (raw < 100))
-    white = tuple(int(np.searchsorted(values, v)) for v in _WHITE_MATTER if v in values)
+    white, cortex = (tuple(int(np.searchsorted(values, v)) for v in some if v in values) for some in (WHITE, CORTEX))
     name = path.name.split(".", 1)[0]
-    return LabelMap(name, data, white, len(values), brain[:: max(1, len(brain) // 50_000)].astype(np.int16))
+    return LabelMap(name, data, white, cortex, len(values), brain[:: max(1, len(brain) // 50_000)].astype(np.int16))
 
 
 @frozen
@@ -117,8 +119,15 @@ class RandomAnatomy:
             _strip(labels, fine)
         return fine
 
-    def paint(self, fine: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Give drawn labels a contrast: float32 cube at the target's resolution, in random orientation."""
+    def paint(self, labels: LabelMap, fine: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Give drawn labels a contrast.
+
+        Returns
+        -------
+        patch
+            float32 (3, n, n, n) at the target's resolution, in random orientation: the image, and the shares of white
+            matter and cortex.
+        """
         generator = torch.Generator(fine.device).manual_seed(int(rng.integers(2**31)))
         means = rng.uniform(0.05, 1.1, size=_LESION + 1).astype(np.float32)
         spread = log_uniform(rng, *self.texture) * rng.uniform(0.5, 1.5, size=_LESION + 1).astype(np.float32)
@@ -127,7 +136,8 @@ class RandomAnatomy:
         tables = torch.from_numpy(np.stack([means, spread])).to(fine.device)
         drawn = functional.avg_pool3d(tables[:, fine.int()][None], _OVERSAMPLING)[0]
         image = drawn[0] + drawn[1] * texture(drawn.shape[-1], generator, fine.device)
-        return turned(image.clamp(min=0), rng)
+        shares = torch.stack([_share(fine, some) for some in ((*labels.white_matter, _LESION), labels.cortex)])
+        return turned(torch.cat([image.clamp(min=0)[None], shares]), rng)
 
     def _add_lesions(self, labels: LabelMap, fine: torch.Tensor, rng: np.random.Generator) -> None:
         """Replace white matter inside some rough balls."""
@@ -147,6 +157,12 @@ class RandomAnatomy:
                 for axis, (r, p) in enumerate(zip(radii, phase, strict=True))
             )
             fine[(distance + 0.25 * wave < 1) & white] = _LESION
+
+
+def _share(fine: torch.Tensor, chosen: tuple[int, ...]) -> torch.Tensor:
+    """Share of some labels in each voxel of the target's resolution."""
+    here = torch.isin(fine, torch.tensor(chosen, dtype=torch.uint8, device=fine.device))
+    return functional.avg_pool3d(here[None, None].float(), _OVERSAMPLING)[0, 0]
 
 
 def _strip(labels: LabelMap, fine: torch.Tensor) -> None:

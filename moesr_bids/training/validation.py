@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from attrs import evolve
 
-from ..sr.models.network import INPUTS, ResidualNetwork
+from ..sr.models.network import INPUTS
 from ..sr.psf import PSF, AxisPSF
-from .acquisition import Contrast, Motion, RandomScan, RicianNoise, Sampling, SmoothField, acquire
+from .acquisition import Contrast, Motion, RandomScan, RicianNoise, Sampling, Scan, SmoothField, acquire
+from .objectives import Estimator
 from .volumes import Volume
 
 _NOISE = 0.02
@@ -35,44 +36,57 @@ def _along(axis: int, thickness: float) -> tuple[float, float, float]:
     return zooms[0], zooms[1], zooms[2]
 
 
+def plain_scan() -> Scan:
+    """Return a scan without contrast change, fields and motion; :func:`validate` sets its sampling and noise."""
+    nothing = SmoothField([0.0] * 19, False)
+    return evolve(
+        RandomScan().sample(np.random.default_rng(0)),
+        contrast=Contrast(1.0),
+        bias=nothing,
+        jacobian=nothing,
+        motion=Motion(0, 1, [0.0]),
+    )
+
+
 @torch.no_grad()
 def validate(
-    network: ResidualNetwork, volumes: Sequence[Volume], *, patch: int, margin: int, patches: int, device: torch.device
+    estimate: Estimator,
+    volumes: Sequence[Volume],
+    *,
+    patch: int,
+    margin: int,
+    patches: int,
+    device: torch.device,
+    scan: Scan | None = None,
 ) -> dict[str, float]:
     """Mean PSNR gain over cubic interpolation in dB, per volume and case, in the foreground of fixed patches.
 
     Parameters
     ----------
-    network
-        In evaluation mode, on ``device``.
+    estimate
+        From channels and acquisition vector to the residual.
     volumes
         Volumes that were not trained on.
     patch, margin, patches
         Size of a patch, what is cut off around it, and how many there are of each volume.
+    device
+        Where to simulate.
+    scan
+        What else happens in the scan; by default nothing.
     """
-    plain = evolve(
-        RandomScan().sample(np.random.default_rng(0)),
-        contrast=Contrast(1.0),
-        bias=SmoothField([0.0] * 19, False),
-        jacobian=SmoothField([0.0] * 19, False),
-        motion=Motion(0, 1, [0.0]),
-    )
+    plain = scan or plain_scan()
     gains: dict[str, float] = {}
     for volume in volumes:
         for name, sampling in cases().items():
             found = []
             for number in range(patches):
                 sharp = volume.patch(patch + 2 * margin, np.random.default_rng(number), device)
-                scan = evolve(plain, sampling=sampling, noise=RicianNoise(_NOISE, _NOISE, number))
-                example = acquire(sharp, scan, margin)
-                output = network(example.channels[None], example.acquisition[None])
+                noise = RicianNoise(_NOISE, _NOISE, number)
+                example = acquire(sharp, evolve(plain, sampling=sampling, noise=noise), margin)
+                residual = estimate(example.channels[None], example.acquisition[None])[0, 0]
                 inside = example.sharp > _FOREGROUND
                 before = (example.channels[0] - example.sharp)[inside].square().mean()
-                after = (
-                    (example.channels[:INPUTS].sum(dim=0) + output.residual[0, 0] - example.sharp)[inside]
-                    .square()
-                    .mean()
-                )
+                after = (example.channels[:INPUTS].sum(dim=0) + residual - example.sharp)[inside].square().mean()
                 found.append(10 * math.log10(float(before) / float(after)))
             gains[f"{volume.name}_{name}"] = float(np.mean(found))
     return gains

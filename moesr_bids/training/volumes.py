@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,7 @@ from ..errors import ImageError
 from ..sr.noise import foreground
 from ..sr.operator import apply_axes, axis_matrix
 from ..sr.psf import AxisPSF
+from .tissue import find_segmentation
 
 _PERCENTILE = 99.0
 _MOST_ANISOTROPIC = 1.3  # voxel sizes of a target may differ by this factor
@@ -42,12 +44,15 @@ class Volume:
         FWHM of the intensities along the smoothest axis over that along the sharpest.
     centres
         Voxels that patches are drawn around, (n, 3).
+    tissue
+        Masks of white matter and cortex, (2, i, j, k); None where unknown.
     """
 
     name: str
     data: NDArray[np.float16]
     smoothness: float
     centres: NDArray[np.int16]
+    tissue: NDArray[np.uint8] | None = None
 
     @property
     def spacings(self) -> tuple[float, float]:
@@ -61,16 +66,20 @@ class Volume:
         Returns
         -------
         patch
-            float32 (size, size, size). Half of them are at the finest spacing, the others coarser.
+            float32 (3, size, size, size): the image, and the shares of white matter and cortex (0 where unknown). Half
+            of the patches are at the finest spacing, the others coarser.
         """
         low, high = self.spacings
         spacing = low if rng.random() < 0.5 else float(rng.uniform(low, high))
         centre = self.centres[rng.integers(len(self.centres))] + rng.integers(-8, 9, size=3)
         reach = size if spacing == 1 else math.ceil(size * spacing) + 4
-        cube = torch.from_numpy(_crop(self.data, centre, reach)).to(device, torch.float32)
+        parts = [self.data, *(self.tissue if self.tissue is not None else ())]
+        cubes = [torch.from_numpy(_crop(part, centre, reach)).to(device, torch.float32) for part in parts]
         if spacing > 1:
-            cube = _resample(cube, size, spacing)
-        return turned(cube, rng)
+            cubes = [_resample(cube, size, spacing) for cube in cubes]
+        if self.tissue is None:
+            cubes += [torch.zeros_like(cubes[0])] * 2
+        return turned(torch.stack(cubes), rng)
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -79,14 +88,21 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def turned(cube: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Permute and flip the axes of a cube at random."""
-    cube = cube.permute([int(a) for a in rng.permutation(3)])
-    flips = [axis for axis in range(3) if rng.random() < 0.5]
+    """Permute and flip the last three axes of a stack of cubes at random."""
+    cube = cube.permute([0, *(1 + int(a) for a in rng.permutation(3))])
+    flips = [1 + axis for axis in range(3) if rng.random() < 0.5]
     return cube.flip(flips).contiguous()
 
 
-def load_volume(path: Path) -> Volume:
+def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> Volume:
     """Load a volume that may serve as a sharp target.
+
+    Parameters
+    ----------
+    path
+        NIfTI image.
+    segmentations
+        Folders in which a FreeSurfer label map on the image's grid is looked for.
 
     Raises
     ------
@@ -108,6 +124,7 @@ def load_volume(path: Path) -> Volume:
         np.clip(data / scale, 0, 8).astype(np.float16),
         max(smoothness) / min(smoothness),
         _deep_voxels(head, affine),
+        find_segmentation(path, affine, list(segmentations)),
     )
 
 
@@ -157,7 +174,7 @@ def _deep_voxels(head: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArra
     return deep[:: max(1, len(deep) // 100_000)].astype(np.int16)
 
 
-def _crop(data: NDArray[np.float16], centre: Sequence[int] | NDArray[np.generic], size: int) -> NDArray[np.float16]:
+def _crop(data: NDArray[Any], centre: Sequence[int] | NDArray[np.generic], size: int) -> NDArray[Any]:
     cube = np.zeros((size,) * 3, dtype=data.dtype)
     inner, outer = [], []
     for c, n in zip(centre, data.shape, strict=True):

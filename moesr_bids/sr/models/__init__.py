@@ -1,12 +1,13 @@
 """Registered models: what turns an acquired image into an image of the target grid.
 
 A model is a function of a :class:`.base.Problem` registered under its name together with its card; adding one adds an
-entry here and nothing elsewhere. A path of a ``.safetensors`` file is a model as well: the student with those weights.
+entry here and nothing elsewhere. A path of a ``.safetensors`` file is a model as well, of the kind that its card names.
 PyTorch is imported when a model is looked up, not with this package: command lines and scheduler workers need names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "student"
 _LEARNED = (DEFAULT_MODEL,)
+_KINDS = ("student", "moediff")
 _PLAIN = ("classical", "cubic")
 
 
@@ -69,6 +71,8 @@ def get_model(name: str) -> Model:
     if path is None:
         model: Model = import_module(f"{__name__}.{name}").MODEL
         return model
-    from .student import student
-
-    return student(path.name.removesuffix(SUFFIX), path)
+    kind = Weights.read(path).kind
+    if kind not in _KINDS:
+        raise ValueError(f"weights {path}: of an unknown kind {kind!r}; one of {', '.join(_KINDS)}")
+    build: Callable[[str, Path], Model] = getattr(import_module(f"{__name__}.{kind}"), kind)
+    return build(path.name.removesuffix(SUFFIX), path)

@@ -10,6 +10,7 @@ from attrs import field, frozen
 
 from ..operator import AcquisitionOperator
 from ..runtimes import RUNTIMES
+from ..sampling import Sampling
 
 Progress = Callable[[str, float], None]
 """Called with the name of the step and the share of it that is done."""
@@ -41,6 +42,10 @@ class Problem:
         Whether a learned model averages over the eight flips of the image.
     runtime
         What runs the convolutions of a learned model (:data:`..runtimes.RUNTIMES`).
+    sampling
+        How a diffusion model is sampled.
+    maps
+        Whether the model shall return maps of how it works beside the image, where it has any.
     """
 
     acquired: torch.Tensor
@@ -53,6 +58,8 @@ class Problem:
     contrast: str = ""
     averaged: bool = False
     runtime: str = RUNTIMES[0]
+    sampling: Sampling = field(factory=Sampling)
+    maps: bool = False
 
 
 @frozen(eq=False)
@@ -67,11 +74,15 @@ class Reconstruction:
         Standard deviation of the error of ``image``, same shape and units; None for models that know none.
     facts
         What the sidecar shall say beside the model's name, JSON-serialisable.
+    maps
+        Further volumes on the target grid by name, if they were asked for: ``gate-<expert>``, the weight of an expert;
+        ``difference-<expert>``, what the image would be with this expert alone, less the image, in its units.
     """
 
     image: torch.Tensor
     std: torch.Tensor | None = None
     facts: Mapping[str, Any] = field(factory=dict)
+    maps: Mapping[str, torch.Tensor] = field(factory=dict)
 
 
 @frozen
@@ -100,6 +111,12 @@ class ModelCard:
         Peak memory per voxel of the window that a network works on, beside that.
     seconds_per_megavoxel
         Time beside the products with A per million target voxels, one CPU thread.
+    seconds_per_sample
+        The same for each sample of a diffusion model.
+    one_step
+        Whether it is a network that is applied once: its runtime can be chosen, and flips averaged.
+    experts
+        Names of the experts, each with a gate map.
     """
 
     summary: str
@@ -112,6 +129,9 @@ class ModelCard:
     bytes_per_voxel: int = 24
     window_bytes_per_voxel: int = 0
     seconds_per_megavoxel: float = 0.1
+    seconds_per_sample: float = 0.0
+    one_step: bool = False
+    experts: tuple[str, ...] = ()
 
 
 @frozen

@@ -97,7 +97,7 @@ class ResidualNetwork(nn.Module):
             nn.Linear(CONDITIONS, shape.embedding), nn.SiLU(), nn.Linear(shape.embedding, shape.embedding), nn.SiLU()
         )
         self.head = nn.Conv3d((INPUTS + 1 + len(GUIDANCE)) * cells, width, 3, padding=1)
-        self.body = nn.ModuleList(_Block(width, shape.embedding) for _ in range(shape.blocks))
+        self.body = nn.ModuleList(ModulatedBlock(width, shape.embedding) for _ in range(shape.blocks))
         self.tail = nn.Conv3d(width, 2 * cells, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         with torch.no_grad():
@@ -132,12 +132,16 @@ class ResidualNetwork(nn.Module):
         acquisition
             float32, (batch, CONDITIONS), from :func:`acquisition_vector`.
         """
+        return network_output(self.features(channels, acquisition), self.tail)
+
+    def features(self, channels: torch.Tensor, acquisition: torch.Tensor) -> torch.Tensor:
+        """Return what the last convolution is given: (batch, width, i / 2, j / 2, k / 2)."""
         embedding = self.embed(acquisition)
         features = self.head(network_cells(channels))
         inner = features
         for block in self.body:
             inner = block(inner, embedding)
-        return network_output(features + inner, self.tail)
+        return features + inner
 
 
 class FoldedNetwork(nn.Module):
@@ -200,12 +204,22 @@ def _level(image: torch.Tensor) -> torch.Tensor:
     return image
 
 
-class _Block(nn.Module):
-    """x + conv(relu(scale * conv(x) + shift)), scale and shift from the embedding of the acquisition."""
+class ModulatedBlock(nn.Module):
+    """x + conv(relu(scale * conv(x) + shift)), scale and shift from an embedding of the acquisition.
 
-    def __init__(self, width: int, embedding: int) -> None:
+    Parameters
+    ----------
+    width
+        Channels.
+    embedding
+        Length of the embedding.
+    dilation
+        Of the first convolution.
+    """
+
+    def __init__(self, width: int, embedding: int, dilation: int = 1) -> None:
         super().__init__()
-        self.first = nn.Conv3d(width, width, 3, padding=1)
+        self.first = nn.Conv3d(width, width, 3, padding=dilation, dilation=dilation)
         self.second = nn.Conv3d(width, width, 3, padding=1)
         self.modulate = nn.Linear(embedding, 2 * width)
         nn.init.zeros_(self.modulate.weight)
@@ -214,9 +228,14 @@ class _Block(nn.Module):
             self.second.weight.mul_(0.1)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """Apply the block."""
         scale, shift = self.modulate(embedding)[:, :, None, None, None].chunk(2, dim=1)
-        inner = torch.addcmul(shift.to(x.dtype), self.first(x), (1 + scale).to(x.dtype))
+        inner = torch.addcmul(shift.to(x.dtype), self.first(self.seen(x)), (1 + scale).to(x.dtype))
         return x + self.second(functional.relu(inner, inplace=True))
+
+    def seen(self, x: torch.Tensor) -> torch.Tensor:
+        """Part of the features that the block looks at."""
+        return x
 
     def folded(self, embedding: torch.Tensor) -> tuple[nn.Conv3d, nn.Conv3d]:
         """Return both convolutions, scale and shift within the first."""

@@ -1,0 +1,255 @@
+"""The mixture of experts against the one-step model, and what each of its parts is worth.
+
+    python -m benchmarks.moediff --data BIDS_DIR --splits splits.tsv --models student FILE [--tables ...]
+
+Scans of one role of ``splits.tsv``, degraded as in :mod:`benchmarks.quality`. ``side``: gain over cubic interpolation,
+sharpness (energy of the finest band against the truth's), coverage of the 90 % interval, size, time. ``ablation``: the
+chain's mean on simulated patches without the gate, without an expert, without a guidance map that there is. ``gate``:
+mean weight of each expert in the cortical ribbon and in deep white matter. ``threshold``: what leaving out experts of
+little weight saves and costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from attrs import evolve
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from moesr_bids.sr.engine import super_resolve
+from moesr_bids.sr.metrics import psnr, ssim
+from moesr_bids.sr.models import moediff, weights_path
+from moesr_bids.sr.models.experts import EXPERTS
+from moesr_bids.sr.models.mixture import MixtureNetwork, parameters
+from moesr_bids.sr.sampling import Sampling
+from moesr_bids.sr.weights import Weights
+from moesr_bids.training.acquisition import SmoothField
+from moesr_bids.training.objectives import MixtureObjective
+from moesr_bids.training.recipe import read_recipe
+from moesr_bids.training.validation import plain_scan, validate
+from moesr_bids.training.volumes import load_volume
+
+from .degrade import Case, all_cases, degrade
+from .quality import Truth, interpolate, load_truths
+
+TABLES = ("side", "ablation", "gate", "threshold")
+_NOISE = 0.02
+_BAND_VOXELS = 1.0  # standard deviation of the Gaussian below which the finest band lies
+_HALF_WIDTH_90 = 1.645
+_DEEP_VOXELS = 4
+_FIELD = SmoothField([0.12, -0.1, 0.08, 0.1, *[0.05, -0.05] * 7, 0.05], True)
+_WAYS = {
+    "chain's mean": Sampling(),
+    "one sample": Sampling(estimate="sample"),
+    "mean of 8": Sampling(samples=8),
+}
+_SMALL_WINDOW = 700_000  # voxels: windows that an expert can be missing from
+_THRESHOLDS = (-1.0, 0.02, 0.1, 0.2)
+
+
+def sharpness(image: NDArray[np.floating], truth: NDArray[np.floating], mask: NDArray[np.bool_]) -> float:
+    """Energy of what is finer than a Gaussian of 1 voxel, as a share of the truth's, inside the mask."""
+    fine = [part - ndimage.gaussian_filter(part, _BAND_VOXELS) for part in (image, truth)]
+    return float(np.square(fine[0][mask]).sum() / np.square(fine[1][mask]).sum())
+
+
+def cropped(truth: Truth, size: int) -> Truth:
+    """Central cube of a truth, of a size that all cases divide."""
+    if not size:
+        return truth
+    centre = [int(np.mean(axis)) for axis in np.nonzero(truth.mask)]
+    box = tuple(
+        slice(max(0, min(c - size // 2, n - size)), None) for c, n in zip(centre, truth.mask.shape, strict=True)
+    )
+    box = tuple(slice(b.start, b.start + size) for b in box)
+    data = np.asanyarray(truth.image.dataobj)[box]
+    affine = truth.image.affine.copy()
+    affine[:3, 3] = nib.affines.apply_affine(affine, [b.start for b in box])
+    mask = truth.mask[box]
+    return Truth(truth.participant, truth.suffix, nib.Nifti1Image(data, affine), mask, truth.level)
+
+
+def side_table(truths: Sequence[Truth], cases: Sequence[Case], models: Sequence[str], threads: int) -> Iterator[str]:
+    """Yield a line per model and way of sampling: mean over scans and cases, worst in brackets."""
+    ways: dict[str, tuple[str, Sampling]] = {}
+    for model in models:
+        mixture = (path := weights_path(model)) is not None and Weights.read(path).kind == "moediff"
+        for name, sampling in (_WAYS if mixture else {"": Sampling()}).items():
+            ways[f"{model} {name}".strip()] = model, sampling
+    found: dict[str, list[tuple[float, float, float, float, float]]] = {name: [] for name in ways}
+    for truth in truths:
+        sharp = np.asanyarray(truth.image.dataobj)
+        for case in cases:
+            low = degrade(truth.image, case, _NOISE * truth.level, seed=sum(map(ord, truth.participant + case.name)))
+            base = psnr(sharp, interpolate(low, truth.image, 3), truth.mask)
+            for name, (model, sampling) in ways.items():
+                zoom = float(truth.image.header.get_zooms()[0])
+                result = super_resolve(
+                    low, resolution=zoom, model=model, contrast=truth.suffix, sampling=sampling, threads=threads
+                )
+                image = np.asanyarray(result.image.dataobj)
+                inside = float("nan")
+                if result.uncertainty is not None:
+                    width = _HALF_WIDTH_90 * np.asanyarray(result.uncertainty.dataobj)
+                    inside = float(np.mean((np.abs(image - sharp) < width)[truth.mask]))
+                gain = psnr(sharp, image, truth.mask) - base
+                found[name].append(
+                    (
+                        gain,
+                        ssim(sharp, image, truth.mask),
+                        sharpness(image, sharp, truth.mask),
+                        inside,
+                        result.record["Seconds"],
+                    )
+                )
+                print(f"{truth.participant} {case.name} {name} {gain:+.2f}", file=sys.stderr, flush=True)
+    yield "| model | gain, dB [worst] | SSIM | sharpness | in 90 % interval | million parameters | seconds |"
+    yield "|---" * 7 + "|"
+    for name, rows in found.items():
+        gain, similarity, fine, inside, seconds = np.mean(rows, axis=0)
+        path = weights_path(ways[name][0])
+        size = f"{parameters(Weights.read(path).network(torch.device('cpu'))) / 1e6:.2f}" if path else "none"
+        worst = min(row[0] for row in rows)
+        yield (
+            f"| {name} | {gain:+.2f} [{worst:+.2f}] | {similarity:.3f} | {fine:.2f} | {100 * inside:.0f} % | {size} | "
+            f"{seconds:.0f} |"
+        )
+
+
+def ablation_table(paths: Sequence[Path], weights: Weights, patches: int) -> Iterator[str]:
+    """Yield a line per part: mean gain of the chain's mean over interpolation on simulated patches."""
+    objective = MixtureObjective(read_recipe("moediff"))
+    volumes = [load_volume(path) for path in paths]
+    plain = plain_scan()
+
+    def run(change: Callable[[MixtureNetwork], None], scan: object = plain) -> float:
+        network = weights.network(torch.device("cpu"))
+        assert isinstance(network, MixtureNetwork)
+        objective.shape = network.shape
+        change(network)
+        gains = validate(
+            objective.estimator(network),
+            volumes,
+            patch=64,
+            margin=14,
+            patches=patches,
+            device=torch.device("cpu"),
+            scan=scan,  # type: ignore[arg-type]
+        )
+        return float(np.mean(list(gains.values())))
+
+    whole = run(lambda network: None)
+    yield f"whole                     {whole:+.3f} dB over interpolation"
+    yield f"trunk alone               {run(_silent) - whole:+.3f}"
+    yield f"without gate (all alike)  {run(_even) - whole:+.3f}"
+    for k, name in enumerate(EXPERTS):
+        yield f"without {name:17} {run(lambda network, k=k: _without(network, k)) - whole:+.3f}"  # type: ignore[misc]
+    for part in ("bias", "jacobian"):
+        told, untold = (
+            run(lambda network: None, evolve(plain, **{part: evolve(_FIELD, known=known)})) for known in (True, False)
+        )
+        yield f"without {'log_' + part:17} {untold - told:+.3f} where there is such a field"
+
+
+def _silent(network: MixtureNetwork) -> None:
+    for expert in network.experts:
+        torch.nn.init.zeros_(expert.tail.weight)
+        torch.nn.init.zeros_(expert.tail.bias)
+
+
+def _even(network: MixtureNetwork) -> None:
+    torch.nn.init.zeros_(network.context.gate[-1].weight)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(network.context.gate[-1].bias)  # type: ignore[arg-type]
+
+
+def _without(network: MixtureNetwork, k: int) -> None:
+    with torch.no_grad():
+        network.context.gate[-1].bias[k] -= 1e4  # type: ignore[index]
+
+
+def gate_table(data: Path, participants: Sequence[str], model: str, threads: int) -> Iterator[str]:
+    """Yield a line per participant with an aparc+aseg map: mean gates in ribbon and deep white matter."""
+    for participant in participants:
+        maps = sorted((data.parent / "labels" / "aparcaseg" / participant).glob("**/*_dseg.nii.gz"))
+        if not maps:
+            continue
+        labels = np.asanyarray(nib.load(maps[0]).dataobj)
+        ribbon = (labels >= 1000) & (labels < 3000)
+        white = ndimage.binary_erosion(np.isin(labels, (2, 41)), iterations=_DEEP_VOXELS)
+        path = sorted((data / participant).glob("**/anat/*_T1w.nii.gz"))[0]
+        image = nib.load(path)
+        zoom = float(image.header.get_zooms()[0])
+        result = super_resolve(image, resolution=zoom, model=model, contrast="T1w", maps=True, threads=threads)
+        for name in EXPERTS:
+            gate = np.asanyarray(result.maps[f"gate-{name}"].dataobj)
+            here, there = float(gate[ribbon].mean()), float(gate[white].mean())
+            ratio = here / there
+            yield f"{participant} {name:9} ribbon {here:.3f}, deep white matter {there:.3f}: ratio {ratio:.2f}"
+
+
+def threshold_table(truth: Truth, case: Case, model: str, threads: int) -> Iterator[str]:
+    """Yield a line per threshold of the gate, in small windows, on one scan."""
+    sharp = np.asanyarray(truth.image.dataobj)
+    low = degrade(truth.image, case, _NOISE * truth.level, seed=0)
+    zoom = float(truth.image.header.get_zooms()[0])
+    before = moediff.GATE_THRESHOLD, moediff.CPU_WINDOW_VOXELS
+    try:
+        moediff.CPU_WINDOW_VOXELS = _SMALL_WINDOW
+        for threshold in _THRESHOLDS:
+            moediff.GATE_THRESHOLD = threshold
+            result = super_resolve(low, resolution=zoom, model=model, threads=threads)
+            record, value = result.record, psnr(sharp, np.asanyarray(result.image.dataobj), truth.mask)
+            yield (
+                f"threshold {threshold:5.2f}: {100 * record['ExpertsEvaluated']:.0f} % of the experts in "
+                f"{record['Windows']} windows, {record['NetworkSeconds']:.0f} s, {value:.3f} dB"
+            )
+    finally:
+        moediff.GATE_THRESHOLD, moediff.CPU_WINDOW_VOXELS = before
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.moediff", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", type=Path, required=True, metavar="BIDS_DIR", help="sharp scans")
+    parser.add_argument("--splits", type=Path, required=True, help="TSV with participant_id and role")
+    parser.add_argument("--role", default="validation", help="(default: validation)")
+    parser.add_argument("--models", nargs="+", required=True, help="models; the last is the weights of a mixture")
+    parser.add_argument("--cases", nargs="+", default=["kspace2", "slices4k"], help="(default: kspace2 slices4k)")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="(default: all)")
+    parser.add_argument("--crop", type=int, default=0, metavar="N", help="only N^3 voxels in the middle of each scan")
+    parser.add_argument("--patches", type=int, default=1, metavar="N", help="of each scan and case, for the ablation")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (default: 2)")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    cases = [case for case in all_cases() if case.name in options.cases]
+    truths = [cropped(t, options.crop) for t in load_truths(options.data, options.splits, options.role, [])]
+    with options.splits.open(encoding="utf-8") as lines:
+        chosen = [row["participant_id"] for row in csv.DictReader(lines, delimiter="\t") if row["role"] == options.role]
+    mixture = options.models[-1]
+    path = weights_path(mixture)
+    if path is None:
+        parser.error(f"{mixture} is no learned model")
+    scans = [p for name in chosen for p in sorted((options.data / name).glob("**/anat/*.nii.gz"))]
+    tables: dict[str, Callable[[], Iterator[str]]] = {
+        "side": lambda: side_table(truths, cases, options.models, options.threads),
+        "ablation": lambda: ablation_table(scans, Weights.read(path), options.patches),
+        "gate": lambda: gate_table(options.data, chosen, mixture, options.threads),
+        "threshold": lambda: threshold_table(truths[0], cases[0], mixture, options.threads),
+    }
+    for table in options.tables:
+        for line in tables[table]():
+            print(line, flush=True)
+        print(flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

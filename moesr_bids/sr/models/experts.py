@@ -1,0 +1,94 @@
+"""The three denoising experts: one kind of block each, over shared features.
+
+* centrum semiovale (deep white matter): dilated convolutions, which see far and smooth widely;
+* sulcal and gyral cortex: plain dense convolutions;
+* grey-white junction: convolutions of what is finer than a mean over neighbours, the bands that make up an edge.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .network import FACTOR, ModulatedBlock, depth_to_space, space_to_depth
+
+EXPERTS = ("centrum", "cortex", "junction")
+"""Names in the order of the gate."""
+STATE_CHANNELS = 2
+_STATE_SCALE = 0.02  # of the residual, in units of the image's 99th percentile
+_HALO_PER_BLOCK = 3  # inner voxels that a block of any kind sees to each side
+
+
+class DilatedBlock(ModulatedBlock):
+    """Block whose first convolution skips every other voxel."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__(width, embedding, dilation=2)
+
+
+class DetailBlock(ModulatedBlock):
+    """Block that sees the features without their mean over 3 x 3 x 3 inner voxels."""
+
+    def seen(self, x: torch.Tensor) -> torch.Tensor:
+        """High-pass of the features; a pooling would take ten times as long as this convolution."""
+        mean = x.new_full((x.shape[1], 1, 3, 3, 3), 1 / 27)
+        return x - functional.conv3d(x, mean, padding=1, groups=x.shape[1])
+
+
+_BLOCKS: dict[str, type[ModulatedBlock]] = {"centrum": DilatedBlock, "cortex": ModulatedBlock, "junction": DetailBlock}
+
+
+class Expert(nn.Module):
+    """Correction of the estimated residual by one expert.
+
+    Parameters
+    ----------
+    name
+        One of :data:`EXPERTS`.
+    width
+        Channels.
+    blocks
+        Residual blocks.
+    embedding
+        Length of the embedding of acquisition and step.
+    """
+
+    def __init__(self, name: str, width: int, blocks: int, embedding: int) -> None:
+        super().__init__()
+        cells = FACTOR**3
+        self.head = nn.Conv3d(STATE_CHANNELS * cells, width, 3, padding=1)
+        self.body = nn.ModuleList(_BLOCKS[name](width, embedding) for _ in range(blocks))
+        self.tail = nn.Conv3d(width, cells, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+        assert self.tail.bias is not None
+        nn.init.zeros_(self.tail.bias)
+
+    def forward(self, features: torch.Tensor, state: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """Return the correction, float32 (batch, 1, i, j, k).
+
+        Parameters
+        ----------
+        features
+            Shared features at half resolution.
+        state
+            From :func:`state_cells`.
+        embedding
+            Of acquisition and step.
+        """
+        inner = features + self.head(state)
+        for block in self.body:
+            inner = block(inner, embedding)
+        with torch.autocast(inner.device.type, enabled=False):
+            cells = self.tail(inner.float())
+        return depth_to_space(cells) * _STATE_SCALE
+
+
+def expert_halo(blocks: int) -> int:
+    """Target voxels that an expert sees to each side."""
+    return FACTOR * (_HALO_PER_BLOCK * blocks + 2)
+
+
+def state_cells(base: torch.Tensor, innovation: torch.Tensor) -> torch.Tensor:
+    """Two volumes of the target grid, (batch, 1, i, j, k) each, as the experts take them."""
+    return space_to_depth(torch.cat([base, innovation], dim=1) / _STATE_SCALE)

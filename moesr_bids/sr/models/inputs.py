@@ -1,0 +1,125 @@
+"""What learned models are given: the scan on the target grid, padded, and where the head is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from attrs import frozen
+from torch.nn import functional
+
+from ..interpolation import spline_matrix
+from ..operator import AcquisitionOperator, apply_axes, axis_matrix
+from ..psf import AxisPSF
+from ..windows import Box
+from .base import Problem
+from .network import GUIDANCE, acquisition_vector, data_correction
+
+_HEAD_LEVEL = 0.05  # of the 99th percentile: below is background
+_CELL = 8  # voxels per side of the cells in which the head is looked for
+
+
+@frozen(eq=False)
+class Inputs:
+    """Volumes on the target grid, their ends padded to multiples of the network's cells.
+
+    Parameters
+    ----------
+    image
+        The scan, interpolated.
+    correction
+        What the data add to it (:func:`.network.data_correction`).
+    head
+        1 in the head, falling to 0 around it.
+    maps
+        Guidance maps that are there.
+    acquisition
+        From :func:`.network.acquisition_vector`.
+    shape
+        Shape of the target grid, without the padding.
+    """
+
+    image: torch.Tensor
+    correction: torch.Tensor
+    head: torch.Tensor
+    maps: dict[str, torch.Tensor]
+    acquisition: torch.Tensor
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, problem: Problem, multiple: int) -> Inputs:
+        """Bring a problem to the target grid."""
+        operator = problem.operator
+        image = network_image(problem.acquired, operator)
+        correction = data_correction(image, problem.acquired, operator.factors(), problem.sigma)
+        maps = {name: network_image(problem.guidance[name], operator) for name in GUIDANCE if name in problem.guidance}
+        vector = acquisition_vector(
+            operator.psf,
+            operator.input_grid.zooms,
+            operator.target_grid.zooms,
+            problem.sigma * _noise_kept(operator),
+            [name in maps for name in GUIDANCE],
+        )
+        padding = [n for size in reversed(image.shape) for n in (0, -size % multiple)]
+
+        def padded(volume: torch.Tensor) -> torch.Tensor:
+            return functional.pad(volume[None, None], padding, mode="replicate")[0, 0]
+
+        i, j, k = image.shape
+        head = padded(head_weight(image))
+        return cls(
+            padded(image),
+            padded(correction),
+            head,
+            {name: padded(volume) for name, volume in maps.items()},
+            vector.to(image.device),
+            (i, j, k),
+        )
+
+    def channels(self, box: Box | None = None) -> torch.Tensor:
+        """Channels of a network in a window, or in the whole volume, (1, 2 + guidance, i, j, k)."""
+        where = box or (slice(None),) * 3
+        parts = [self.image[where], self.correction[where]]
+        absent = torch.zeros_like(parts[0])
+        parts += [self.maps[name][where] if name in self.maps else absent for name in GUIDANCE]
+        return torch.stack(parts)[None]
+
+    def unpadded(self, volume: torch.Tensor) -> torch.Tensor:
+        """Cut the padding off."""
+        i, j, k = self.shape
+        return volume[..., :i, :j, :k].contiguous()
+
+
+def network_image(volume: torch.Tensor, operator: AcquisitionOperator) -> torch.Tensor:
+    """Bring a volume from the input to the target grid as the network expects it.
+
+    Cubic splines; along an axis where the input is finer than the target a low-pass at the target's band limit takes
+    their place, since splines would alias.
+    """
+    source, target = operator.input_grid, operator.target_grid
+    matrices = []
+    for axis in range(3):
+        here, there = source.axis_positions(axis), target.axis_positions(axis)
+        zoom, wanted = source.zooms[axis], target.zooms[axis]
+        if zoom < 0.99 * wanted:
+            matrix = axis_matrix(there, here, AxisPSF("kspace", wanted), zoom)
+        else:
+            matrix = spline_matrix(here, there)
+        matrices.append(torch.from_numpy(matrix.astype(np.float32)).to(volume.device))
+    return apply_axes(volume, tuple(matrices))
+
+
+def _noise_kept(operator: AcquisitionOperator) -> float:
+    """Share of the noise's standard deviation that the low-pass of :func:`network_image` keeps."""
+    pairs = zip(operator.input_grid.zooms, operator.target_grid.zooms, strict=True)
+    return float(np.prod([min(1.0, zoom / wanted) ** 0.5 for zoom, wanted in pairs]))
+
+
+def head_weight(image: torch.Tensor) -> torch.Tensor:
+    """Return 1 in the head, falling to 0 within two cells of 8 voxels around it; specks of noise are no head."""
+    solid = functional.avg_pool3d((image > _HEAD_LEVEL)[None, None].float(), 3, stride=1, padding=1) > 0.5
+    cells = functional.max_pool3d(solid.float(), _CELL, ceil_mode=True)
+    near = functional.max_pool3d(cells, 3, stride=1, padding=1)
+    size = [n * _CELL for n in near.shape[2:]]
+    smooth = functional.interpolate(near, size=size, mode="trilinear")[0, 0]
+    i, j, k = image.shape
+    return smooth[:i, :j, :k].contiguous()

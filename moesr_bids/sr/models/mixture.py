@@ -1,0 +1,173 @@
+"""The mixture-of-experts denoiser of the diffusion model.
+
+A trunk, which is the one-step network, sees the image once. At every step of the chain its estimate of the residual
+and the state are combined as their noise demands, three experts correct the result, and the gate weights them:
+
+    r = b + sum_k g_k e_k,    b = m + w (z / (1 - eta) - m),    w = s^2 / (s^2 + kappa^2 eta / (1 - eta)^2)
+
+with the trunk's estimate m and its standard deviation s: b is the posterior mean if both errors are Gaussian. The
+experts start from zero corrections, so that training starts from the trunk.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from attrs import field, frozen
+from torch import nn
+from torch.nn import functional
+
+from .context import TOKEN, Context, ContextShape
+from .diffusion import ShiftSchedule
+from .experts import EXPERTS, Expert, expert_halo, state_cells
+from .network import (
+    FACTOR,
+    GUIDANCE,
+    INPUTS,
+    NetworkOutput,
+    NetworkShape,
+    ResidualNetwork,
+    network_cells,
+    network_output,
+)
+
+_STEP_FACTS = 3
+_TYPICAL_STATE_NOISE = 0.03
+
+
+@frozen
+class MixtureShape:
+    """Size of the mixture and its chain.
+
+    Parameters
+    ----------
+    trunk
+        Size of the trunk.
+    context
+        Size of context network and gate.
+    blocks
+        Residual blocks of each expert.
+    schedule
+        The chain that the experts were trained for.
+    """
+
+    trunk: NetworkShape = field(
+        factory=NetworkShape, converter=lambda v: NetworkShape(**v) if isinstance(v, dict) else v
+    )
+    context: ContextShape = field(
+        factory=ContextShape, converter=lambda v: ContextShape(**v) if isinstance(v, dict) else v
+    )
+    blocks: int = 3
+    schedule: ShiftSchedule = field(
+        factory=ShiftSchedule, converter=lambda v: ShiftSchedule(**v) if isinstance(v, dict) else v
+    )
+
+    @property
+    def halo(self) -> int:
+        """Target voxels that a correction depends on to each side, a multiple of the token."""
+        return -(-expert_halo(self.blocks) // TOKEN) * TOKEN
+
+    def record(self) -> dict[str, Any]:
+        """Return the sizes as JSON-serialisable facts."""
+        return {
+            "trunk": self.trunk.record(),
+            "context": self.context.record(),
+            "blocks": self.blocks,
+            "schedule": self.schedule.record(),
+        }
+
+
+class Scene(NamedTuple):
+    """What the network knows of an image before the first step.
+
+    ``features`` at half resolution; ``trunk`` the trunk's output on the target grid; ``logits`` of the gate per token
+    of 4 voxels.
+    """
+
+    features: torch.Tensor
+    trunk: NetworkOutput
+    logits: torch.Tensor
+
+
+class MixtureNetwork(nn.Module):
+    """Trunk, context with gate, and experts."""
+
+    def __init__(self, shape: MixtureShape) -> None:
+        super().__init__()
+        self.shape = shape
+        width, embedding = shape.trunk.channels, shape.trunk.embedding
+        channels = (INPUTS + 1 + len(GUIDANCE)) * FACTOR**3
+        self.trunk = ResidualNetwork(shape.trunk)
+        self.context = Context(shape.context, channels, width, len(EXPERTS))
+        self.embed_step = nn.Sequential(nn.Linear(_STEP_FACTS, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.experts = nn.ModuleList(Expert(name, width, shape.blocks, embedding) for name in EXPERTS)
+
+    def look(self, channels: torch.Tensor, acquisition: torch.Tensor) -> Scene:
+        """Everything that does not depend on the step.
+
+        Parameters
+        ----------
+        channels, acquisition
+            As of :meth:`.network.ResidualNetwork.forward`; i, j, k are multiples of 8.
+        """
+        features = self.trunk.features(channels, acquisition)
+        tokens, logits = self.context(network_cells(channels))
+        return Scene(with_context(features, tokens), network_output(features, self.trunk.tail), logits)
+
+    def embedding(self, acquisition: torch.Tensor, etas: torch.Tensor) -> torch.Tensor:
+        """Embedding of acquisition and step, one of each per example of the batch."""
+        noise = self.shape.schedule.kappa * etas.sqrt() / (1 - etas)
+        facts = torch.stack([etas, (noise / _TYPICAL_STATE_NOISE).log(), (1 - etas).log()], dim=1) / 3
+        return self.trunk.embed(acquisition) + self.embed_step(facts)
+
+    def base(self, trunk: NetworkOutput, state: torch.Tensor, etas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Combine trunk and state: the estimate b of the module's formula, and what the state adds to m."""
+        eta = etas[:, None, None, None, None]
+        # A Laplace law of scale b has the variance 2 b^2.
+        variance = 2 * (2 * trunk.log_scale).exp()
+        noise = (self.shape.schedule.kappa / (1 - eta)).square() * eta
+        innovation = (state / (1 - eta) - trunk.residual) * (variance / (variance + noise))
+        return trunk.residual + innovation, innovation
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        trunk: NetworkOutput,
+        state: torch.Tensor,
+        etas: torch.Tensor,
+        embedding: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step: the estimate b and the correction of each expert.
+
+        Parameters
+        ----------
+        features, trunk
+            Of a :class:`Scene`.
+        state
+            z_t, (batch, 1, i, j, k).
+        etas
+            eta_t of each example of the batch.
+        embedding
+            From :meth:`embedding`.
+
+        Returns
+        -------
+        base, corrections
+            (batch, 1, i, j, k) and (batch, 3, i, j, k), in the order of :data:`.experts.EXPERTS`.
+        """
+        base, innovation = self.base(trunk, state, etas)
+        cells = state_cells(base, innovation)
+        corrections = [expert(features, cells, embedding) for expert in self.experts]
+        return base, torch.cat(corrections, dim=1)
+
+
+def with_context(features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Add the context, interpolated from the tokens, to the features at half resolution."""
+    return features + functional.interpolate(tokens, scale_factor=TOKEN / FACTOR, mode="trilinear").to(features.dtype)
+
+
+def parameters(network: nn.Module) -> int:
+    """Count the parameters of a network."""
+    return sum(math.prod(p.shape) for p in network.parameters())

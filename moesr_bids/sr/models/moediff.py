@@ -1,0 +1,256 @@
+"""The teacher: residual-shifting diffusion with a gated mixture of three experts.
+
+The trunk, the context and the gate look at the image once; each step of the chain evaluates the experts alone, and in
+a window only those whose gate exceeds a threshold there.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define
+
+from ..precision import fast_dtype
+from ..projection import bounding_box
+from ..weights import Weights
+from ..windows import CPU_WINDOW_VOXELS, Window, largest_window, plan_windows
+from .base import Model, ModelCard, Problem, Reconstruction
+from .context import TOKEN, gate_weights
+from .diffusion import sample
+from .experts import EXPERTS, STATE_CHANNELS, expert_halo, state_cells
+from .inputs import Inputs
+from .mixture import MixtureNetwork, MixtureShape, with_context
+from .network import FACTOR, FoldedNetwork, NetworkOutput, network_cells, network_output
+from .student import FLOPS_PER_THREAD, flops_per_voxel
+
+_METHODS = (
+    "A residual-shifting diffusion model [@resshift] with a gated mixture of three experts, for deep white matter, "
+    "cortex and the junction of grey and white matter [@moediff], trained on simulated acquisitions of sharp scans and "
+    "told the point-spread function and the noise of this one, estimated the image. The image was then projected onto "
+    "the acquired data."
+)
+GATE_THRESHOLD = 0.02
+"""An expert whose gate stays below this everywhere in a window is not evaluated there."""
+SAMPLE_TEMPERATURE = 0.5
+"""Of the noise of samples: a sample then errs by 1 dB more than the mean, where a full one errs by 3."""
+_ACTIVATIONS = 5  # inner volumes that are alive at a time
+_VOLUMES_BYTES = 150  # per target voxel: images, state, noise, gate, shared features
+
+
+def moediff(name: str, path: Path) -> Model:
+    """Build the model of a weights file.
+
+    Raises
+    ------
+    ValueError
+        If the weights cannot be used.
+    """
+    weights = Weights.read(path)
+    shape = MixtureShape(**weights.card["network"])
+    per_step = 2 * 27 / FACTOR**3 * len(EXPERTS) * _multiplications_per_cell(shape)
+    card = ModelCard(
+        "mixture-of-experts diffusion model, in several steps",
+        methods=_METHODS,
+        weights_sha256=weights.sha256,
+        uncertainty=True,
+        guidance=tuple(weights.card.get("guidance", ())),
+        iterations=2,
+        bytes_per_voxel=_VOLUMES_BYTES,
+        window_bytes_per_voxel=_bytes_per_voxel(shape, torch.float32),
+        seconds_per_megavoxel=flops_per_voxel(shape.trunk) / FLOPS_PER_THREAD * 1e6,
+        seconds_per_sample=shape.schedule.steps * per_step / FLOPS_PER_THREAD * 1e6,
+        experts=EXPERTS,
+    )
+    return Model(name, card, partial(reconstruct, weights))
+
+
+def _multiplications_per_cell(shape: MixtureShape) -> int:
+    width = shape.trunk.channels
+    return 2 * shape.blocks * width**2 + width * (STATE_CHANNELS + 1) * FACTOR**3
+
+
+def _bytes_per_voxel(shape: MixtureShape, dtype: torch.dtype) -> int:
+    """Peak memory of the network per voxel of a window: inner volumes, and volumes of the target grid."""
+    return _ACTIVATIONS * shape.trunk.channels * dtype.itemsize // FACTOR**3 + 8 * 4
+
+
+def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
+    """Look at the scan once, then draw samples, or follow the mean of the chain."""
+    start = time.perf_counter()
+    inputs = Inputs.of(problem, TOKEN)
+    network = weights.network(inputs.image.device)
+    assert isinstance(network, MixtureNetwork)
+    options, schedule = problem.sampling, network.shape.schedule
+    work = schedule.steps * options.samples
+    with torch.inference_mode():
+        chain = _Chain.look(network, inputs, problem)
+        looked = time.perf_counter()
+        mean, square, image = torch.zeros_like(inputs.image), torch.zeros_like(inputs.image), None
+        for number in range(options.samples):
+            residual = sample(
+                chain.denoise,
+                inputs.image.shape,
+                schedule,
+                rule=options.rule,
+                temperature=0.0 if options.noiseless else SAMPLE_TEMPERATURE,
+                seed=problem.seed * 10_000 + number,
+                device=inputs.image.device,
+            )
+            mean.add_(residual)
+            square.addcmul_(residual, residual)
+            image = residual if image is None else image
+            problem.progress("reconstruct", 0.2 + 0.8 * chain.steps / work)
+        mean /= options.samples
+        spread = (square / options.samples).addcmul_(mean, mean, value=-1).clamp_(min=0)
+        spread *= options.samples / max(options.samples - 1, 1)
+        chosen = mean if options.estimate == "mean" or image is None else image
+        out = inputs.image + inputs.head * (chosen + inputs.correction)
+        temperature = _temperature(weights, problem)
+        # Outside of the head there is nothing but noise, and the interpolated image has it.
+        predicted = (2 * chain.trunk.log_scale[0, 0]).exp_().add_(spread).sqrt_().mul_(temperature)
+        std = torch.full_like(inputs.image, problem.sigma).lerp_(predicted, inputs.head)
+    facts = {
+        "Precision": str(chain.dtype).removeprefix("torch."),
+        "Sampling": {
+            "Estimate": options.estimate,
+            "Samples": options.samples,
+            "Steps": schedule.steps,
+            "Rule": "deterministic" if options.noiseless else options.rule,
+            "NoiseTemperature": 0.0 if options.noiseless else SAMPLE_TEMPERATURE,
+        },
+        "Windows": len(chain.windows),
+        "ExpertsEvaluated": round(chain.evaluated / max(chain.possible, 1), 4),
+        "NetworkSeconds": round(time.perf_counter() - start, 3),
+        "SecondsBeforeSampling": round(looked - start, 3),
+        "Guidance": sorted(inputs.maps),
+        "GateShares": chain.gate_shares(),
+        "UncertaintyCalibration": {"Temperature": temperature, "Coverage": weights.card.get("coverage", {})},
+    }
+    maps = chain.maps() if problem.maps else {}
+    maps = {name: inputs.unpadded(volume) for name, volume in maps.items()}
+    return Reconstruction(inputs.unpadded(out), inputs.unpadded(std), facts, maps)
+
+
+def _temperature(weights: Weights, problem: Problem) -> float:
+    calibration = weights.card.get("temperature", {})
+    return float(calibration.get(problem.contrast, calibration.get("all", 1.0)))
+
+
+@define(eq=False)
+class _Chain:
+    """The network on the whole of a volume, in windows, for one step of the chain after the other."""
+
+    network: MixtureNetwork
+    inputs: Inputs
+    features: torch.Tensor
+    trunk: NetworkOutput
+    gate: torch.Tensor
+    windows: list[Window]
+    dtype: torch.dtype
+    keep_differences: bool
+    differences: torch.Tensor | None = None
+    steps: int = 0
+    evaluated: int = 0
+    possible: int = 0
+
+    @classmethod
+    def look(cls, network: MixtureNetwork, inputs: Inputs, problem: Problem) -> _Chain:
+        """Everything that does not depend on the step."""
+        shape, image = network.shape, inputs.image
+        device, dtype = image.device, fast_dtype(image.device)
+        head = bounding_box(inputs.head > 0)
+        largest = largest_window(_bytes_per_voxel(shape, dtype), device)
+        folded = FoldedNetwork(network.trunk, inputs.acquisition)
+        inner = [n // FACTOR for n in image.shape]
+        features = torch.zeros((1, shape.trunk.channels, *inner), dtype=dtype, device=device)
+        features = features.contiguous(memory_format=torch.channels_last_3d)
+        trunk = NetworkOutput(*(torch.zeros((1, 1, *image.shape), device=device) for _ in range(2)))
+        halo = shape.trunk.receptive_field
+        # The experts see beyond the cores of their windows: the trunk covers that too.
+        wide = _grown(head, expert_halo(shape.blocks), image.shape)
+        windows = plan_windows(image.shape, wide, halo=halo, largest=largest, multiple=FACTOR)
+        for number, window in enumerate(windows):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                found = folded(network_cells(inputs.channels(window.outer)))
+            output = network_output(found, folded.tail)
+            features[:, :, *_coarse(window.core)] = found[:, :, *_coarse(window.inner)].to(dtype)
+            for whole, part in zip(trunk, output, strict=True):
+                whole[:, :, *window.core] = part[:, :, *window.inner]
+            problem.progress("reconstruct", 0.15 * (number + 1) / len(windows))
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            tokens, logits = network.context(network_cells(inputs.channels()))
+        features = with_context(features, tokens.float()).contiguous(memory_format=torch.channels_last_3d)
+        problem.progress("reconstruct", 0.2)
+        return cls(
+            network,
+            inputs,
+            features,
+            trunk,
+            gate_weights(logits),
+            plan_windows(
+                image.shape,
+                head,
+                halo=expert_halo(shape.blocks),
+                largest=min(largest, CPU_WINDOW_VOXELS),
+                multiple=FACTOR,
+            ),
+            dtype,
+            problem.maps,
+        )
+
+    def denoise(self, state: torch.Tensor, eta: float) -> torch.Tensor:
+        """Estimate the residual of the whole volume from a state of the chain."""
+        etas = state.new_full((1,), eta)
+        embedding = self.network.embedding(self.inputs.acquisition[None], etas)
+        base, innovation = self.network.base(self.trunk, state[None, None], etas)
+        out = base[0, 0].clone()
+        differences = torch.zeros_like(self.gate[0]) if self.keep_differences else None
+        for window in self.windows:
+            if not self.inputs.head[window.core].any():
+                continue
+            outer = (slice(None), slice(None), *window.outer)
+            cells = state_cells(base[outer], innovation[outer])
+            features = self.features[:, :, *_coarse(window.outer)]
+            gate = self.gate[0][:, *window.core]
+            for k, expert in enumerate(self.network.experts):
+                self.possible += 1
+                if float(gate[k].max()) <= GATE_THRESHOLD and differences is None:
+                    continue
+                self.evaluated += 1
+                with torch.autocast(state.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    correction = expert(features, cells, embedding)[0, 0][window.inner]
+                out[window.core].addcmul_(gate[k], correction)
+                if differences is not None:
+                    differences[k][window.core] = correction
+        if differences is not None:
+            gated = (self.gate[0] * differences).sum(dim=0)
+            self.differences = (differences - gated) * self.inputs.head
+        self.steps += 1
+        return out
+
+    def gate_shares(self) -> dict[str, float]:
+        """Mean weight of each expert in the head."""
+        head = self.inputs.head
+        shares = (self.gate[0] * head).sum(dim=(1, 2, 3)) / head.sum().clamp(min=1)
+        return {name: round(float(share), 4) for name, share in zip(EXPERTS, shares, strict=True)}
+
+    def maps(self) -> dict[str, torch.Tensor]:
+        """Gate of each expert, and its difference to the gated sum at the last step."""
+        found: dict[str, Any] = {f"gate-{name}": gate for name, gate in zip(EXPERTS, self.gate[0], strict=True)}
+        if self.differences is not None:
+            found |= {f"difference-{name}": part for name, part in zip(EXPERTS, self.differences, strict=True)}
+        return found
+
+
+def _coarse(box: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
+    i, j, k = (slice(b.start // FACTOR, b.stop // FACTOR) for b in box)
+    return i, j, k
+
+
+def _grown(box: tuple[slice, slice, slice], by: int, shape: tuple[int, ...] | torch.Size) -> tuple[slice, slice, slice]:
+    i, j, k = (slice(max(0, b.start - by), min(n, b.stop + by)) for b, n in zip(box, shape, strict=True))
+    return i, j, k

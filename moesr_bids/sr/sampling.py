@@ -1,0 +1,33 @@
+"""How a diffusion model is sampled: what a user may choose."""
+
+from __future__ import annotations
+
+from attrs import field, frozen, validators
+
+ESTIMATES = ("mean", "sample")
+RULES = ("stochastic", "deterministic")
+"""The defaults first."""
+
+
+@frozen
+class Sampling:
+    """How a diffusion model is sampled.
+
+    Parameters
+    ----------
+    samples
+        Number of samples. One sample of the mean estimate is none: the chain is followed without noise.
+    estimate
+        ``mean`` of the samples as the image, or the first ``sample``.
+    rule
+        Step rule, see :data:`.models.diffusion.STEP_RULES`.
+    """
+
+    samples: int = field(default=1, validator=validators.ge(1))
+    estimate: str = field(default=ESTIMATES[0], validator=validators.in_(ESTIMATES))
+    rule: str = field(default=RULES[0], validator=validators.in_(RULES))
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether the chain is followed without noise."""
+        return self.samples == 1 and self.estimate == "mean"

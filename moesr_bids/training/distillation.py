@@ -1,0 +1,162 @@
+"""Distillation of a mixture-of-experts teacher into a one-step student.
+
+The student's targets go from a smooth to the sharp version of the teacher's estimate over named stages; the truth stays
+beside the teacher, and the teacher's features are hints (FitNets, Romero et al. 2015) by way of a 1 x 1 x 1 adapter
+that is thrown away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from attrs import field, frozen, validators
+from torch import nn
+from torch.nn import functional
+
+from ..sr.models.context import gate_weights
+from ..sr.models.mixture import MixtureNetwork, parameters
+from ..sr.models.network import NetworkOutput, ResidualNetwork, network_output
+from .losses import LossWeights, charbonnier_ratio, student_loss
+
+LARGEST_SHARE = 0.25
+"""A student has at most this share of its teacher's parameters."""
+_TINY = 1e-8
+
+
+@frozen
+class Stage:
+    """A stage of the distillation.
+
+    Parameters
+    ----------
+    name
+        For the log.
+    until
+        Share of the run at which it ends.
+    blur
+        FWHM of the Gaussian that smooths the teacher's residual, in target voxels; 0 for its own sharpness.
+    """
+
+    name: str
+    until: float = field(validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
+    blur: float = field(validator=validators.ge(0.0))
+
+
+def _stages(values: Sequence[Stage | dict[str, object]]) -> tuple[Stage, ...]:
+    stages = tuple(value if isinstance(value, Stage) else Stage(**value) for value in values)  # type: ignore[arg-type]
+    ends = [stage.until for stage in stages]
+    if not stages or ends != sorted(set(ends)) or ends[-1] != 1:
+        raise ValueError(f"stages end at rising shares of the run, the last at 1; got {ends}")
+    return stages
+
+
+@frozen
+class DistillationLossWeights:
+    """Weights of the terms.
+
+    Parameters
+    ----------
+    image
+        Weights of the loss against the truth, as without a teacher.
+    teacher
+        Share of the teacher in the loss of the image.
+    hints
+        Of the features.
+    stages
+        In their order.
+    """
+
+    image: LossWeights = field(factory=LossWeights, converter=lambda v: LossWeights(**v) if isinstance(v, dict) else v)
+    teacher: float = field(default=0.5, validator=validators.and_(validators.ge(0.0), validators.le(1.0)))
+    hints: float = field(default=0.05, validator=validators.ge(0.0))
+    stages: tuple[Stage, ...] = field(default=(Stage("sharp", 1.0, 0.0),), converter=_stages)
+
+    def stage(self, share: float) -> Stage:
+        """Stage at a share of the run."""
+        return next((stage for stage in self.stages if share < stage.until), self.stages[-1])
+
+
+class Pupil(nn.Module):
+    """A student and the adapter of its features to those of its teacher.
+
+    Raises
+    ------
+    ValueError
+        If the student is more than a quarter of its teacher.
+    """
+
+    def __init__(self, student: ResidualNetwork, teacher: MixtureNetwork) -> None:
+        super().__init__()
+        share = parameters(student) / parameters(teacher)
+        if share > LARGEST_SHARE:
+            raise ValueError(f"a student of {share:.0%} of its teacher's parameters is none; at most a quarter")
+        self.student = student
+        self.adapter = nn.Conv3d(student.shape.channels, teacher.shape.trunk.channels, 1)
+
+
+@torch.no_grad()
+def teach(
+    teacher: MixtureNetwork, channels: torch.Tensor, acquisition: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the teacher's mean estimate of the residual, which is that of its first step, and its features."""
+    scene = teacher.look(channels, acquisition)
+    etas = channels.new_full((len(channels),), teacher.shape.schedule.etas[-1])
+    embedding = teacher.embedding(acquisition, etas)
+    base, corrections = teacher(scene.features, scene.trunk, torch.zeros_like(channels[:, :1]), etas, embedding)
+    return base + (gate_weights(scene.logits) * corrections).sum(dim=1, keepdim=True), scene.features
+
+
+def smoothed(volume: torch.Tensor, fwhm: float) -> torch.Tensor:
+    """Gaussian smoothing of (batch, 1, i, j, k), an axis at a time; the ends are repeated."""
+    if fwhm == 0:
+        return volume
+    sigma = fwhm / math.sqrt(8 * math.log(2))
+    reach = math.ceil(3 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=volume.device) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).to(volume.dtype)
+    for axis in range(3):
+        shape = [1, 1, 1, 1, 1]
+        shape[2 + axis] = len(kernel)
+        padding = [reach if n // 2 == 2 - axis else 0 for n in range(6)]
+        volume = functional.conv3d(functional.pad(volume, padding, mode="replicate"), kernel.reshape(shape))
+    return volume
+
+
+def distillation_loss(
+    pupil: Pupil,
+    channels: torch.Tensor,
+    acquisition: torch.Tensor,
+    start: torch.Tensor,
+    sharp: torch.Tensor,
+    taught: tuple[torch.Tensor, torch.Tensor],
+    weights: DistillationLossWeights,
+    share: float,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of a batch.
+
+    Parameters
+    ----------
+    pupil
+        Student and adapter.
+    channels, acquisition
+        Inputs of both networks.
+    start, sharp
+        What the residual is added to, and the truth, (batch, 1, i, j, k).
+    taught
+        From :func:`teach`.
+    weights
+        Weights of the terms.
+    share
+        Share of the run that is done: it names the stage.
+    """
+    features = pupil.student.features(channels, acquisition)
+    output: NetworkOutput = network_output(features, pupil.student.tail)
+    truth, terms = student_loss(output, start, sharp, weights.image)
+    residual, hint = taught
+    target = smoothed(residual, weights.stage(share).blur)
+    teacher = charbonnier_ratio(output.residual - target, start - sharp, weights.image.epsilon)
+    hints = (pupil.adapter(features) - hint).square().mean() / (hint.square().mean() + _TINY)
+    total = (1 - weights.teacher) * truth + weights.teacher * teacher + weights.hints * hints
+    return total, {**terms, "teacher": teacher.detach(), "hints": hints.detach()}

@@ -1,0 +1,177 @@
+"""Losses of the mixture of experts: of the gated sum, of each expert where it is responsible, and of the gate."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from attrs import field, frozen
+from torch.nn import functional
+
+from ..sr.models.context import FINE, gate_weights
+from ..sr.models.network import NetworkOutput
+from .losses import LossWeights, student_loss
+from .tissue import tissue_bands
+
+_HEAD = 0.05  # of the 99th percentile
+_EDGE = 0.05  # finite difference of the truth that counts as an edge
+_BAND = 5  # voxels: what is finer is the high-frequency band
+_NORMAL_MAD = 1.4826  # standard deviation of a normal law over its median absolute deviation
+_LEAST_LOSS = 2e-4
+_TINY = 1e-8
+
+
+@frozen
+class MixtureLossWeights:
+    """Weights of the terms.
+
+    Parameters
+    ----------
+    image
+        Weights of the loss of the gated sum, as of the one-step model.
+    experts
+        Of the experts' own losses.
+    gate_error
+        Of the gate's cross-entropy to the softmax of the experts' errors.
+    gate_tissue
+        Of the gate's cross-entropy to the tissue bands.
+    balance
+        Of the load balance.
+    diversity
+        Of the similarity of the experts' corrections.
+    """
+
+    image: LossWeights = field(factory=LossWeights, converter=lambda v: LossWeights(**v) if isinstance(v, dict) else v)
+    experts: float = 0.2
+    gate_error: float = 0.02
+    gate_tissue: float = 0.05
+    balance: float = 0.02
+    diversity: float = 0.01
+
+
+class Mixed(NamedTuple):
+    """Output of the mixture for a batch.
+
+    ``base`` (batch, 1, i, j, k) is what the experts correct, ``corrections`` (batch, 3, i, j, k) are theirs,
+    ``logits`` of the gate are per token of 4 voxels, ``log_scale`` is the predicted one, (batch, 1, i, j, k).
+    """
+
+    base: torch.Tensor
+    corrections: torch.Tensor
+    logits: torch.Tensor
+    log_scale: torch.Tensor
+
+
+def mixture_loss(
+    mixed: Mixed, start: torch.Tensor, sharp: torch.Tensor, tissue: torch.Tensor, weights: MixtureLossWeights
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of a batch.
+
+    Parameters
+    ----------
+    mixed
+        Output of the network.
+    start, sharp
+        What the residual is added to, and the truth, (batch, 1, i, j, k).
+    tissue
+        Shares of white matter and cortex, (batch, 2, i, j, k), 0 where unknown.
+    weights
+        Weights of the terms.
+    """
+    gate = gate_weights(mixed.logits)
+    gated = mixed.base + (gate * mixed.corrections).sum(dim=1, keepdim=True)
+    image, terms = student_loss(NetworkOutput(gated, mixed.log_scale), start, sharp, weights.image)
+    bands, confidence = tissue_bands(tissue)
+    # An expert answers for its tissue where that is known, elsewhere for what the gate gives it.
+    place = torch.lerp(gate.detach(), bands, confidence)
+    estimates = start + mixed.base + mixed.corrections
+    parts = {
+        "experts": experts_loss(estimates, start, sharp, place, weights.image.epsilon),
+        **gate_losses(mixed.logits, (estimates - sharp).detach(), sharp, bands, confidence),
+        "diversity": similarity(mixed.corrections),
+    }
+    total = image
+    for name, value in parts.items():
+        total = total + getattr(weights, name) * value
+    return total, {**terms, **{name: value.detach() for name, value in parts.items()}}
+
+
+def experts_loss(
+    estimates: torch.Tensor, start: torch.Tensor, sharp: torch.Tensor, place: torch.Tensor, epsilon: float
+) -> torch.Tensor:
+    """Sum of the experts' losses, each weighted by its ``place`` and relative to the loss of ``start`` there.
+
+    All see the error itself; beside it the centrum expert sees the gradient of its image away from the edges of the
+    truth, the cortex expert the error of the gradient, the junction expert that of the high-frequency band.
+    """
+    centrum, cortex, junction = (estimates[:, k : k + 1] for k in range(3))
+    in_centrum, in_cortex, in_junction = (place[:, k : k + 1] for k in range(3))
+    before = start - sharp
+
+    def relative(error: torch.Tensor, reference: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        return (_charbonnier(error, where, epsilon) / (_charbonnier(reference, where, epsilon) + _LEAST_LOSS)).mean()
+
+    total = sum(
+        relative(image - sharp, before, where)
+        for image, where in ((centrum, in_centrum), (cortex, in_cortex), (junction, in_junction))
+    )
+    total = total + relative(_high_pass(junction - sharp), _high_pass(before), in_junction)
+    for axis in (2, 3, 4):
+        edges = torch.diff(sharp, dim=axis)
+        error, reference = torch.diff(cortex, dim=axis) - edges, torch.diff(before, dim=axis)
+        inner = slice(1, None)
+        index = tuple(inner if a == axis else slice(None) for a in range(5))
+        total = total + relative(error, reference, in_cortex[index]) / 3
+        flat = in_centrum[index] * (-edges.abs() / _EDGE).exp()
+        total = total + relative(torch.diff(centrum, dim=axis), torch.diff(start, dim=axis), flat) / 30
+    return torch.as_tensor(total)
+
+
+def gate_losses(
+    logits: torch.Tensor, errors: torch.Tensor, sharp: torch.Tensor, bands: torch.Tensor, confidence: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Losses of the gate, per token.
+
+    ``gate_error`` is the cross-entropy to softmax(-e / T), e the experts' mean absolute errors less their median and T
+    the robust standard deviation 1.4826 MAD of these (as in MoEDiff-SR, arXiv 2504.07308); ``gate_tissue`` that to the
+    tissue bands; ``balance`` is 3 sum_k m_k^2 - 1 with the mean weights m of the head: 0 where all are used alike.
+    """
+
+    def tokens(volume: torch.Tensor) -> torch.Tensor:
+        return functional.avg_pool3d(volume, FINE)
+
+    log_gate = logits.float().log_softmax(dim=1)
+    error = tokens(errors.abs())
+    centred = error - error.median(dim=1, keepdim=True).values
+    temperature = _NORMAL_MAD * centred.abs().median() + _TINY
+    better = (-centred / temperature).softmax(dim=1)
+    head = tokens((sharp > _HEAD).float())
+    sure = tokens(confidence)
+    shares = (log_gate.exp() * head).sum(dim=(0, 2, 3, 4)) / (head.sum() + 1)
+    return {
+        "gate_error": _cross_entropy(better, log_gate, head),
+        "gate_tissue": _cross_entropy(tokens(bands), log_gate, sure),
+        "balance": 3 * shares.square().sum() - shares.sum().square(),
+    }
+
+
+def similarity(corrections: torch.Tensor) -> torch.Tensor:
+    """Mean squared cosine between the corrections of two experts."""
+    flat = corrections.flatten(2)
+    norms = flat.norm(dim=2).clamp(min=_TINY)
+    products = [(flat[:, a] * flat[:, b]).sum(dim=1) / (norms[:, a] * norms[:, b]) for a, b in ((0, 1), (0, 2), (1, 2))]
+    return torch.stack(products).square().mean()
+
+
+def _cross_entropy(target: torch.Tensor, log_gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return -(target * log_gate * weight).sum() / (weight.sum() + 1)
+
+
+def _charbonnier(error: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Weighted mean of each example."""
+    loss = (error.square() + epsilon**2).sqrt() - epsilon
+    return (loss * weight).mean(dim=(1, 2, 3, 4))
+
+
+def _high_pass(volume: torch.Tensor) -> torch.Tensor:
+    return volume - functional.avg_pool3d(volume, _BAND, stride=1, padding=_BAND // 2, count_include_pad=False)

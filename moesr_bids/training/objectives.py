@@ -1,0 +1,204 @@
+"""What is trained: for each kind of recipe the network, its loss, and its estimate for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+
+from ..sr.models.diffusion import noisy_state, sample
+from ..sr.models.mixture import MixtureNetwork, MixtureShape
+from ..sr.models.network import NetworkOutput, NetworkShape, ResidualNetwork
+from .distillation import DistillationLossWeights, Pupil, distillation_loss, teach
+from .losses import LossWeights, student_loss
+from .mixture_loss import Mixed, MixtureLossWeights, gate_weights, mixture_loss
+
+if TYPE_CHECKING:
+    from ..sr.weights import Network
+    from .examples import Batch
+    from .recipe import Recipe
+
+Terms = dict[str, torch.Tensor]
+Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From channels and acquisition vectors to the residual over image and correction, (batch, 1, i, j, k)."""
+
+
+class Objective(Protocol):
+    """Face of all of them."""
+
+    def build(self, start: nn.Module | None) -> nn.Module:
+        """Make the network, from the weights of another if one is given."""
+
+    def loss(
+        self, network: nn.Module, batch: Batch, generator: torch.Generator, share: float
+    ) -> tuple[torch.Tensor, Terms]:
+        """Loss of a batch and its terms, detached; ``share`` of the run is done."""
+
+    def product(self, network: nn.Module) -> Network:
+        """Return what is kept of the network after the training."""
+
+    def estimator(self, network: nn.Module) -> Estimator:
+        """How the network estimates a residual."""
+
+
+class StudentObjective:
+    """One step of the residual network."""
+
+    def __init__(self, shape: NetworkShape, weights: LossWeights) -> None:
+        self.shape, self.weights = shape, weights
+
+    def build(self, start: nn.Module | None) -> nn.Module:
+        """Make the network; it may have more blocks than the one it starts from."""
+        if start is None:
+            return ResidualNetwork(self.shape)
+        if not isinstance(start, ResidualNetwork):
+            raise ValueError("a one-step network starts from the weights of a one-step network")
+        return start.grown(self.shape)
+
+    def loss(
+        self, network: nn.Module, batch: Batch, generator: torch.Generator, share: float
+    ) -> tuple[torch.Tensor, Terms]:
+        """Loss of the predicted residual and scale."""
+        del generator, share
+        output = network(batch.channels, batch.acquisition)
+        return student_loss(output, batch.start, batch.sharp, self.weights)
+
+    def product(self, network: nn.Module) -> Network:
+        """Return the network."""
+        assert isinstance(network, ResidualNetwork)
+        return network
+
+    def estimator(self, network: nn.Module) -> Estimator:
+        """Apply the network."""
+        return _one_step(self.product(network))
+
+
+class MixtureObjective:
+    """A step of the chain, drawn at random, by the mixture of experts."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        assert isinstance(recipe.network, MixtureShape) and isinstance(recipe.loss, MixtureLossWeights)
+        self.shape, self.weights, self.frozen = recipe.network, recipe.loss, recipe.frozen
+
+    def build(self, start: nn.Module | None) -> nn.Module:
+        """Make the network, from a mixture or with the weights of a one-step network as its trunk."""
+        network = MixtureNetwork(self.shape)
+        if isinstance(start, MixtureNetwork):
+            if start.shape != self.shape:
+                raise ValueError(f"a mixture of {start.shape.record()} is not one of {self.shape.record()}")
+            network.load_state_dict(start.state_dict())
+        elif isinstance(start, ResidualNetwork):
+            network.trunk.load_state_dict(start.grown(self.shape.trunk).state_dict())
+        for name in self.frozen:
+            network.get_submodule(name).requires_grad_(False)
+        return network
+
+    def loss(
+        self, network: nn.Module, batch: Batch, generator: torch.Generator, share: float
+    ) -> tuple[torch.Tensor, Terms]:
+        """Loss at one step of the chain per example."""
+        del share
+        assert isinstance(network, MixtureNetwork)
+        schedule = self.shape.schedule
+        count, device = len(batch.channels), batch.channels.device
+        steps = torch.randint(1, schedule.steps + 1, (count,), generator=generator)
+        etas = torch.tensor(schedule.etas)[steps].to(device)
+        noise = torch.randn(batch.sharp.shape, generator=generator).to(device)
+        residual = batch.sharp - batch.start
+        state = torch.cat(
+            [noisy_state(residual[n : n + 1], float(etas[n]), schedule.kappa, noise[n : n + 1]) for n in range(count)]
+        )
+        scene = network.look(batch.channels, batch.acquisition)
+        embedding = network.embedding(batch.acquisition, etas)
+        base, corrections = network(scene.features, scene.trunk, state, etas, embedding)
+        mixed = Mixed(base, corrections, scene.logits, scene.trunk.log_scale)
+        return mixture_loss(mixed, batch.start, batch.sharp, batch.tissue, self.weights)
+
+    def product(self, network: nn.Module) -> Network:
+        """Return the network."""
+        assert isinstance(network, MixtureNetwork)
+        return network
+
+    def estimator(self, network: nn.Module) -> Estimator:
+        """Follow the mean of the chain."""
+        assert isinstance(network, MixtureNetwork)
+
+        def estimate(channels: torch.Tensor, acquisition: torch.Tensor) -> torch.Tensor:
+            scene = network.look(channels, acquisition)
+            gate = gate_weights(scene.logits)
+
+            def denoise(state: torch.Tensor, eta: float) -> torch.Tensor:
+                etas = state.new_full((len(state),), eta)
+                embedding = network.embedding(acquisition, etas)
+                base, corrections = network(scene.features, scene.trunk, state, etas, embedding)
+                return base + (gate * corrections).sum(dim=1, keepdim=True)
+
+            shape = (len(channels), 1, *channels.shape[2:])
+            rule = {"rule": "deterministic", "temperature": 0.0, "seed": 0}
+            return sample(denoise, shape, self.shape.schedule, device=channels.device, **rule)
+
+        return estimate
+
+
+class DistillationObjective:
+    """One step of the residual network, taught by a mixture."""
+
+    def __init__(self, recipe: Recipe, teacher: nn.Module | None) -> None:
+        assert isinstance(recipe.network, NetworkShape) and isinstance(recipe.loss, DistillationLossWeights)
+        if not isinstance(teacher, MixtureNetwork):
+            raise ValueError("a distillation needs --teacher, the weights of a mixture of experts")
+        self.student, self.weights = StudentObjective(recipe.network, recipe.loss.image), recipe.loss
+        self.teacher = teacher
+
+    def build(self, start: nn.Module | None) -> nn.Module:
+        """Make the student, from the weights of another if one is given, and its adapter."""
+        return Pupil(self.student.product(self.student.build(start)), self.teacher)
+
+    def loss(
+        self, network: nn.Module, batch: Batch, generator: torch.Generator, share: float
+    ) -> tuple[torch.Tensor, Terms]:
+        """Loss against the truth, the teacher of this stage, and its features."""
+        del generator
+        assert isinstance(network, Pupil)
+        taught = teach(self.teacher, batch.channels, batch.acquisition)
+        return distillation_loss(
+            network, batch.channels, batch.acquisition, batch.start, batch.sharp, taught, self.weights, share
+        )
+
+    def product(self, network: nn.Module) -> Network:
+        """Return the student; the adapter is thrown away."""
+        assert isinstance(network, Pupil)
+        return network.student
+
+    def estimator(self, network: nn.Module) -> Estimator:
+        """Apply the student."""
+        return _one_step(self.product(network))
+
+
+def _one_step(network: nn.Module) -> Estimator:
+    def estimate(channels: torch.Tensor, acquisition: torch.Tensor) -> torch.Tensor:
+        output: NetworkOutput = network(channels, acquisition)
+        return output.residual
+
+    return estimate
+
+
+def objective_of(recipe: Recipe, teacher: nn.Module | None = None) -> Objective:
+    """Return the objective of a recipe.
+
+    Raises
+    ------
+    ValueError
+        If the recipe needs a teacher and there is none, or there is one and it has no use for it.
+    """
+    if recipe.kind == "distill":
+        return DistillationObjective(recipe, teacher)
+    if teacher is not None:
+        raise ValueError(f"a recipe of kind {recipe.kind} has no use for --teacher; leave it out")
+    if recipe.kind == "moediff":
+        return MixtureObjective(recipe)
+    assert isinstance(recipe.network, NetworkShape)
+    assert isinstance(recipe.loss, LossWeights)
+    return StudentObjective(recipe.network, recipe.loss)

@@ -1,0 +1,74 @@
+"""White matter and cortex of label maps, and the tissue bands that supervise the gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from ..errors import ImageError
+
+# FreeSurfer numbers (FreeSurferColorLUT.txt): cerebral and cerebellar white matter, hypointensities, corpus callosum.
+WHITE = (2, 41, 7, 46, 77, 251, 252, 253, 254, 255)
+# Cerebral and cerebellar cortex and the fluid of the sulci; the parcels of aparc+aseg are beside these.
+CORTEX = (3, 42, 8, 47, 24)
+_PARCELS = (1000, 3000)
+_REACH = 5  # voxels of the mean that blurs the classes, taken twice
+_JUNCTION = 4.0  # makes the junction as likely as the pure tissues where both are equal
+
+
+def tissue_fractions(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Return the masks of white matter and cortex of a FreeSurfer label map, (2, i, j, k)."""
+    white = np.isin(labels, WHITE)
+    cortex = np.isin(labels, CORTEX) | ((labels >= _PARCELS[0]) & (labels < _PARCELS[1]))
+    return np.stack([white, cortex]).astype(np.uint8)
+
+
+def find_segmentation(scan: Path, affine: NDArray[np.float64], folders: list[Path]) -> NDArray[np.uint8] | None:
+    """Tissue of a scan from a segmentation of the same participant on the same grid; None without one.
+
+    Raises
+    ------
+    ImageError
+        If the participant's segmentation cannot be read.
+    """
+    import nibabel as nib
+
+    participant = scan.name.split("_", 1)[0]
+    for path in sorted(path for folder in folders for path in folder.rglob(f"{participant}_*_dseg.nii.gz")):
+        try:
+            image = nib.load(path)
+            if np.allclose(image.affine, affine, atol=1e-3):
+                return tissue_fractions(np.asanyarray(image.dataobj).astype(np.int32))
+        except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+            raise ImageError(f"{path}: not a readable segmentation ({error}); leave its folder out") from error
+    return None
+
+
+def tissue_bands(tissue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the gate shall say, and how much that counts.
+
+    With the shares w and c of white matter and cortex in the neighbourhood of a voxel, the bands are proportional to
+    w^2 (centrum semiovale), c^2 (cortex) and 4 w c (junction); they count (w + c)^2, so that nothing is demanded away
+    from both.
+
+    Parameters
+    ----------
+    tissue
+        Shares of white matter and cortex in each voxel, (batch, 2, i, j, k); 0 where unknown.
+
+    Returns
+    -------
+    bands, confidence
+        (batch, 3, i, j, k) that sum to 1, in the order of :data:`moesr_bids.sr.models.experts.EXPERTS`, and
+        (batch, 1, i, j, k).
+    """
+    for _ in range(2):
+        tissue = functional.avg_pool3d(tissue, _REACH, stride=1, padding=_REACH // 2, count_include_pad=False)
+    white, cortex = tissue[:, :1], tissue[:, 1:]
+    bands = torch.cat([white.square(), cortex.square(), _JUNCTION * white * cortex], dim=1)
+    total = bands.sum(dim=1, keepdim=True)
+    return (bands + 1e-6 / 3) / (total + 1e-6), (white + cortex).square()

@@ -1,0 +1,231 @@
+"""The mixture-of-experts diffusion model: gate, experts, samples, windows, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moesr_bids.cli.moesr import main
+from moesr_bids.sr.engine import super_resolve
+from moesr_bids.sr.models import get_model
+from moesr_bids.sr.models import moediff as module
+from moesr_bids.sr.models.context import ContextShape, gate_weights
+from moesr_bids.sr.models.experts import EXPERTS, Expert, expert_halo
+from moesr_bids.sr.models.mixture import MixtureNetwork, MixtureShape
+from moesr_bids.sr.models.network import CONDITIONS, NetworkShape, ResidualNetwork
+from moesr_bids.sr.sampling import Sampling
+from moesr_bids.sr.weights import Weights, write_weights
+from tests.test_sr_student import thick
+
+TRUNK = NetworkShape(channels=8, blocks=1, embedding=8)
+SHAPE = MixtureShape(trunk=TRUNK, context=ContextShape(channels=16, depth=2, heads=2, window=2), blocks=1)
+CARD = {"kind": "moediff", "temperature": {"all": 1.5}, "guidance": ["log_bias"]}
+
+
+def random_mixture(seed: int = 0) -> MixtureNetwork:
+    """Build a network in which everything that starts at zero is random."""
+    torch.manual_seed(seed)
+    network = MixtureNetwork(SHAPE).eval()
+    for layer in (
+        network.trunk.tail,
+        network.context.to_features,
+        *(expert.tail for expert in network.experts),
+    ):
+        torch.nn.init.normal_(layer.weight, std=0.05)
+    torch.nn.init.normal_(network.context.gate[-1].weight, std=2.0)
+    return network
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> Path:
+    """Weights of a small network with random output: whatever it says must not depend on windows."""
+    path = tmp_path / "mixture.safetensors"
+    write_weights(path, random_mixture(), CARD)
+    return path
+
+
+@given(seed=st.integers(0, 1000), scale=st.floats(0.0, 50.0))
+@settings(max_examples=25, deadline=None)
+def test_gate_weights_sum_to_one_everywhere(seed: int, scale: float) -> None:
+    logits = scale * torch.randn((1, 3, 3, 4, 2), generator=torch.Generator().manual_seed(seed))
+    gate = gate_weights(logits)
+    assert gate.shape == (1, 3, 12, 16, 8)
+    assert float(gate.min()) >= 0
+    torch.testing.assert_close(gate.sum(dim=1), torch.ones(1, 12, 16, 8))
+    # Smooth: between tokens of 4 voxels it changes by no more than a quarter per voxel.
+    assert max(float(torch.diff(gate, dim=a).abs().max()) for a in (2, 3, 4)) <= 0.25 + 1e-5
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_see_no_further_than_they_say(name: str) -> None:
+    torch.manual_seed(0)
+    expert = Expert(name, width=8, blocks=1, embedding=8)
+    torch.nn.init.normal_(expert.tail.weight)
+    reach = expert_halo(1)
+    n = 2 * reach  # at half resolution
+    features, state, embedding = torch.zeros(1, 8, n, n, n), torch.zeros(1, 16, n, n, n), torch.zeros(1, 8)
+    changed = features.clone()
+    changed[..., n // 2, n // 2, n // 2] = 1.0
+    with torch.no_grad():
+        moved = (expert(changed, state, embedding) - expert(features, state, embedding))[0, 0].abs() > 0
+    touched = torch.nonzero(moved)
+    assert len(touched) > 0
+    assert int((touched - n).abs().max()) <= reach
+
+
+def test_an_untrained_mixture_says_what_its_trunk_says(tmp_path: Path) -> None:
+    """Experts start from nothing, so the mean of the chain is the one-step model."""
+    network = random_mixture()
+    for expert in network.experts:
+        torch.nn.init.zeros_(expert.tail.weight)
+    paths = tmp_path / "mixture.safetensors", tmp_path / "trunk.safetensors"
+    write_weights(paths[0], network, CARD)
+    stored = Weights.read(paths[0]).network(torch.device("cpu"))
+    assert isinstance(stored, MixtureNetwork)
+    write_weights(paths[1], stored.trunk, {**CARD, "kind": "student"})
+    image = thick(shape=(56, 64, 48))  # whole tokens: nothing is padded
+    one, other = (super_resolve(image, model=str(path), resolution=1.0) for path in paths)
+    level = np.percentile(other.image.get_fdata(), 99)
+    assert np.abs(one.image.get_fdata() - other.image.get_fdata()).max() < 1e-4 * level
+    assert np.abs(one.uncertainty.get_fdata() - other.uncertainty.get_fdata()).max() < 1e-4 * level
+    sampled = super_resolve(image, model=str(paths[0]), resolution=1.0, sampling=Sampling(estimate="sample"))
+    assert np.abs(sampled.image.get_fdata() - other.image.get_fdata()).max() > 1e-3 * level
+
+
+@pytest.mark.parametrize("estimate", ["mean", "sample"])
+def test_result_does_not_depend_on_the_windows(mixture: Path, monkeypatch: pytest.MonkeyPatch, estimate: str) -> None:
+    image = thick(shape=(84, 60, 48))
+
+    def run() -> tuple[np.ndarray, np.ndarray, dict]:
+        options = Sampling(samples=2, estimate=estimate)
+        result = super_resolve(image, model=str(mixture), resolution=1.0, sampling=options, seed=5)
+        return result.image.get_fdata(), result.uncertainty.get_fdata(), result.record
+
+    whole = run()
+    monkeypatch.setattr(module, "CPU_WINDOW_VOXELS", 60_000)
+    monkeypatch.setattr(module, "largest_window", lambda *_: 60_000)
+    parts = run()
+    assert whole[2]["Windows"] == 1
+    assert parts[2]["Windows"] > 1
+    level = np.percentile(whole[0], 99)
+    for a, b in zip(whole[:2], parts[:2], strict=True):
+        assert np.abs(a - b).max() < 1e-3 * level
+
+
+def test_seed_and_number_of_samples(mixture: Path) -> None:
+    def run(seed: int = 0, **options: object) -> tuple[np.ndarray, np.ndarray, dict]:
+        result = super_resolve(thick(), model=str(mixture), resolution=1.0, seed=seed, sampling=Sampling(**options))
+        return result.image.get_fdata(), result.uncertainty.get_fdata(), result.record
+
+    sample, again, other = run(estimate="sample"), run(estimate="sample"), run(seed=1, estimate="sample")
+    assert np.array_equal(sample[0], again[0])
+    assert not np.array_equal(sample[0], other[0])
+    mean, many = run(), run(samples=6)
+    assert np.array_equal(mean[0], run(seed=1)[0])  # the mean of the chain draws nothing
+    # Samples scatter around the mean, and their spread widens the intervals.
+    assert np.abs(many[0] - mean[0]).mean() < np.abs(sample[0] - mean[0]).mean()
+    assert (many[1] >= mean[1] * 0.999).all()
+    assert many[1].mean() > 1.01 * mean[1].mean()
+    assert many[2]["Sampling"]["Samples"] == 6
+    assert mean[2]["Sampling"]["NoiseTemperature"] == 0
+
+
+def test_experts_without_weight_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = random_mixture()
+    last = network.context.gate[-1]
+    torch.nn.init.zeros_(last.weight)
+    with torch.no_grad():
+        last.bias.copy_(torch.tensor([3.0, -30.0, 2.0]))
+    path = tmp_path / "mixture.safetensors"
+    write_weights(path, network, CARD)
+    few = super_resolve(thick(), model=str(path), resolution=1.0)
+    assert few.record["ExpertsEvaluated"] == pytest.approx(2 / 3, abs=1e-3)
+    assert few.record["GateShares"]["cortex"] < 1e-6
+    monkeypatch.setattr(module, "GATE_THRESHOLD", -1.0)
+    every = super_resolve(thick(), model=str(path), resolution=1.0)
+    assert every.record["ExpertsEvaluated"] == 1
+    np.testing.assert_allclose(few.image.get_fdata(), every.image.get_fdata(), atol=1e-3)
+
+
+def test_a_map_that_is_given_changes_the_image(mixture: Path) -> None:
+    image = thick()
+    log_bias = nib.Nifti1Image(np.full(image.shape, 0.2, np.float32), image.affine)
+    plain, told = (
+        super_resolve(image, model=str(mixture), resolution=1.0, guidance=guidance)
+        for guidance in ({}, {"log_bias": log_bias})
+    )
+    assert plain.record["Guidance"] == []
+    assert told.record["Guidance"] == ["log_bias"]
+    assert not np.array_equal(plain.image.get_fdata(), told.image.get_fdata())
+    with pytest.raises(ValueError, match="not trained with the guidance map 'log_jacobian'"):
+        super_resolve(image, model=str(mixture), guidance={"log_jacobian": log_bias})
+
+
+def test_command_writes_gates_and_differences(mixture: Path, tmp_path: Path) -> None:
+    nib.save(thick(), tmp_path / "scan.nii.gz")
+    (tmp_path / "maps").mkdir()
+    arguments = [
+        *("sr", str(tmp_path / "scan.nii.gz"), str(tmp_path / "out.nii.gz"), "--model", str(mixture)),
+        *("--resolution", "1", "--maps", str(tmp_path / "maps"), "--record", str(tmp_path / "record.json")),
+    ]
+    assert main(arguments) == 0
+    gates, differences = (
+        [nib.load(tmp_path / f"maps/{kind}-{name}.nii.gz").get_fdata() for name in EXPERTS]
+        for kind in ("gate", "difference")
+    )
+    np.testing.assert_allclose(sum(gates), 1, atol=2e-3)
+    # The gated sum of the differences to the gated sum is nothing.
+    assert max(np.abs(d).max() for d in differences) > 0.1
+    assert np.abs(sum(g * d for g, d in zip(gates, differences, strict=True))).max() < 0.3
+    assert json.loads((tmp_path / "record.json").read_text())["GateShares"]
+
+
+@pytest.mark.parametrize(
+    ("model", "option", "value"),
+    [
+        ("classical", "--samples", "2"),
+        ("student", "--estimate", "sample"),
+        ("student", "--maps", "."),
+        ("MIXTURE", "--test-time-averaging", None),
+        ("MIXTURE", "--runtime", "openvino"),
+    ],
+)
+def test_options_that_a_model_has_no_use_for(
+    mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, option: str, value: str | None
+) -> None:
+    nib.save(thick(), tmp_path / "scan.nii.gz")
+    name = str(mixture) if model == "MIXTURE" else model
+    arguments = ["sr", str(tmp_path / "scan.nii.gz"), str(tmp_path / "out.nii.gz"), "--model", name, option]
+    assert main([*arguments, *([value] if value else [])]) == 2
+    assert f"has no use for {option}" in capsys.readouterr().err
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_weights_are_half_precision_and_of_their_kind(mixture: Path, tmp_path: Path) -> None:
+    weights = Weights.read(mixture)
+    assert weights.kind == "moediff"
+    size = sum(p.numel() for p in weights.network(torch.device("cpu")).parameters())
+    assert mixture.stat().st_size < 2.6 * size + 20_000
+    assert get_model(str(mixture)).card.experts == EXPERTS
+    facts = json.loads(mixture.with_suffix(".json").read_text())
+    mixture.with_suffix(".json").write_text(json.dumps({**facts, "kind": "oracle"}))
+    with pytest.raises(ValueError, match="unknown kind 'oracle'"):
+        get_model(str(mixture))
+    trunk = tmp_path / "trunk.safetensors"
+    write_weights(trunk, ResidualNetwork(TRUNK), {})
+    assert get_model(str(trunk)).card.experts == ()
+
+
+def test_steps_are_told_apart() -> None:
+    network = random_mixture()
+    vector = torch.zeros(1, CONDITIONS)
+    early, late = (network.embedding(vector, torch.tensor([eta])) for eta in (0.999, 0.001))
+    assert torch.isfinite(early).all()
+    assert float((early - late).abs().max()) > 0.01

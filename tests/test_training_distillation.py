@@ -1,0 +1,121 @@
+"""Distillation: stages from smooth to sharp, hints by an adapter that is thrown away, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from moesr_bids.cli.moesr import main
+from moesr_bids.sr.models.network import CONDITIONS, NetworkShape, ResidualNetwork
+from moesr_bids.sr.weights import Weights, write_weights
+from moesr_bids.training.distillation import (
+    DistillationLossWeights,
+    Pupil,
+    distillation_loss,
+    smoothed,
+    teach,
+)
+from moesr_bids.training.recipe import read_recipe, recipe_from
+from tests.test_sr_moediff import CARD, random_mixture
+from tests.test_training import TINY, bids
+
+__all__ = ["bids"]
+STAGES = [{"name": "smooth", "until": 0.5, "blur": 3.0}, {"name": "sharp", "until": 1.0, "blur": 0.0}]
+LOSS = {"teacher": 0.5, "hints": 0.1, "stages": STAGES}
+STUDENT = NetworkShape(channels=4, blocks=1, embedding=4)
+RECIPE = {**TINY, "kind": "distill", "network": STUDENT.record(), "loss": LOSS, "patch": 24}
+
+
+def test_smoothing_keeps_the_mean_and_has_its_width() -> None:
+    point = torch.zeros(1, 1, 21, 21, 21)
+    point[..., 10, 10, 10] = 1
+    blurred = smoothed(point, 3.0)
+    assert float(blurred.sum()) == pytest.approx(1, abs=1e-4)
+    line = blurred[0, 0, :, 10, 10] / blurred.max()
+    assert float(line[9]) > 0.5 > float(line[8])  # half the height between 1 and 2 voxels: FWHM 3
+    assert smoothed(point, 0.0) is point
+    torch.testing.assert_close(smoothed(torch.ones(1, 1, 9, 9, 9), 2.0), torch.ones(1, 1, 9, 9, 9))
+
+
+def test_targets_go_from_smooth_to_sharp() -> None:
+    """In each stage the student that says what the teacher says, as smooth as demanded, has the least loss."""
+    torch.manual_seed(0)
+    teacher, student = random_mixture(), ResidualNetwork(STUDENT)
+    pupil = Pupil(student, teacher)
+    channels, vector = torch.rand(1, 4, 24, 24, 24), torch.zeros(1, CONDITIONS)
+    start = channels[:, :2].sum(dim=1, keepdim=True)
+    residual, features = teach(teacher, channels, vector)
+    assert features.shape == (1, 8, 12, 12, 12)
+    weights = DistillationLossWeights(**LOSS)
+    assert [weights.stage(share).name for share in (0.0, 0.49, 0.5, 1.0)] == ["smooth", "smooth", "sharp", "sharp"]
+
+    def teacher_loss(taught: torch.Tensor, share: float) -> float:
+        terms = distillation_loss(pupil, channels, vector, start, start + 0.1, (taught, features), weights, share)[1]
+        return float(terms["teacher"])
+
+    # The student is untrained and says nothing, so the loss is that of the target itself.
+    assert teacher_loss(residual, 0.0) < teacher_loss(residual, 0.9)
+    assert teacher_loss(torch.zeros_like(residual), 0.0) == pytest.approx(0, abs=1e-6)
+
+
+def test_hints_and_teacher_reach_the_student() -> None:
+    torch.manual_seed(0)
+    teacher = random_mixture()
+    pupil = Pupil(ResidualNetwork(STUDENT), teacher)
+    channels, vector = torch.rand(1, 4, 24, 24, 24), torch.zeros(1, CONDITIONS)
+    start = channels[:, :2].sum(dim=1, keepdim=True)
+    taught = teach(teacher, channels, vector)
+    optimizer = torch.optim.Adam(pupil.parameters(), 1e-2)
+    history = []
+    for _ in range(30):
+        loss, terms = distillation_loss(
+            pupil, channels, vector, start, start + taught[0], taught, DistillationLossWeights(**LOSS), 0.9
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append({name: float(value) for name, value in terms.items()})
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert history[-1]["hints"] < 0.7 * history[0]["hints"]
+    assert history[-1]["teacher"] < history[0]["teacher"]
+
+
+def test_a_student_as_large_as_its_teacher_is_refused() -> None:
+    with pytest.raises(ValueError, match="at most a quarter"):
+        Pupil(ResidualNetwork(NetworkShape(channels=16, blocks=4, embedding=8)), random_mixture())
+    for stages in ([], [{"name": "a", "until": 0.5, "blur": 0.0}], [STAGES[1], STAGES[0]]):
+        with pytest.raises(ValueError, match="stages end at rising shares"):
+            DistillationLossWeights(stages=stages)
+
+
+def test_command_distils_and_goes_on(bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yml").write_text(json.dumps(RECIPE))
+    teacher = tmp_path / "teacher.safetensors"
+    write_weights(teacher, random_mixture(), CARD)
+    arguments = [
+        *("train", "--data", str(bids), "--out", str(tmp_path / "out"), "--omp-nthreads", "1"),
+        *("--recipe", str(tmp_path / "tiny.yml"), "--validation-label", "02"),
+    ]
+    assert main([*arguments, "--steps", "2"]) == 2
+    assert "needs --teacher" in capsys.readouterr().err
+    arguments += ["--teacher", str(teacher)]
+    assert main([*arguments, "--steps", "2"]) == 0
+    assert main([*arguments, "--steps", "3"]) == 0
+    weights = Weights.read(tmp_path / "out/weights.safetensors")
+    assert weights.kind == "student"
+    assert weights.card["training"]["steps"] == 3
+    assert weights.card["teacher"]["sha256"] == Weights.read(teacher).sha256
+    network = weights.network(torch.device("cpu"))
+    assert isinstance(network, ResidualNetwork)  # no adapter
+    assert network.shape == STUDENT
+
+
+def test_recipe_of_the_package_is_what_it_says() -> None:
+    recipe = read_recipe("distill")
+    assert [stage.name for stage in recipe.loss.stages] == ["smooth", "medium", "sharp"]
+    assert recipe.network == read_recipe("student").network
+    assert recipe_from(json.loads(json.dumps(recipe.record()))) == recipe
+    assert recipe_from(json.loads(json.dumps(read_recipe("moediff").record()))) == read_recipe("moediff")

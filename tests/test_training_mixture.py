@@ -1,0 +1,165 @@
+"""Training of the mixture: tissue bands, losses, and that gate and experts learn what they shall."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moesr_bids.cli.moesr import main
+from moesr_bids.sr.models.context import gate_weights
+from moesr_bids.sr.models.network import ResidualNetwork
+from moesr_bids.sr.weights import Weights, write_weights
+from moesr_bids.training.examples import Batch
+from moesr_bids.training.mixture_loss import Mixed, MixtureLossWeights, experts_loss, gate_losses, mixture_loss
+from moesr_bids.training.objectives import MixtureObjective, objective_of
+from moesr_bids.training.recipe import read_recipe, recipe_from
+from moesr_bids.training.tissue import tissue_bands, tissue_fractions
+from tests.test_sr_moediff import SHAPE, TRUNK
+from tests.test_training import TINY, bids
+
+__all__ = ["bids"]
+NETWORK = {"trunk": TRUNK.record(), "context": SHAPE.context.record(), "blocks": 1}
+RECIPE = {**TINY, "kind": "moediff", "network": NETWORK, "loss": {}, "patch": 24, "frozen": ["trunk"]}
+
+
+def test_tissue_of_freesurfer_labels() -> None:
+    labels = np.array([[[0, 2, 41, 251, 3, 42, 24, 1001, 2035, 10, 77]]])
+    white, cortex = tissue_fractions(labels)
+    assert white.ravel().tolist() == [0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1]
+    assert cortex.ravel().tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_bands_are_pure_inside_and_junction_between() -> None:
+    tissue = torch.zeros(1, 2, 32, 16, 16)
+    tissue[:, 0, :14], tissue[:, 1, 14:22] = 1, 1
+    bands, confidence = tissue_bands(tissue)
+    torch.testing.assert_close(bands.sum(dim=1), torch.ones(1, 32, 16, 16))
+    centrum, cortex, junction = bands[0, :, :, 8, 8]
+    assert float(centrum[4]) > 0.99
+    assert float(junction[14]) > 0.6
+    assert float(cortex[18]) > float(junction[18])
+    assert float(confidence[0, 0, 4, 8, 8]) > 0.99
+    assert float(confidence[0, 0, 29, 8, 8]) < 0.01  # neither
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=15, deadline=None)
+def test_no_loss_is_less_than_that_of_the_truth(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    sharp = torch.rand((1, 1, 16, 16, 16), generator=generator)
+    start = sharp + 0.05 * torch.randn(sharp.shape, generator=generator)
+    place = torch.rand((1, 3, 16, 16, 16), generator=generator).softmax(dim=1)
+
+    def loss(share: float) -> float:
+        estimates = (start + share * (sharp - start)).expand(-1, 3, -1, -1, -1)
+        return float(experts_loss(estimates, start, sharp, place, 0.1))
+
+    assert loss(1.0) < loss(0.6) < loss(0.0)
+
+
+def test_gate_follows_the_better_expert_and_the_tissue() -> None:
+    errors = torch.full((1, 3, 16, 16, 16), 0.10)
+    errors[:, 1, :8], errors[:, 2, 8:] = 0.02, 0.03
+    sharp, nothing = torch.ones(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16)
+    bands = torch.zeros(1, 3, 16, 16, 16)
+    bands[:, 0] = 1
+
+    def losses(logits: torch.Tensor, confidence: torch.Tensor) -> dict[str, float]:
+        return {k: float(v) for k, v in gate_losses(logits, errors, sharp, bands, confidence).items()}
+
+    right, wrong, first = torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 3, 4, 4, 4)
+    right[:, 1, :2], right[:, 2, 2:] = 3, 3
+    wrong[:, 2, :2], wrong[:, 1, 2:] = 3, 3
+    first[:, 0] = 3
+    assert losses(right, nothing)["gate_error"] < losses(wrong, nothing)["gate_error"]
+    assert losses(first, 1 + nothing)["gate_tissue"] < losses(right, 1 + nothing)["gate_tissue"]
+    assert losses(right, nothing)["gate_tissue"] == 0
+    assert losses(torch.zeros(1, 3, 4, 4, 4), nothing)["balance"] == pytest.approx(0, abs=0.01)
+    assert losses(first, nothing)["balance"] > 0.5
+
+
+def test_errors_of_the_experts_do_not_train_the_experts_by_the_gate() -> None:
+    mixed = Mixed(
+        torch.zeros(1, 1, 16, 16, 16),
+        torch.randn(1, 3, 16, 16, 16, requires_grad=True),
+        torch.zeros(1, 3, 4, 4, 4, requires_grad=True),
+        torch.zeros(1, 1, 16, 16, 16),
+    )
+    sharp = torch.rand(1, 1, 16, 16, 16)
+    weights = MixtureLossWeights(experts=0.0, diversity=0.0)
+    total, terms = mixture_loss(mixed, sharp + 0.1, sharp, torch.zeros(1, 2, 16, 16, 16), weights)
+    total.backward()
+    assert float(mixed.logits.grad.abs().max()) > 0
+    assert set(terms) >= {"reconstruction", "experts", "gate_error", "gate_tissue", "balance", "diversity"}
+
+
+def test_one_example_is_learnt_by_heart_and_its_tissue_by_the_gate() -> None:
+    torch.manual_seed(0)
+    recipe = recipe_from(RECIPE)
+    objective = MixtureObjective(recipe)
+    network = objective.build(ResidualNetwork(TRUNK))
+    trained = [p for p in network.parameters() if p.requires_grad]
+    assert not any(p.requires_grad for p in network.trunk.parameters())
+    optimizer = torch.optim.Adam(trained, 3e-3)
+    random = torch.Generator().manual_seed(1)
+    line = torch.arange(24.0)
+    sharp = (0.6 + 0.2 * torch.sin(line / 2))[None, None, :, None, None].expand(1, 1, 24, 24, 24)
+    sharp = sharp + 0.02 * torch.randn(sharp.shape, generator=random)
+    tissue = torch.zeros(1, 2, 24, 24, 24)
+    tissue[:, 0, ..., :12], tissue[:, 1, ..., 12:] = 1, 1
+    channels = torch.zeros(1, 4, 24, 24, 24)
+    channels[:, 0] = sharp[:, 0] + 0.05 * torch.sin(line)
+    batch = Batch(channels, torch.zeros(1, 12), sharp, tissue)
+
+    def error() -> float:
+        with torch.no_grad():
+            residual = objective.estimator(network)(batch.channels, batch.acquisition)
+        return float((batch.start + residual - sharp).square().mean())
+
+    before = error()
+    for step in range(80):
+        loss, _ = objective.loss(network, batch, torch.Generator().manual_seed(step), 0.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert error() < 0.4 * before
+    with torch.no_grad():
+        gate = gate_weights(network.look(batch.channels, batch.acquisition).logits)[0]
+    # In the order centrum, cortex, junction.
+    assert float(gate[0, ..., :6].mean()) > 2 * float(gate[0, ..., 18:].mean())
+    assert float(gate[1, ..., 18:].mean()) > 2 * float(gate[1, ..., :6].mean())
+    assert float(gate[2, ..., 8:16].mean()) > float(gate[2, ..., [0, 1, 22, 23]].mean())
+
+
+def test_command_trains_a_mixture_from_a_one_step_network(bids: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yml").write_text(json.dumps(RECIPE))
+    write_weights(tmp_path / "trunk.safetensors", ResidualNetwork(TRUNK), {})
+    arguments = [
+        *("train", "--data", str(bids), "--labels", str(bids / "labels"), "--out", str(tmp_path / "out")),
+        *("--segmentations", str(bids / "segmentations"), "--start", str(tmp_path / "trunk.safetensors")),
+        *("--recipe", str(tmp_path / "tiny.yml"), "--validation-label", "02", "--omp-nthreads", "1"),
+    ]
+    assert main([*arguments, "--steps", "2"]) == 0
+    weights = Weights.read(tmp_path / "out/weights.safetensors")
+    assert weights.kind == "moediff"
+    assert weights.card["data"]["segmented_scans"] == ["sub-01_T1w"]
+    assert weights.card["started_from"]["sha256"] == Weights.read(tmp_path / "trunk.safetensors").sha256
+    assert main([*arguments, "--steps", "3"]) == 0  # resumed
+    assert Weights.read(tmp_path / "out/weights.safetensors").card["training"]["steps"] == 3
+
+
+def test_recipe_of_the_package_is_what_it_says() -> None:
+    recipe = read_recipe("moediff")
+    assert recipe.kind == "moediff"
+    assert recipe.frozen == ("trunk",)
+    for wrong in ({"patch": 20}, {"kind": "oracle"}, {"loss": {"magic": 1}}):
+        with pytest.raises((ValueError, TypeError)):
+            recipe_from({**RECIPE, **wrong})
+    with pytest.raises(ValueError, match="starts from the weights of a one-step network"):
+        objective_of(recipe_from(TINY)).build(MixtureObjective(recipe_from(RECIPE)).build(None))
