@@ -10,7 +10,7 @@ from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import Settings
 
 # Facts that become blocks of their own in the ``Moesr`` object, by the step that states them.
-_BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField", "coregister": "Coregistration"}
+_BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField", "coregister": "Coregistration", "quality": "ImageQuality"}
 _MEASURED = ("Seconds", "PeakMemoryGB")
 
 
@@ -108,7 +108,8 @@ def sidecars(
         },
         "uncertainty": {
             "Description": "Standard deviation of the error of the super-resolved image, in its units, as the model "
-            "predicts it; Moesr.UncertaintyCalibration says on which scans intervals were checked",
+            "predicts it, in steps of 2 % of its median in the brain; Moesr.UncertaintyCalibration says on which scans "
+            "intervals were checked",
             "Sources": [preproc, f"bids::{paths['moesr']}"],
             "SkullStripped": skull_stripped,
             "SpatialReference": "orig",

@@ -39,6 +39,7 @@ class _BrainMaskInputSpec(ThreadedInputSpec):
 
 class _BrainMaskOutputSpec(RecordedOutputSpec):
     out_mask = File(exists=True, desc="brain mask on the image's own grid, uint8")
+    out_tissues = File(exists=True, desc="the atlas' white matter, grey matter and fluid, deformed to the image, 4-D")
     initial_xfm = File(exists=True, desc="ITK affine (.mat) that brings the image onto the embedded template")
 
 
@@ -60,9 +61,12 @@ class BrainMask(RecordedInterface):
         )
         mask_file = named(self.inputs.in_file, "_mask", runtime.cwd)
         found.mask.to_filename(mask_file)
+        tissue_file = named(self.inputs.in_file, "_tissues", runtime.cwd)
+        found.tissues.to_filename(tissue_file)
         # ITK transforms map points from the fixed image, here the template, to the moving one.
         transform = write_affine(inverse(found.to_template), Path(runtime.cwd) / "initial.mat")
         self._results["out_mask"] = str(mask_file)
+        self._results["out_tissues"] = str(tissue_file)
         self._results["initial_xfm"] = str(transform)
         return found.facts()
 

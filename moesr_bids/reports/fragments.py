@@ -10,6 +10,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from moesr_bids.reports.derivatives import ImageRecord, crash_file_of, crash_files
+from moesr_bids.reports.metrics import quality_rows
 from moesr_bids.reports.templates import render
 from moesr_bids.reports.values import NOT_AVAILABLE, duration, number, percent, psf, stated, triple
 
@@ -149,6 +150,7 @@ def summary_html(record: ImageRecord) -> str:
         words=state_words(record),
         warnings=warnings_of(record),
         rows=summary_rows(record.moesr) if record.moesr else [],
+        quality=quality_rows(record.moesr),
         stale=bool(record.moesr) and not record.complete,
         record=record,
         settings=record.moesr.get("SettingsHash"),

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from moesr_bids.atomic import write_text
 from moesr_bids.reports.derivatives import ImageRecord, find_images
 from moesr_bids.reports.fragments import state_words, warnings_of
+from moesr_bids.reports.metrics import QUALITY_METRICS
 from moesr_bids.reports.plots import LEAST_IMAGES, OUTLIER_SCORE, Metric, distributions, outliers, plotly_script
 from moesr_bids.reports.ratings import ratings_files, read_ratings, with_ratings, write_dictionaries
 from moesr_bids.reports.templates import render
@@ -60,6 +61,21 @@ def _seconds(record: ImageRecord) -> Any:
 
 def _memory(record: ImageRecord) -> Any:
     return record.moesr.get("PeakMemoryGB", record.status.get("peak_memory_gb"))
+
+
+def _quality_columns() -> list[Column]:
+    """Return a column per metric and side, named ``input_`` or ``output_`` before MRIQC's name."""
+    return [
+        Column(
+            f"{side.lower()}_{metric.name}",
+            _get("ImageQuality", side, metric.name),
+            f"{metric.description}; of the {side.lower()}, as MRIQC defines it",
+            metric.units,
+        )
+        for metric in QUALITY_METRICS
+        for side in ("Input", "Output")
+        if side == "Input" or metric.of_output
+    ]
 
 
 _STATE = (
@@ -128,6 +144,7 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("bias_min_percent", _get("BiasField", "RangePercent", 0), "Least bias field in the brain", "%"),
     Column("bias_max_percent", _get("BiasField", "RangePercent", 1), "Largest bias field in the brain", "%"),
+    *_quality_columns(),
     Column("outlier_in", lambda record: ", ".join(record.outlier_in), _OUTLIER, heading="Outlier in"),
     Column("n_warnings", lambda record: len(warnings_of(record)), "Number of recorded warnings", heading="Warnings"),
     Column("seconds", _seconds, "Processing time", "s", "Time, s"),
@@ -137,9 +154,11 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+_PLOTTED_QUALITY = ("_cnr", "_snr_total", "_efc", "_fber", "_fwhm_avg", "_inu_range")
 _PLOTTED = (
     *("noise_percent", "residual_std", "fraction_beyond_3", "uncertainty_percent", "mask_volume_ml", "mask_overlap"),
     *("registration_overlap", "bias_min_percent", "bias_max_percent", "seconds", "peak_memory_gb"),
+    *(column.name for column in _quality_columns() if column.name.endswith(_PLOTTED_QUALITY)),
 )
 
 
