@@ -151,7 +151,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
     # Imported here: PyTorch takes seconds, and --help shall not.
     from ..sr.engine import super_resolve
     from ..sr.models import get_model
-    from ..sr.storage import write_compact
+    from ..sr.storage import compact, compact_std
 
     card = get_model(options.model).card
     learned_only = {
@@ -184,15 +184,18 @@ def _super_resolve(options: argparse.Namespace) -> int:
     finally:
         progress.close()
     noise = result.record["NoiseStd"]
-    outputs = {options.output: (result.image, noise)}
+    outputs = {options.output: compact(result.image, noise)}
     if options.residual:
-        outputs[options.residual] = (result.residual, 1.0)
+        outputs[options.residual] = compact(result.residual, 1.0)
     if options.uncertainty and result.uncertainty is not None:
-        outputs[options.uncertainty] = (result.uncertainty, noise)
+        brightest = noise / result.record["NoisePercent"]
+        outputs[options.uncertainty] = compact_std(
+            result.uncertainty, result.record["Uncertainty"]["MedianPercent"] * brightest
+        )
     with ExitStack() as stack:
         # Renamed only when all of them are written.
-        for path, (image, its_noise) in outputs.items():
-            write_compact(image, stack.enter_context(temporary_beside(path)), its_noise)
+        for path, image in outputs.items():
+            image.to_filename(stack.enter_context(temporary_beside(path)))
         if options.record:
             text = json.dumps(result.record, indent=2) + "\n"
             stack.enter_context(temporary_beside(options.record)).write_text(text, encoding="utf-8")
