@@ -76,7 +76,7 @@ def init_image_wf(
     )
     gradunwarp = _gradunwarp(plan, settings, mem_gb=cost.preproc_memory_gb) if plan.corrects else None
     straight = gradunwarp or conform
-    brain_mask = Node(BrainMask(**ants), name="brain_mask", **heavy)
+    brain_mask = Node(BrainMask(random_seed=ants["random_seed"]), name="brain_mask", mem_gb=cost.preproc_memory_gb)
     n4 = Node(N4BiasField(sloppy=settings.sloppy, **ants), name="n4", **heavy)
     coregister = Node(Coregister(sloppy=settings.sloppy, **ants), name="coregister", **heavy)
     registrations = {

@@ -195,7 +195,7 @@ def extract_brain(
     threads : int
         ITK threads; see `use_threads`.
     seed : int
-        Seed of the metric's sampling; the same seed and number of threads give the same mask.
+        Seed of the metric's sampling; with one thread the same seed gives the same mask.
     limits : MaskLimits, optional
 
     Raises
