@@ -1,4 +1,7 @@
-"""The ``moesr`` command: ``sr`` super-resolves one image, ``train`` trains a model, ``models`` lists them."""
+"""The ``moesr`` command: ``sr`` super-resolves an image, ``train`` trains a model, ``models`` lists them.
+
+``rerun`` repeats an image of the BIDS App from its sidecar.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from ..config import SUFFIXES
 from ..errors import ImageError
 from ..sr.models import DEFAULT_MODEL
 from ..sr.runtimes import RUNTIMES
-from . import models, train
+from . import models, rerun, train
 from .arguments import positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
@@ -85,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
     train.add_parser(commands)
     models.add_parser(commands)
+    rerun.add_parser(commands)
     return parser
 
 
@@ -99,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             print(f"{command}: {error}", file=sys.stderr)
             return 1
+    if options.command == "rerun":
+        return rerun.main(options)
     training = options.command == "train"
     problem = train.usage_problem(options) if training else _usage_problem(options)
     if problem:
