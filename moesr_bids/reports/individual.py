@@ -82,6 +82,7 @@ def _overview(participant: str, records: list[ImageRecord]) -> str:
         participant=participant,
         lines=lines,
         complete=sum(record.complete for record in records),
+        rateable=any(record.fact("SettingsHash") for record in records),
         version=", ".join(sorted(versions)),
     )
 

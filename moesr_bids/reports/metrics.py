@@ -34,6 +34,12 @@ class QualityMetric:
     units: str | None = None
     of_output: bool = True
 
+    @property
+    def short(self) -> str:
+        """MRIQC's name as it is written: abbreviations in capitals."""
+        head, _, tail = self.name.partition("_")
+        return f"{head.upper()} {tail}".strip()
+
 
 _SNR = "Signal-to-noise ratio within {} (median / standard deviation)"
 _WIDTH = "Smoothness in the brain along the {} axis: full width at half maximum from first differences"
