@@ -43,7 +43,7 @@ class QualityMetric:
 
 _SNR = "Signal-to-noise ratio within {} (median / standard deviation)"
 _WIDTH = "Smoothness in the brain along the {} axis: full width at half maximum from first differences"
-_WIDTH_WORDS = "Smoothness, full width at half maximum, {}"
+_WIDTH_WORDS = "Smoothness (FWHM), {}"
 QUALITY_METRICS: tuple[QualityMetric, ...] = (
     QualityMetric(
         "cnr",
@@ -51,10 +51,10 @@ QUALITY_METRICS: tuple[QualityMetric, ...] = (
         "Contrast-to-noise ratio: difference of the medians of white and grey matter over the root of the summed "
         "variances of white matter, grey matter and air",
     ),
-    QualityMetric("snr_csf", "Signal-to-noise ratio, fluid", _SNR.format("cerebrospinal fluid")),
-    QualityMetric("snr_gm", "Signal-to-noise ratio, grey matter", _SNR.format("grey matter")),
-    QualityMetric("snr_wm", "Signal-to-noise ratio, white matter", _SNR.format("white matter")),
-    QualityMetric("snr_total", "Signal-to-noise ratio, mean of the three", "Mean of snr_csf, snr_gm and snr_wm"),
+    QualityMetric("snr_csf", "Signal-to-noise ratio (SNR), fluid", _SNR.format("cerebrospinal fluid")),
+    QualityMetric("snr_gm", "SNR, grey matter", _SNR.format("grey matter")),
+    QualityMetric("snr_wm", "SNR, white matter", _SNR.format("white matter")),
+    QualityMetric("snr_total", "SNR, mean of the three", "Mean of snr_csf, snr_gm and snr_wm"),
     QualityMetric(
         "efc",
         "Entropy focus criterion (EFC)",
@@ -62,7 +62,7 @@ QUALITY_METRICS: tuple[QualityMetric, ...] = (
     ),
     QualityMetric(
         "fber",
-        "Foreground-background energy ratio (FBER)",
+        "Foreground to background energy (FBER)",
         "Foreground-background energy ratio: median squared intensity in the head over that outside; n/a without "
         "signal outside the head (where MRIQC says -1)",
     ),

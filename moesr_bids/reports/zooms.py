@@ -68,7 +68,7 @@ def plot_zooms(input_path: Path, output_path: Path, tissue_path: Path, out_html:
 
     """
     before, after, labels = Volume.load(input_path), Volume.load(output_path), Volume.load(tissue_path)
-    window = intensity_window(after, bounding_box(labels, margin_mm=12), labels)
+    window = _grey_scale(after, labels)
     compared = Comparison(
         Side(before, window, f"input {size_words(before)}"),
         Side(after, window, f"output {size_words(after)}"),
@@ -92,8 +92,17 @@ def plot_zooms(input_path: Path, output_path: Path, tissue_path: Path, out_html:
         choice="Plane",
         caption=f"Windows of {WINDOW_MM:g} mm: of all in a plane those with most cortex, most deep white matter (at "
         f"least {DEEP_MM:g} mm from other tissue) and most grey-white junction, in the upper part of the brain. Both "
-        "sides have the same grey scale.",
+        "sides have the same grey scale, narrower than above.",
     )
+
+
+def _grey_scale(image: Volume, labels: Volume) -> tuple[float, float]:
+    """Return black and white: half the 2nd percentile of grey and white matter, and their 99.5th percentile."""
+    tissue = image.data[(labels.data == WHITE) | (labels.data == GREY)]
+    if tissue.size == 0:
+        return intensity_window(image, bounding_box(labels))
+    low, high = (float(value) for value in np.percentile(tissue, (2, 99.5)))
+    return (low / 2, high) if high > low else (min(0.0, low), max(high, 1.0))
 
 
 def regions(labels: Volume) -> list[Region]:
