@@ -23,7 +23,7 @@ from moesr_bids.workflows.estimates import Estimate, estimate
 
 REPORTLETS_GB = 2.0
 WARP_GB = 1.0
-QUALITY_GB, QUALITY_VOLUMES = 0.7, 2.0  # of 8 bytes per voxel of the target grid
+QUALITY_GB, QUALITY_VOLUMES = 1.0, 2.5  # of 8 bytes per voxel of the target grid
 _GRADIENTS_TEXT = (
     "Where the scanner had not done it, gradient nonlinearity was corrected with the spherical-harmonic coefficients "
     "[@gradients] or the displacement field of the scanner, in one interpolation by cubic B-splines [@ants]. "
