@@ -21,7 +21,7 @@ from ..config import SUFFIXES
 from ..errors import ImageError
 from ..sr.models import DEFAULT_MODEL
 from ..sr.runtimes import RUNTIMES
-from . import models, rerun, train
+from . import models, train
 from .arguments import positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
@@ -88,8 +88,24 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
     train.add_parser(commands)
     models.add_parser(commands)
-    rerun.add_parser(commands)
+    _add_rerun(commands)
     return parser
+
+
+def _add_rerun(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "rerun",
+        help="repeat an image of moesr-bids from its sidecar",
+        description="Make a super-resolved image again from the JSON file beside it and compare the two. Exit code 0: "
+        "the same to the last bit; 1: another, or it cannot be repeated.",
+    )
+    parser.add_argument("sidecar", type=Path, metavar="SIDECAR.json", help="sidecar of a desc-moesr image")
+    parser.add_argument(
+        "--bids-dir", "--bids_dir", type=Path, metavar="DIR", help="where the input is (default: as recorded)"
+    )
+    parser.add_argument(
+        "--output-dir", "--output_dir", type=Path, metavar="DIR", help="keep the new outputs there (default: drop them)"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,6 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{command}: {error}", file=sys.stderr)
             return 1
     if options.command == "rerun":
+        # Imported here: it reads images and data sets, which --help need not.
+        from . import rerun
+
         return rerun.main(options)
     training = options.command == "train"
     problem = train.usage_problem(options) if training else _usage_problem(options)

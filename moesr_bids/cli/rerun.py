@@ -58,23 +58,6 @@ class Recipe:
         )
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser of ``moesr``."""
-    parser = commands.add_parser(
-        "rerun",
-        help="repeat an image of moesr-bids from its sidecar",
-        description="Make a super-resolved image again from the JSON file beside it and compare the two. Exit code 0: "
-        "the same to the last bit; 1: another, or it cannot be repeated.",
-    )
-    parser.add_argument("sidecar", type=Path, metavar="SIDECAR.json", help="sidecar of a desc-moesr image")
-    parser.add_argument(
-        "--bids-dir", "--bids_dir", type=Path, metavar="DIR", help="where the input is (default: as recorded)"
-    )
-    parser.add_argument(
-        "--output-dir", "--output_dir", type=Path, metavar="DIR", help="keep the new outputs there (default: drop them)"
-    )
-
-
 def run(options: argparse.Namespace) -> int:
     """Repeat the image; return 0 where it is the same."""
     recipe = read_recipe(options.sidecar, options.bids_dir)
