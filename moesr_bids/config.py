@@ -148,6 +148,40 @@ class Settings:
         """Templates of the output spaces, each once."""
         return tuple(dict.fromkeys(space.template for space in self.output_spaces))
 
+    def recorded(self) -> dict[str, Any]:
+        """Return what a sidecar tells, by option name: all that decides the voxels of an output but for its input."""
+        names = (*_OUTPUT_SETTINGS, "gradunwarp", "gradient_coefficients", "omp_nthreads")
+        values = {name.replace("_", "-"): getattr(self, name) for name in names}
+        values["output-spaces"] = [str(space) for space in self.output_spaces]
+        if self.gradient_coefficients is not None:
+            values["gradient-coefficients"] = str(self.gradient_coefficients)
+        return values
+
+    @classmethod
+    def from_recorded(cls, record: Mapping[str, Any], **others: Any) -> Settings:
+        """Return the settings that `recorded` told, with what is told of no sidecar.
+
+        Raises
+        ------
+        ValueError
+            If a name is no setting, or the output spaces cannot be read.
+
+        """
+        values = {name.replace("-", "_"): value for name, value in record.items()}
+        known = {field.name for field in attrs.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"{unknown[0]} is no setting of this version")
+        spaces = tuple(OutputSpace.parse(str(text)) for text in values.pop("output_spaces", ()))
+        coefficients = values.pop("gradient_coefficients", None)
+        return cls(
+            **{
+                **values,
+                **({"output_spaces": spaces} if spaces else {}),
+                "gradient_coefficients": Path(coefficients) if coefficients else None,
+                **others,
+            }
+        )
+
     def output_hash(self, extra: Mapping[str, Any]) -> str:
         """Return a digest of all that decides an output: settings, package version and `extra` (the input).
 

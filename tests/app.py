@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,16 @@ def validation_errors(folder: Path) -> list[str]:
 def files_below(folder: Path) -> set[str]:
     """Return the relative paths of all files, hidden ones included."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def outputs_of(folder: Path) -> list[str]:
+    """List all files below a folder, with times, users and process numbers in their names as ``*``."""
+    named = re.compile(r"(logs/run-)[^/]+(\.toml)$|(crash-)\d+-\d+-[^-]+-(.+)-[0-9a-f-]{36}(\.txt)$")
+    return sorted(
+        named.sub(lambda found: "*".join(part for part in found.groups() if part), name) for name in files_below(folder)
+    )
+
+
+def expected_outputs(name: str) -> list[str]:
+    """Read ``tests/expected/<name>.txt``: the outputs of a run, a line each."""
+    return (Path(__file__).with_name("expected") / f"{name}.txt").read_text(encoding="utf-8").splitlines()

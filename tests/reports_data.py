@@ -11,6 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 
+def quality(**changes: float | None) -> dict[str, float | None]:
+    """Return MRIQC's metrics of an image."""
+    values = {"cnr": 2.5, "snr_csf": 1.5, "snr_gm": 8.0, "snr_wm": 14.0, "snr_total": 7.8333, "efc": 0.6, "fber": None}
+    widths = {"fwhm_x": 2.4, "fwhm_y": 2.6, "fwhm_z": 2.8, "fwhm_avg": 2.6}
+    return {**values, **widths, "inu_range": 0.31, "inu_med": 1.02, **changes}
+
+
 def moesr(**changes: Any) -> dict[str, Any]:
     """Return the ``Moesr`` block of a finished image."""
     block: dict[str, Any] = {
@@ -37,6 +44,7 @@ def moesr(**changes: Any) -> dict[str, Any]:
         "Warnings": ["sform and qform differ by 0.3 mm: the sform is used"],
         "BrainMask": {"Method": "affine registration", "VolumeML": 1432.7, "Overlap": 0.962, "Attempts": 1},
         "BiasField": {"RangePercent": [-12.5, 14.0]},
+        "ImageQuality": {"Definitions": "MRIQC 24.0", "Input": quality(), "Output": quality(fwhm_avg=6.5)},
         "Registration": {"MNI152NLin2009aSym": {"Overlap": 0.957}},
         "Steps": [
             {"Step": "conform", "Seconds": 1.2, "PeakMemoryGB": 0.4},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,10 +14,12 @@ import pytest
 
 from benchmarks.demo import compare
 from benchmarks.phantom import ACQUISITIONS, build
+from moesr_bids.cli.moesr import main as moesr
 from moesr_bids.sr.models import DEFAULT_MODEL, weights_sha256
-from tests.app import files_below, run_app, statuses, validation_errors
+from tests.app import expected_outputs, files_below, outputs_of, run_app, statuses, validation_errors
 
 TEMPLATE = "MNI152NLin2009aSym"
+MAIN_02 = "sub-02/anat/sub-02_res-1mm_desc-moesr_T1w.json"
 
 
 @pytest.fixture(scope="module")
@@ -33,32 +37,19 @@ def finished(phantom: Path) -> Path:
     return phantom / "out"
 
 
-def expected_files(participant: str) -> set[str]:
-    anat, figures = f"sub-{participant}/anat/sub-{participant}", f"sub-{participant}/figures/sub-{participant}"
-    images = [
-        f"{anat}_res-1mm_desc-moesr_T1w",
-        f"{anat}_res-1mm_desc-uncertainty_T1w",
-        f"{anat}_res-1mm_desc-brain_mask",
-        f"{anat}_desc-preproc_T1w",
-        f"{anat}_desc-residual_T1w",
-        f"{anat}_space-{TEMPLATE}_res-1mm_desc-moesr_T1w",
-    ]
-    transforms = [f"{anat}_from-T1w_to-{TEMPLATE}_mode-image_xfm", f"{anat}_from-{TEMPLATE}_to-T1w_mode-image_xfm"]
-    pictures = ["brainmask.png", "bias.png", "registration.html", "residual.png"]
-    pictures += ["slider.html", "spectrum.png", "uncertainty.png"]
-    fragments = ["summary.html", "times.html"]
-    return (
-        {f"{name}{extension}" for name in images for extension in (".nii.gz", ".json")}
-        | {f"{name}{extension}" for name in transforms for extension in (".h5", ".json")}
-        | {f"{figures}_desc-{name.replace('.', '_T1w.')}" for name in [*pictures, *fragments]}
-        | {f"sub-{participant}.html", f"logs/status/sub-{participant}_T1w.json"}
-    )
-
-
 def test_outputs_are_exactly_these(finished: Path) -> None:
-    found = {name for name in files_below(finished) if not name.startswith("logs/run-")}
-    common = {"dataset_description.json", ".bidsignore", "logs/status.tsv", "logs/CITATION.md", "logs/graph.dot"}
-    assert found == expected_files("01") | expected_files("02") | common
+    assert outputs_of(finished) == expected_outputs("phantom")
+
+
+def test_tables_have_data_dictionaries(finished: Path) -> None:
+    tables = list(finished.rglob("*.tsv"))
+    assert {table.name for table in tables} == {"descriptions.tsv", "status.tsv"}
+    for table in tables:
+        columns = table.read_text().splitlines()[0].split("\t")
+        assert list(json.loads(table.with_suffix(".json").read_text())) == columns
+    described = {line.split("\t")[0] for line in (finished / "descriptions.tsv").read_text().splitlines()[1:]}
+    used = set(re.findall(r"_(desc-[a-z]+)_", " ".join(name for name in files_below(finished) if "/anat/" in name)))
+    assert used <= described
 
 
 def test_outputs_are_valid_bids(finished: Path) -> None:
@@ -106,11 +97,16 @@ def test_sidecar_tells_the_truth(phantom: Path, finished: Path, participant: str
     assert block["NoisePercent"] == pytest.approx(2.0, rel=0.25)
     # Below 1 it explains some of the noise too; above, it would depart from the scan.
     assert 0.6 < block["Faithfulness"]["ResidualStd"] < 1.2
-    assert set(block["Outputs"]) == {
+    assert block["Outputs"] == [
         name
-        for name in expected_files(participant)
-        if name.startswith(f"sub-{participant}/") and not name.endswith(("summary_T1w.html", "times_T1w.html"))
-    }
+        for name in expected_outputs("phantom")
+        if name.startswith(f"sub-{participant}/") and not re.search("desc-(summary|numbers|times)_", name)
+    ]
+    quality = block["ImageQuality"]
+    # White matter of the phantom varies by its noise, of 2 percent, and what the bias field leaves.
+    assert 15 < quality["Input"]["snr_wm"] < 50
+    assert quality["Output"]["snr_wm"] > quality["Input"]["snr_wm"]
+    assert quality["Input"]["fber"] > 100  # there is noise outside the brain
     assert {step["Step"] for step in block["Steps"]} >= {"conform", "brain_mask", "n4", "super_resolve", "reportlets"}
     assert all(step["Seconds"] >= 0 and step["PeakMemoryGB"] > 0 for step in block["Steps"])
     expected_psf = {"01": ["kspace"] * 3, "02": ["kspace", "kspace", "gaussian"]}[participant]
@@ -181,6 +177,44 @@ def test_other_settings_are_planned_not_skipped(phantom: Path, finished: Path) -
     assert "of another resolution; choose another output folder for 0.8 mm" in mixed.stderr
 
 
+def test_rerun_repeats_an_image_to_the_last_bit(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sidecar = finished / MAIN_02
+    assert moesr(["rerun", str(sidecar)]) == 0, capfd.readouterr().out
+    recorded = json.loads(sidecar.read_text())["Moesr"]["OutputSHA256"]
+    assert f"the same: SHA-256 {recorded}" in capfd.readouterr().out
+    assert hashlib.sha256(sidecar.with_suffix(".nii.gz").read_bytes()).hexdigest() == recorded
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"InputSHA256": "0" * 64}, "it has changed since, give the data set of then by --bids-dir"),
+        ({"WeightsSHA256": "0" * 64}, "weights of model student: SHA-256"),
+        ({"Version": "0.0.1"}, "made by moesr-bids 0.0.1, this is"),
+        ({"SettingsHash": "0" * 16}, "its metadata or the gradient coefficients have changed since"),
+        ({"OutputSHA256": None}, "does not tell OutputSHA256"),
+    ],
+)
+def test_rerun_refuses_what_has_changed(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str | None], words: str
+) -> None:
+    content = json.loads((finished / MAIN_02).read_text())
+    content["Moesr"] = {k: v for k, v in {**content["Moesr"], **changes}.items() if v is not None}
+    shutil.copy(finished / "dataset_description.json", tmp_path)
+    sidecar = tmp_path / "changed.json"
+    sidecar.write_text(json.dumps(content))
+    assert moesr(["rerun", str(sidecar), "--output-dir", str(tmp_path / "out")]) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rerun_says_what_it_does_not_find(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert moesr(["rerun", str(tmp_path / "none.json")]) == 1
+    assert "not the sidecar of a super-resolved image" in capsys.readouterr().err
+    assert moesr(["rerun", str(finished / MAIN_02), "--bids-dir", str(tmp_path)]) == 1
+    assert "sub-02_T1w.nii.gz: no such file; give the data set of the input by --bids-dir" in capsys.readouterr().err
+
+
 def test_dry_run_writes_nothing(phantom: Path, tmp_path: Path) -> None:
     done = run_app(phantom / "bids", tmp_path / "out", "--dry-run")
     assert done.returncode == 0
@@ -203,7 +237,9 @@ def test_reports_only_and_boilerplate_only(phantom: Path, finished: Path, tmp_pa
     assert report.stat().st_mtime_ns > before
     done = run_app(phantom / "bids", tmp_path / "out", "--boilerplate-only")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert files_below(tmp_path / "out") == {"dataset_description.json", ".bidsignore", "logs/CITATION.md"}
+    assert files_below(tmp_path / "out") == {
+        *("dataset_description.json", ".bidsignore", "descriptions.tsv", "descriptions.json", "logs/CITATION.md")
+    }
 
 
 def test_group_level(phantom: Path, finished: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nb
 import numpy as np
 import pytest
 
@@ -15,7 +16,8 @@ from moesr_bids.reports.figures import plot_mask
 from moesr_bids.reports.group import build_group
 from moesr_bids.reports.individual import build_participant_report, figure_name
 from moesr_bids.reports.slider import plot_slider
-from tests.reports_data import add_failed, add_finished, write_volumes
+from moesr_bids.reports.zooms import plot_zooms
+from tests.reports_data import add_failed, add_finished, save, write_volumes
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
@@ -65,11 +67,15 @@ def browser() -> Iterator[Any]:
 def out_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out")
     volumes = write_volumes(folder / "work")
+    grid = nb.load(volumes["sr"])
+    labels = np.select([grid.get_fdata() > 120, grid.get_fdata() > 60], [1, 2], 0).astype(np.uint8)
+    tissues = save(folder / "work" / "tissues.nii.gz", labels, grid.affine)
     for key in ("sub-01_ses-a_T1w", "sub-01_ses-b_T1w"):
         add_finished(folder, key)
         figures = folder / "sub-01" / "figures"
         slider = figures / figure_name(key, "slider", ".html")
         plot_slider(volumes["preproc"], volumes["sr"], slider, mask_path=volumes["mask"])
+        plot_zooms(volumes["preproc"], volumes["sr"], tissues, figures / figure_name(key, "zooms", ".html"))
         plot_mask(volumes["preproc"], volumes["mask"], figures / figure_name(key, "brainmask", ".png"))
     add_failed(folder, "sub-02_T1w", "Traceback\n<script>document.title = 'hacked'</script>")
     for participant in ("01", "02"):
@@ -153,6 +159,55 @@ def test_slider_follows_a_finger(browser: Any, out_dir: Path) -> None:
     page.touchscreen.tap(box["x"] + 0.8 * box["width"], box["y"] + 0.5 * box["height"])
     assert abs(int(page.locator(".divider").first.input_value()) - 80) <= 1
     context.close()
+
+
+def test_zooms_follow_keyboard_and_finger_by_themselves(browser: Any, out_dir: Path) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    watched = Watched(context.new_page())
+    page = watched.page
+    page.goto((out_dir / "sub-01.html").as_uri())
+    zooms = page.locator(".moesr-slider.magnified").first
+    names = zooms.locator(".level:not([hidden]) .tag.where").all_text_contents()
+    assert [name.split(",")[0] for name in names] == ["cortex", "deep white matter", "grey-white junction"]
+    divider, panel = zooms.locator(".divider"), zooms.locator(".level:not([hidden]) .panel").nth(2)
+    divider.focus()
+    page.keyboard.press("Home")
+    all_output = screenshot(panel)
+    page.keyboard.press("End")
+    assert np.abs(all_output - screenshot(panel)).mean() > 2
+    box = panel.bounding_box()
+    page.touchscreen.tap(box["x"] + 0.3 * box["width"], box["y"] + 0.5 * box["height"])
+    assert abs(int(divider.input_value()) - 30) <= 1
+    assert page.locator(".moesr-slider:not(.magnified) .divider").first.input_value() == "50"
+    zooms.get_by_label("Plane").select_option("sagittal")
+    assert zooms.locator(".level:not([hidden]) img.after").first.get_attribute("alt").endswith("mm")
+    assert "sagittal slice" in zooms.locator(".level:not([hidden]) img.after").first.get_attribute("alt")
+    # What is magnified fills the picture: no wider than the page, and not as small as its voxels.
+    assert 250 < panel.bounding_box()["width"] <= 390
+    assert watched.complaints == []
+    context.close()
+
+
+def test_quality_metrics_stand_on_the_page(browser: Any, out_dir: Path) -> None:
+    watched = open_page(browser, out_dir / "sub-01.html")
+    row = watched.page.locator(".quality tr", has_text="fwhm_avg").first
+    assert row.locator("td.number").all_text_contents() == ["2.6", "6.5"]
+
+
+def test_cohort_page_names_what_to_look_at(browser: Any, tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    add_finished(tmp_path, "sub-02_T1w", NoisePercent=40.0)
+    add_failed(tmp_path, "sub-03_T1w", "boom")
+    build_participant_report(tmp_path, "02")
+    build_group(tmp_path)
+    watched = open_page(browser, tmp_path / "group.html", width=390)
+    assert "1 ok, 1 look, 1 failed" in " ".join(watched.page.locator("main > p").first.text_content().split())
+    watched.page.locator("nav a", has_text="To look at").click()
+    assert "the noise" in watched.page.locator("#look + details li").text_content()
+    assert watched.page.evaluate("document.documentElement.scrollWidth") <= 390
+    watched.page.locator("#look + details a").click()
+    watched.page.wait_for_url("**/sub-02.html#image-sub-02_T1w")
+    assert watched.complaints == []
 
 
 def test_ratings_are_kept_saved_and_read_back(browser: Any, out_dir: Path, tmp_path: Path) -> None:
@@ -262,7 +317,7 @@ def test_group_page_with_five_thousand_images(browser: Any, tmp_path: Path) -> N
     watched = open_page(browser, tmp_path / "group.html")
     start = time.monotonic()
     watched.page.locator("thead button", has_text="Noise,").click()
-    first = watched.page.evaluate("document.querySelector('.cohort tbody tr').cells[11].textContent")
+    first = watched.page.evaluate("document.querySelector('.cohort tbody tr').cells[12].textContent")
     assert first == "0"
     assert time.monotonic() - start < 10  # seconds on a slow machine; about one on a laptop
     assert watched.complaints == []

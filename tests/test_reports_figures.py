@@ -21,6 +21,7 @@ from moesr_bids.reports.planes import Box, Volume, bounding_box, plane, plane_of
 from moesr_bids.reports.residual import plot_residual
 from moesr_bids.reports.slider import plot_registration, plot_slider
 from moesr_bids.reports.spectrum import axis_spectrum, plot_spectrum
+from moesr_bids.reports.zooms import plot_zooms
 from tests.reports_data import save, write_volumes
 
 
@@ -34,8 +35,8 @@ def pixels(path: Path) -> npt.NDArray[np.uint8]:
         return np.asarray(picture.convert("RGB"))
 
 
-def pictures(html: str, css_class: str) -> list[npt.NDArray[np.int16]]:
-    found = re.findall(rf'<img class="{css_class}"[^>]*src="data:image/jpeg;base64,([^"]+)"', html)
+def pictures(html: str, css_class: str, kind: str = "jpeg") -> list[npt.NDArray[np.int16]]:
+    found = re.findall(rf'<img class="{css_class}"[^>]*src="data:image/{kind};base64,([^"]+)"', html)
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(code))).convert("L"), dtype=np.int16) for code in found]
 
 
@@ -251,3 +252,45 @@ def test_interface_draws_what_its_inputs_allow(
     assert names == pictures
     assert result.outputs.record["Seconds"] > 0
     assert all(Path(file).stat().st_size > 3000 for file in result.outputs.out_files)
+
+
+def labelled_head(folder: Path) -> dict[str, Path]:
+    """Write a ball of white matter in a shell of grey matter, with one fold, as a thick-slice input and an output."""
+    shape = (80, 80, 80)
+    grid = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
+    radius = np.sqrt((grid**2).sum(axis=0))
+    labels = np.select([radius < 24, radius < 30, radius < 33], [1, 2, 3], 0).astype(np.uint8)
+    sharp = np.select([labels == 1, labels == 2, labels == 3], [100.0, 70.0, 20.0], 0.0).astype(np.float32)
+    thick = np.diag([1.0, 1.0, 4.0, 1.0])
+    thick[2, 3] = 1.5
+    coarse = sharp.reshape(80, 80, 20, 4).mean(axis=3).astype(np.float32)
+    return {
+        "preproc": save(folder / "preproc.nii.gz", coarse, thick),
+        "sr": save(folder / "sr.nii.gz", sharp, np.eye(4)),
+        "tissues": save(folder / "tissues.nii.gz", labels, np.eye(4)),
+    }
+
+
+def test_zooms_show_what_they_are_named_after(tmp_path: Path) -> None:
+    files = labelled_head(tmp_path)
+    html = plot_zooms(files["preproc"], files["sr"], files["tissues"], tmp_path / "zooms.html").read_text()
+    after = pictures(html, "after", "png")
+    assert len(after) == 9  # three planes of three windows
+    assert all(picture.shape == (36, 36) for picture in after)
+    white, grey = 255, round(70 / 100 * 255)
+    for cortex, deep, junction in zip(after[::3], after[1::3], after[2::3], strict=True):
+        assert (deep == white).mean() > 0.6
+        assert (cortex == grey).mean() > 0.15
+        assert (junction == grey).mean() > 0.05
+        assert (junction == white).mean() > 0.2
+    # The plane that shows the thick slices comes first.
+    assert '<option value="1" selected>coronal</option>' in html
+    again = plot_zooms(files["preproc"], files["sr"], files["tissues"], tmp_path / "again.html").read_text()
+    assert again == html
+
+
+def test_zooms_without_tissue_show_the_middle(tmp_path: Path) -> None:
+    files = labelled_head(tmp_path)
+    none = save(tmp_path / "none.nii.gz", np.zeros((80, 80, 80), np.uint8), np.eye(4))
+    html = plot_zooms(files["preproc"], files["sr"], none, tmp_path / "zooms.html").read_text()
+    assert [picture.shape for picture in pictures(html, "after", "png")] == [(36, 36)] * 9

@@ -59,6 +59,18 @@ def test_columns_are_those_of_the_data_dictionary(tmp_path: Path) -> None:
     assert all(entry["Description"] for entry in dictionary.values())
 
 
+def test_quality_metrics_have_a_column_per_side(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    add_finished(tmp_path, "sub-02_T1w", ImageQuality={"Input": {"cnr": 3.25}})
+    build_group(tmp_path)
+    first, second = rows_of(tmp_path / "group_T1w.tsv")
+    assert (first["input_fwhm_avg"], first["output_fwhm_avg"], first["input_fber"]) == ("2.6", "6.5", "n/a")
+    assert (first["input_inu_range"], "output_inu_range" in first) == ("0.31", False)
+    assert (second["input_cnr"], second["output_cnr"]) == ("3.25", "n/a")
+    dictionary = json.loads((tmp_path / "group_T1w.json").read_text(encoding="utf-8"))
+    assert dictionary["output_fwhm_avg"]["Units"] == "voxels"
+
+
 def test_broken_sidecar_does_not_stop_the_table(tmp_path: Path) -> None:
     add_finished(tmp_path, "sub-01_T1w").write_text("[1]", encoding="utf-8")
     add_finished(tmp_path, "sub-02_T1w", InputZooms=None, Registration=["odd"], BiasField={"RangePercent": [1]})

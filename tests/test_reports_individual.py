@@ -174,7 +174,7 @@ def test_two_sessions_with_acquisitions_and_runs(tmp_path: Path) -> None:
     add_finished(tmp_path, "sub-010_T1w", Warnings=["of another participant"])
     html, page = report(tmp_path, "01")
     for number_, key in enumerate(keys):
-        block = html.split(f'id="image-{key}"')[1].split('class="moesr-slider"')[0]
+        block = html.split(f'id="image-{key}"')[1].split('id="image-')[0]
         assert f"{1400 + number_} ml" in block  # each image's numbers stand in its own block
         assert html.count(f"slider of {key}<") == 1
         assert f"#image-{key}" in page.links

@@ -14,8 +14,9 @@ from scipy.spatial.transform import Rotation
 from benchmarks.phantom import Acquisition, acquire, make_truth
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.sessions import with_references
+from moesr_bids.cli.moesr import main as moesr
 from moesr_bids.preproc.template import load_template
-from tests.app import files_below, run_app, statuses, validation_errors, work_of
+from tests.app import expected_outputs, outputs_of, run_app, statuses, validation_errors, work_of
 
 TEMPLATE = "MNI152NLin2009aSym"
 OPTIONS = ("--model", "cubic", "--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
@@ -94,13 +95,15 @@ def test_both_contrasts_lie_in_the_template(finished: Path) -> None:
 
 def test_outputs_and_page(finished: Path) -> None:
     assert validation_errors(finished) == []
-    names = files_below(finished)
-    assert {f"{ANAT}_from-FLAIR_to-T1w_mode-image_xfm.json", f"{ANAT}_from-T1w_to-FLAIR_mode-image_xfm.json"} <= names
-    assert f"{ANAT}_from-T1w_to-reference_mode-image_xfm.h5" not in names
+    assert outputs_of(finished) == expected_outputs("session")
     page = (finished / "sub-01.html").read_text()
     assert "Alignment to the reference image of the session" in page
     assert "to sub-01_T1w: moved by" in page
     assert "this image is the reference, or alone in its session" in page
+
+
+def test_an_image_is_repeated_with_the_reference_that_it_had(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert moesr(["rerun", str(finished / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json")]) == 0, capfd.readouterr().out
 
 
 def test_a_complete_reference_serves_an_image_that_is_not(session: Path, finished: Path) -> None:

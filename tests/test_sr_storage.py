@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesr_bids.sr.storage import compact, write_compact
+from moesr_bids.sr.storage import compact, compact_std, write_compact
 
 AFFINE = np.diag([-0.7, 0.7, 0.7, 1.0])
 
@@ -62,3 +62,26 @@ def test_voxels_that_are_no_numbers_are_refused() -> None:
     data[0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="NaN or infinite"):
         compact(nib.Nifti1Image(data, AFFINE), 1.0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**31 - 1), st.floats(1e-4, 1e6), st.floats(0.1, 1.2))
+def test_standard_deviations_change_by_a_hundredth_of_the_typical(seed: int, level: float, spread: float) -> None:
+    data = (level * np.random.default_rng(seed).lognormal(0, spread, (12, 12, 12))).astype(np.float32)
+    data[0, 0, 0] = level * 1e-5
+    stored = compact_std(nib.Nifti1Image(data, AFFINE), level)
+    assert stored.get_data_dtype() == np.int16
+    back = nib.Nifti1Image.from_bytes(stored.to_bytes()).get_fdata()
+    changed = np.abs(back - data)
+    changed[0, 0, 0] = 0  # too small to be told from nought, but not nought
+    assert changed.max() <= 0.0101 * level
+    assert back.min() > 0
+
+
+def test_deviations_without_bound_are_cut_and_nought_stays_nought() -> None:
+    data = np.full((10, 10, 10), 1.0, np.float32)
+    data[0], data[1, 1, 1] = 0, 1e6
+    back = nib.Nifti1Image.from_bytes(compact_std(nib.Nifti1Image(data, AFFINE), 1.0).to_bytes()).get_fdata()
+    assert (back[0] == 0).all()
+    assert back.max() == pytest.approx(655.34, rel=1e-4)
+    assert compact_std(nib.Nifti1Image(data, AFFINE), 0.0).get_data_dtype() == np.float32

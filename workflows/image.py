@@ -14,6 +14,7 @@ from moesr_bids.interfaces.conform import Conform
 from moesr_bids.interfaces.gradients import GradientUnwarp
 from moesr_bids.interfaces.mask import ResampleMask
 from moesr_bids.interfaces.publish import Publish
+from moesr_bids.interfaces.quality import ImageQuality
 from moesr_bids.interfaces.registration import Coregister, JoinTransforms, RegisterToTemplate, WarpToSpace
 from moesr_bids.interfaces.reportlets import ImageReportlets
 from moesr_bids.interfaces.sr import SuperResolve
@@ -22,6 +23,7 @@ from moesr_bids.workflows.estimates import Estimate, estimate
 
 REPORTLETS_GB = 2.0
 WARP_GB = 1.0
+QUALITY_GB, QUALITY_VOLUMES = 1.0, 2.5  # of 8 bytes per voxel of the target grid
 _GRADIENTS_TEXT = (
     "Where the scanner had not done it, gradient nonlinearity was corrected with the spherical-harmonic coefficients "
     "[@gradients] or the displacement field of the scanner, in one interpolation by cubic B-splines [@ants]. "
@@ -74,7 +76,7 @@ def init_image_wf(
     )
     gradunwarp = _gradunwarp(plan, settings, mem_gb=cost.preproc_memory_gb) if plan.corrects else None
     straight = gradunwarp or conform
-    brain_mask = Node(BrainMask(**ants), name="brain_mask", **heavy)
+    brain_mask = Node(BrainMask(random_seed=ants["random_seed"]), name="brain_mask", mem_gb=cost.preproc_memory_gb)
     n4 = Node(N4BiasField(sloppy=settings.sloppy, **ants), name="n4", **heavy)
     coregister = Node(Coregister(sloppy=settings.sloppy, **ants), name="coregister", **heavy)
     registrations = {
@@ -130,6 +132,7 @@ def init_image_wf(
         mem_gb=cost.sr_memory_gb,
     )
     target_mask = Node(ResampleMask(), name="target_mask", mem_gb=cost.preproc_memory_gb)
+    quality = Node(ImageQuality(), name="quality", mem_gb=QUALITY_GB + QUALITY_VOLUMES * _volume_gb(cost))
     spaces = {
         space: Node(
             WarpToSpace(space=str(space), resolution=settings.resolution, **ants),
@@ -155,6 +158,7 @@ def init_image_wf(
         **{f"register:{template}": node for template, node in registrations.items()},
         "super_resolve": super_resolve,
         "target_mask": target_mask,
+        "quality": quality,
         **{f"warp:{space}": node for space, node in spaces.items()},
         "reportlets": reportlets,
     }
@@ -189,6 +193,11 @@ def init_image_wf(
         (conform, super_resolve, [("metadata_file", "metadata_file")]),
         (brain_mask, target_mask, [("out_mask", "in_file")]),
         (super_resolve, target_mask, [("out_file", "reference_file")]),
+        (n4, quality, [("out_file", "in_file"), ("bias_field", "bias_file")]),
+        (brain_mask, quality, [("out_mask", "mask_file"), ("out_tissues", "atlas_file")]),
+        (super_resolve, quality, [("out_file", "sr_file")]),
+        (target_mask, quality, [("out_file", "sr_mask_file")]),
+        (quality, reportlets, [("tissue_file", "tissue_file")]),
         (n4, reportlets, [("out_file", "preproc_file"), ("bias_field", "bias_file")]),
         (brain_mask, reportlets, [("out_mask", "mask_file")]),
         (super_resolve, reportlets, [("out_file", "sr_file"), ("residual_file", "residual_file")]),
@@ -278,5 +287,6 @@ def _methods_text(settings: Settings) -> str:
         f"registered to {templates} with an affine and a diffeomorphic transform (SyN) [@syn; @ants]. "
         f"Each corrected image was super-resolved to {settings.resolution:g} mm isotropic voxels along its own axes, "
         "and the result was brought into the space of each template in one interpolation by cubic B-splines. "
+        "Image quality metrics follow MRIQC [@mriqc]. "
         f"{get_model(settings.model).card.methods}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,20 @@ from moesr_bids.config import Settings
 
 BIDS_VERSION = "1.10.0"
 BIDSIGNORE = ("*.html", "figures", "group_*", "*ratings*", "*_xfm.*", "*.part*")
+
+DESCRIPTIONS = {
+    "moesr": "Super-resolved image",
+    "uncertainty": "Standard deviation of the error of the super-resolved image, as the model predicts it",
+    "residual": "Input minus the acquisition operator applied to the super-resolved image, in units of the noise",
+    "preproc": "Input without bias field and, where it was corrected, without gradient nonlinearity, on its own grid",
+    "brain": "Brain mask",
+    "jacobian": "Jacobian determinant of the correction of gradient nonlinearity",
+}
+"""What the ``desc`` entity of a derivative says."""
+_DESCRIPTIONS_COLUMNS = {
+    "desc_id": "The desc entity of a derivative's name",
+    "description": "What such a derivative is",
+}
 
 
 def dataset_description(settings: Settings) -> dict[str, Any]:
@@ -37,6 +52,14 @@ def prepare_output_folder(settings: Settings) -> None:
     (output_dir / "logs").mkdir(parents=True, exist_ok=True)
     write_text(output_dir / "dataset_description.json", json.dumps(dataset_description(settings), indent=2) + "\n")
     write_text(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
+    rows = [tuple(_DESCRIPTIONS_COLUMNS), *((f"desc-{name}", text) for name, text in DESCRIPTIONS.items())]
+    write_text(output_dir / "descriptions.tsv", "".join("\t".join(row) + "\n" for row in rows))
+    write_text(output_dir / "descriptions.json", data_dictionary(_DESCRIPTIONS_COLUMNS))
+
+
+def data_dictionary(columns: Mapping[str, str]) -> str:
+    """Return the JSON text of a table's data dictionary: column to description."""
+    return json.dumps({name: {"Description": words} for name, words in columns.items()}, indent=2) + "\n"
 
 
 def save_settings(settings: Settings, name: str) -> Path:

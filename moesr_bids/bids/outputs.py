@@ -140,6 +140,8 @@ def reference_block(image: RawImage, settings: Settings) -> dict[str, Any]:
     """Return what the ``Moesr`` object tells of the reference of the session, and of a better one that was no use."""
     used, better = image.reference, image.instead_of
     block: dict[str, Any] = {"Used": used.relative if used else None}
+    if used is not None:
+        block["UsedSHA256"] = sha256(used.path)
     if better is not None:
         block |= {"InsteadOf": better.relative, "InsteadOfDigest": _digest(better, settings)}
         block["Reason"] = image.instead_reason

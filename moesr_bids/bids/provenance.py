@@ -10,7 +10,7 @@ from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import Settings
 
 # Facts that become blocks of their own in the ``Moesr`` object, by the step that states them.
-_BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField", "coregister": "Coregistration"}
+_BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField", "coregister": "Coregistration", "quality": "ImageQuality"}
 _MEASURED = ("Seconds", "PeakMemoryGB")
 
 
@@ -22,6 +22,7 @@ def moesr_block(
     reference: Mapping[str, Any],
     settings_hash: str,
     input_sha256: str,
+    output_sha256: str,
     outputs: Sequence[str],
 ) -> dict[str, Any]:
     """Return the ``Moesr`` object of the main sidecar.
@@ -38,6 +39,8 @@ def moesr_block(
         Which image of the session this one was aligned to.
     settings_hash, input_sha256 : str
         Digests that tell whether the outputs are still what a new run would make.
+    output_sha256 : str
+        Of the main output's file.
     outputs : sequence of str
         Paths of all outputs of the image below the output root.
 
@@ -59,7 +62,8 @@ def moesr_block(
     block["Steps"] = [{"Step": step, **{key: record.get(key) for key in _MEASURED}} for step, record in steps]
     block["Seconds"] = round(sum(float(record.get("Seconds") or 0) for _, record in steps), 1)
     block["PeakMemoryGB"] = max((float(record.get("PeakMemoryGB") or 0) for _, record in steps), default=0.0)
-    block |= {"SettingsHash": settings_hash, "InputSHA256": input_sha256, "Outputs": list(outputs)}
+    block |= {"Settings": settings.recorded(), "SettingsHash": settings_hash}
+    block |= {"InputSHA256": input_sha256, "OutputSHA256": output_sha256, "Outputs": list(outputs)}
     return block
 
 
@@ -108,7 +112,8 @@ def sidecars(
         },
         "uncertainty": {
             "Description": "Standard deviation of the error of the super-resolved image, in its units, as the model "
-            "predicts it; Moesr.UncertaintyCalibration says on which scans intervals were checked",
+            "predicts it, in steps of 2 % of its median in the brain; Moesr.UncertaintyCalibration says on which scans "
+            "intervals were checked",
             "Sources": [preproc, f"bids::{paths['moesr']}"],
             "SkullStripped": skull_stripped,
             "SpatialReference": "orig",

@@ -13,8 +13,18 @@ from pathlib import Path
 import attrs
 
 from moesr_bids.atomic import write_text
+from moesr_bids.bids.dataset import data_dictionary
 
-COLUMNS = ("participant_id", "session_id", "image", "state", "step", "reason", "seconds", "peak_memory_gb")
+COLUMNS = {
+    "participant_id": "Participant",
+    "session_id": "Session; n/a without",
+    "image": "Path of the input image below its data set; n/a for a participant without any",
+    "state": "running: started and not finished; done; skipped: outputs were complete before; failed",
+    "step": "Step that failed, or the last one finished",
+    "reason": "Why it failed or was skipped",
+    "seconds": "Processing time, sum over the steps, in seconds",
+    "peak_memory_gb": "Largest peak memory of a step, in GiB",
+}
 STATES = ("running", "done", "skipped", "failed")
 
 
@@ -81,7 +91,7 @@ def read_statuses(output_dir: Path) -> list[ImageStatus]:
 
 
 def write_table(output_dir: Path) -> Path:
-    """Write ``logs/status.tsv`` from all status files and return its path."""
+    """Write ``logs/status.tsv`` from all status files, with its data dictionary, and return its path."""
     stream = io.StringIO()
     writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -90,4 +100,5 @@ def write_table(output_dir: Path) -> Path:
         writer.writerow(["n/a" if row[name] is None else " ".join(str(row[name]).split()) for name in COLUMNS])
     path = output_dir / "logs" / "status.tsv"
     write_text(path, stream.getvalue())
+    write_text(path.with_suffix(".json"), data_dictionary(COLUMNS))
     return path

@@ -1,4 +1,7 @@
-"""The ``moesr`` command: ``sr`` super-resolves one image, ``train`` trains a model, ``models`` lists them."""
+"""The ``moesr`` command: ``sr`` super-resolves an image, ``train`` trains a model, ``models`` lists them.
+
+``rerun`` repeats an image of the BIDS App from its sidecar.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +110,24 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
     train.add_parser(commands)
     models.add_parser(commands)
+    _add_rerun(commands)
     return parser
+
+
+def _add_rerun(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "rerun",
+        help="repeat an image of moesr-bids from its sidecar",
+        description="Make a super-resolved image again from the JSON file beside it and compare the two. Exit code 0: "
+        "the same to the last bit; 1: another, or it cannot be repeated.",
+    )
+    parser.add_argument("sidecar", type=Path, metavar="SIDECAR.json", help="sidecar of a desc-moesr image")
+    parser.add_argument(
+        "--bids-dir", "--bids_dir", type=Path, metavar="DIR", help="where the input is (default: as recorded)"
+    )
+    parser.add_argument(
+        "--output-dir", "--output_dir", type=Path, metavar="DIR", help="keep the new outputs there (default: drop them)"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,6 +141,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             print(f"{command}: {error}", file=sys.stderr)
             return 1
+    if options.command == "rerun":
+        # Imported here: it reads images and data sets, which --help need not.
+        from . import rerun
+
+        return rerun.main(options)
     training = options.command == "train"
     problem = train.usage_problem(options) if training else _usage_problem(options)
     if problem:
@@ -175,7 +200,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
     # Imported here: PyTorch takes seconds, and --help shall not.
     from ..sr.engine import super_resolve
     from ..sr.models import get_model
-    from ..sr.storage import write_compact
+    from ..sr.storage import compact, compact_std
 
     card = get_model(options.model).card
     for option, given, useful in (
@@ -212,17 +237,21 @@ def _super_resolve(options: argparse.Namespace) -> int:
     finally:
         progress.close()
     noise = result.record["NoiseStd"]
-    outputs = {options.output: (result.image, noise)}
+    outputs = {options.output: compact(result.image, noise)}
     if options.residual:
-        outputs[options.residual] = (result.residual, 1.0)
+        outputs[options.residual] = compact(result.residual, 1.0)
     if options.uncertainty and result.uncertainty is not None:
-        outputs[options.uncertainty] = (result.uncertainty, noise)
+        brightest = noise / result.record["NoisePercent"]
+        outputs[options.uncertainty] = compact_std(
+            result.uncertainty, result.record["Uncertainty"]["MedianPercent"] * brightest
+        )
     for name, image in result.maps.items():
-        outputs[options.maps / f"{name}.nii.gz"] = (image, noise if name.startswith("difference") else _GATE_NOISE)
+        its_noise = noise if name.startswith("difference") else _GATE_NOISE
+        outputs[options.maps / f"{name}.nii.gz"] = compact(image, its_noise)
     with ExitStack() as stack:
         # Renamed only when all of them are written.
-        for path, (image, its_noise) in outputs.items():
-            write_compact(image, stack.enter_context(temporary_beside(path)), its_noise)
+        for path, image in outputs.items():
+            image.to_filename(stack.enter_context(temporary_beside(path)))
         if options.record:
             text = json.dumps(result.record, indent=2) + "\n"
             stack.enter_context(temporary_beside(options.record)).write_text(text, encoding="utf-8")

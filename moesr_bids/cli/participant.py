@@ -122,7 +122,7 @@ def _run_all(
     useless: set[RawImage] = set()
     while waiting:
         started = time.time()
-        error = _run(waiting, settings)
+        error = run_workflow(waiting, settings)
         found = crashes_by_image(settings.output_dir / "logs", images, since=started)
         crashes |= found
         if settings.stop_on_first_crash:
@@ -147,7 +147,7 @@ def _run_all(
     return todo, crashes, error
 
 
-def _run(images: Sequence[RawImage], settings: Settings) -> Exception | None:
+def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | None:
     """Run the workflow; return the error with which Nipype ended, if any."""
     from moesr_bids.workflows.execution import configure_nipype, make_plugin, visible_gpus
 

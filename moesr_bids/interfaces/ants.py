@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from nipype.interfaces.base.support import Bunch
 from nipype.utils.filemanip import fname_presuffix
 
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
+from moesr_bids.resources import measured
 
 
 def named(source: str, suffix: str, folder: str, extension: str | None = None) -> Path:
@@ -34,38 +37,58 @@ class MaskedInputSpec(ThreadedInputSpec):
     mask_file = File(exists=True, mandatory=True, desc="brain mask on the same grid")
 
 
-class _BrainMaskInputSpec(ThreadedInputSpec):
+class _BrainMaskInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="3-D structural image, with or without skull")
+    random_seed = traits.Int(1, usedefault=True, desc="seed of the metric's sampling")
 
 
 class _BrainMaskOutputSpec(RecordedOutputSpec):
     out_mask = File(exists=True, desc="brain mask on the image's own grid, uint8")
+    out_tissues = File(exists=True, desc="the atlas' white matter, grey matter and fluid, deformed to the image, 4-D")
     initial_xfm = File(exists=True, desc="ITK affine (.mat) that brings the image onto the embedded template")
 
 
 class BrainMask(RecordedInterface):
-    """Find the brain; fails with the reason rather than returning a bad mask."""
+    """Find the brain; fails with the reason rather than returning a bad mask.
+
+    It runs in a process of its own with one ITK thread. Mutual information sums over threads in the order in which they
+    come, so that with several no run repeats another, and a process that has run ITK keeps its number of threads.
+    """
 
     input_spec = _BrainMaskInputSpec
     output_spec = _BrainMaskOutputSpec
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         from moesr_bids.preproc.align import inverse, write_affine
-        from moesr_bids.preproc.brainmask import extract_brain
 
-        found = extract_brain(
-            nib.load(self.inputs.in_file),
-            work_dir=Path(runtime.cwd),
-            threads=self.inputs.omp_nthreads,
-            seed=self.inputs.random_seed,
-        )
+        try:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                task = pool.submit(_extract_brain, self.inputs.in_file, runtime.cwd, self.inputs.random_seed)
+                found, peak_memory_gb = task.result()
+        except BrokenExecutor:
+            raise MemoryError(
+                f"{self.inputs.in_file}: the search for the brain was killed, most often for lack of memory; "
+                "give more memory to the job"
+            ) from None
         mask_file = named(self.inputs.in_file, "_mask", runtime.cwd)
         found.mask.to_filename(mask_file)
+        tissue_file = named(self.inputs.in_file, "_tissues", runtime.cwd)
+        found.tissues.to_filename(tissue_file)
         # ITK transforms map points from the fixed image, here the template, to the moving one.
         transform = write_affine(inverse(found.to_template), Path(runtime.cwd) / "initial.mat")
         self._results["out_mask"] = str(mask_file)
+        self._results["out_tissues"] = str(tissue_file)
         self._results["initial_xfm"] = str(transform)
-        return found.facts()
+        return {**found.facts(), "PeakMemoryGB": peak_memory_gb}
+
+
+def _extract_brain(path: str, folder: str, seed: int) -> tuple[Any, float]:
+    """Return the brain of an image and the peak memory of finding it, in GiB."""
+    from moesr_bids.preproc.brainmask import extract_brain
+
+    with measured() as used:
+        found = extract_brain(nib.load(path), work_dir=Path(folder), threads=1, seed=seed)
+    return found, used.peak_memory_gb
 
 
 class _N4BiasFieldInputSpec(MaskedInputSpec):

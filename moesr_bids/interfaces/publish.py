@@ -62,6 +62,7 @@ class Publish(RecordedInterface):
             for file in (self.inputs.figure_files or [])
         }
         steps = list(zip(self.inputs.steps, self.inputs.records, strict=True))
+        sources = dict(zip(self.inputs.keys, map(Path, self.inputs.files), strict=True))
         contents = sidecars(
             image,
             settings,
@@ -73,11 +74,11 @@ class Publish(RecordedInterface):
                 reference=reference_block(image, settings),
                 settings_hash=settings_hash(image, settings, input_hash := sha256(image.path)),
                 input_sha256=input_hash,
+                output_sha256=sha256(sources["moesr"]),
                 outputs=sorted([*paths.values(), *map(sidecar_of, paths.values()), *figures]),
             ),
             skull_stripped=bool(dict(steps)["brain_mask"].get("SkullStripped", False)),
         )
-        sources = dict(zip(self.inputs.keys, map(Path, self.inputs.files), strict=True))
         marker = output_dir / sidecar_of(paths["moesr"])
         earlier = read_sidecar(marker).get("Moesr") or {}
         marker.unlink(missing_ok=True)

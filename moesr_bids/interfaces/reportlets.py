@@ -19,6 +19,7 @@ class _ImageReportletsInputSpec(BaseInterfaceInputSpec):
     unwarped_file = File(exists=True, requires=["acquired_file"], desc="and after it")
     field_file = File(exists=True, requires=["acquired_file"], desc="ITK displacement field of the correction")
     sr_file = File(exists=True, desc="super-resolved image, target grid")
+    tissue_file = File(exists=True, requires=["sr_file"], desc="tissue labels of the super-resolved image")
     uncertainty_file = File(exists=True, desc="standard deviation of the error, target grid")
     residual_file = File(exists=True, desc="input minus A(output) in noise units, own grid")
     warped_file = File(exists=True, requires=["template_file"], desc="image in the template's space")
@@ -41,7 +42,8 @@ class ImageReportlets(RecordedInterface):
     ``brainmask.png`` always; ``gradunwarp.png`` with the image before and after its gradient nonlinearity was
     corrected, ``bias.png`` with the field, ``registration.html`` with template and registered image,
     ``coregistration.html`` with the reference of the session, ``slider.html`` and ``spectrum.png`` with the
-    super-resolved image, ``uncertainty.png`` with its uncertainty, ``residual.png`` with the residual.
+    super-resolved image, ``zooms.html`` with its tissues, ``uncertainty.png`` with its uncertainty, ``residual.png``
+    with the residual.
     """
 
     input_spec = _ImageReportletsInputSpec
@@ -57,6 +59,7 @@ class ImageReportlets(RecordedInterface):
         from moesr_bids.reports.residual import plot_residual
         from moesr_bids.reports.slider import plot_registration, plot_slider
         from moesr_bids.reports.spectrum import plot_spectrum
+        from moesr_bids.reports.zooms import plot_zooms
 
         folder = Path(runtime.cwd)
         preproc, mask = Path(self.inputs.preproc_file), Path(self.inputs.mask_file)
@@ -89,6 +92,8 @@ class ImageReportlets(RecordedInterface):
             )
         if output := self._given("sr_file"):
             figures.append(plot_slider(preproc, output, folder / "slider.html", mask_path=mask))
+        if (output := self._given("sr_file")) and (tissues := self._given("tissue_file")):
+            figures.append(plot_zooms(preproc, output, tissues, folder / "zooms.html"))
         if (output := self._given("sr_file")) and (uncertainty := self._given("uncertainty_file")):
             figures.append(plot_uncertainty(output, uncertainty, folder / "uncertainty.png", mask_path=mask))
         if output := self._given("sr_file"):

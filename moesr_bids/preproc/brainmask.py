@@ -10,10 +10,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -47,9 +48,6 @@ from moesr_bids.preproc.images import (
     use_threads,
 )
 from moesr_bids.preproc.refine import RefineSettings, refine_surface
-
-if TYPE_CHECKING:
-    from nibabel.nifti1 import Nifti1Image
 
 ATLAS_MM = 3.0
 WORKING_MM = 2.0
@@ -95,6 +93,9 @@ class BrainMask:
     ----------
     mask : Nifti1Image
         uint8 on the image's own grid.
+    tissues : Nifti1Image
+        The atlas' shares of white matter, grey matter and fluid, shape (i, j, k, 3), deformed to the image, on a grid
+        of `WORKING_MM`.
     to_template : ndarray, shape (4, 4)
         Affine transform from world mm of the image to world mm (RAS) of the embedded template.
     stripped : bool
@@ -107,6 +108,7 @@ class BrainMask:
     """
 
     mask: Nifti1Image
+    tissues: Nifti1Image
     to_template: NDArray[np.float64]
     stripped: bool
     volume_ml: float
@@ -193,7 +195,7 @@ def extract_brain(
     threads : int
         ITK threads; see `use_threads`.
     seed : int
-        Seed of the metric's sampling; the same seed and number of threads give the same mask.
+        Seed of the metric's sampling; with one thread the same seed gives the same mask.
     limits : MaskLimits, optional
 
     Raises
@@ -255,7 +257,7 @@ def _attempt(
         )
     if best.in_view < limits.in_view:
         raise BrainMaskError(f"only {best.in_view:.0%} of the brain would lie inside the field of view")
-    soft, template_mask = _segment(scene, best, folder, seed)
+    soft, template_mask, tissues = _segment(scene, best, folder, seed)
     mask = soft >= 0.5
     volume = float(mask.sum()) * WORKING_MM**3 / 1000
     if not limits.volume_ml[0] <= volume <= limits.volume_ml[1]:
@@ -269,6 +271,7 @@ def _attempt(
     own = largest_component(own)
     return BrainMask(
         mask=like(own, image, np.uint8),
+        tissues=Nifti1Image(np.moveaxis(tissues, 0, -1), scene.affine),
         to_template=inverse(read_affine(best.transform)),
         stripped=scene.foreground.stripped,
         volume_ml=float(own.sum()) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000,
@@ -315,8 +318,8 @@ def _judge(scene: _Scene, pair: Pair, transform: Path) -> _Candidate:
     return _Candidate(transform, edge, inner, float((brain & seen).sum() / brain.sum()), ratio)
 
 
-def _segment(scene: _Scene, best: _Candidate, folder: Path, seed: int) -> tuple[FloatArray, BoolArray]:
-    """Return the soft mask and the template's mask (after the affine transform alone) on the working grid."""
+def _segment(scene: _Scene, best: _Candidate, folder: Path, seed: int) -> tuple[FloatArray, BoolArray, FloatArray]:
+    """Return soft mask, template's mask (after the affine transform alone) and atlas tissues on the working grid."""
     import ants
 
     pair = scene.pair(folder, seed, depth_weight=0)
@@ -337,7 +340,7 @@ def _segment(scene: _Scene, best: _Candidate, folder: Path, seed: int) -> tuple[
     soft = np.zeros(scene.data.shape, dtype=np.float32)
     settings = RefineSettings()
     soft[box] = refine_surface(scene.data[box], tissues[(slice(None), *box)], WORKING_MM, allowed[box], settings)
-    return soft, template_mask
+    return soft, template_mask, tissues
 
 
 def _trim(mask: BoolArray, signal: BoolArray) -> BoolArray:

@@ -74,15 +74,40 @@ def tissue_posteriors(
     ndarray of float32, shape (4, number of voxels)
 
     """
-    values = data[inside].astype(np.float64)
+    priors = np.stack([tissue[inside] for tissue in blurred(tissues, zoom, settings)])
+    return classify(data[inside], priors, settings.iterations)
+
+
+def blurred(tissues: FloatArray, zoom: float, settings: RefineSettings) -> FloatArray:
+    """Return the atlas shares, shape (3, i, j, k), blurred by as much as the atlas may be wrong."""
     sigma = settings.prior_blur / zoom
-    priors = np.stack([ndimage.gaussian_filter(tissue, sigma)[inside] for tissue in tissues])
-    priors = np.concatenate([priors, np.maximum(1 - priors.sum(axis=0, keepdims=True), 0)]) + 1e-3
+    return np.stack([ndimage.gaussian_filter(tissue, sigma) for tissue in tissues])
+
+
+def classify(data: FloatArray, tissues: FloatArray, iterations: int) -> FloatArray:
+    """Return the probability of white matter, grey matter, fluid and outside of some voxels.
+
+    Parameters
+    ----------
+    data : ndarray, shape (voxels,)
+        Intensity.
+    tissues : ndarray, shape (3, voxels)
+        Prior probability of white matter, grey matter and fluid; what they leave is that of anything else.
+    iterations : int
+        Of expectation maximisation.
+
+    Returns
+    -------
+    ndarray of float32, shape (4, voxels)
+
+    """
+    values = data.astype(np.float64)
+    priors = np.concatenate([tissues, np.maximum(1 - tissues.sum(axis=0, keepdims=True), 0)]) + 1e-3
     priors /= priors.sum(axis=0)
     top = max(float(np.percentile(values, 99.8)), 1e-6)
     bins = np.clip((values / top * HISTOGRAM_BINS).astype(int), 0, HISTOGRAM_BINS - 1)
     posterior = priors**2 / (priors**2).sum(axis=0)
-    for _ in range(settings.iterations):
+    for _ in range(iterations):
         likelihood = np.empty_like(posterior)
         for tissue in (WHITE, GREY, FLUID):
             likelihood[tissue] = _gaussian(values, posterior[tissue], top)

@@ -18,7 +18,7 @@ from moesr_bids.reports.drawing import (
     save,
     show,
 )
-from moesr_bids.reports.planes import PLANES, Volume, bounding_box, foreground, intensity_window, plane
+from moesr_bids.reports.planes import PLANES, Volume, bounding_box, box_on, foreground, intensity_window, plane
 
 
 def plot_mask(image_path: Path, mask_path: Path, out_file: Path, *, columns: int = 6) -> Path:
@@ -204,7 +204,7 @@ def plot_uncertainty(
     out_file : pathlib.Path
         PNG to write.
     mask_path : pathlib.Path, optional
-        Brain mask on any grid: the colours span what is inside of it, not the neck and the scalp; without it the
+        Brain mask on any grid: it is what is shown, and the colours span what is inside of it; without it the
         foreground.
     columns : int
         Slices per plane.
@@ -229,6 +229,7 @@ def plot_uncertainty(
     values = percent.data[head.data > 0]
     if mask_path is not None:
         mask = Volume.load(mask_path)
+        box = box_on(mask, image, bounding_box(mask, margin_mm=8))
         to_image = np.linalg.inv(image.affine) @ mask.affine
         inside = np.argwhere(mask.data > 0).T
         places = to_image[:3, :3] @ inside + to_image[:3, 3:]

@@ -10,8 +10,10 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from moesr_bids.reports.derivatives import ImageRecord, crash_file_of, crash_files
+from moesr_bids.reports.metrics import quality_rows
 from moesr_bids.reports.templates import render
 from moesr_bids.reports.values import NOT_AVAILABLE, duration, number, percent, psf, stated, triple
+from moesr_bids.reports.verdict import reasons, verdict
 
 CRASH_CHARACTERS = 100_000
 
@@ -148,11 +150,24 @@ def summary_html(record: ImageRecord) -> str:
         state=record.state,
         words=state_words(record),
         warnings=warnings_of(record),
-        rows=summary_rows(record.moesr) if record.moesr else [],
+        verdict=verdict(record),
+        reasons=reasons(record) if record.complete else [],
         stale=bool(record.moesr) and not record.complete,
         record=record,
         settings=record.moesr.get("SettingsHash"),
     )
+
+
+def numbers_html(moesr: Mapping[str, Any]) -> str:
+    """Return figures and image quality metrics of one image as HTML tables.
+
+    Parameters
+    ----------
+    moesr : Mapping
+        ``Moesr`` block of a sidecar.
+
+    """
+    return render("numbers.html.j2", rows=summary_rows(moesr), quality=quality_rows(moesr))
 
 
 def _bars(steps: Sequence[Any], parent: str = "") -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from moesr_bids.atomic import write_text
 from moesr_bids.reports.derivatives import ImageRecord, find_images
 from moesr_bids.reports.fragments import state_words, warnings_of
+from moesr_bids.reports.metrics import QUALITY_METRICS
 from moesr_bids.reports.plots import LEAST_IMAGES, OUTLIER_SCORE, Metric, distributions, outliers, plotly_script
 from moesr_bids.reports.ratings import ratings_files, read_ratings, with_ratings, write_dictionaries
 from moesr_bids.reports.templates import render
@@ -39,6 +40,8 @@ class Column:
         For the data dictionary.
     heading : str or None
         Heading on the page; None leaves the column to the table file.
+    title : str or None
+        What stands over its distribution; None for the heading.
 
     """
 
@@ -47,6 +50,7 @@ class Column:
     description: str
     units: str | None = None
     heading: str | None = None
+    title: str | None = None
 
 
 def _get(*names: str | int) -> Callable[[ImageRecord], Any]:
@@ -62,13 +66,29 @@ def _memory(record: ImageRecord) -> Any:
     return record.moesr.get("PeakMemoryGB", record.status.get("peak_memory_gb"))
 
 
+def _quality_columns() -> list[Column]:
+    """Return a column per metric and side, named ``input_`` or ``output_`` before MRIQC's name."""
+    return [
+        Column(
+            f"{side.lower()}_{metric.name}",
+            _get("ImageQuality", side, metric.name),
+            f"{metric.description}; of the {side.lower()}, as MRIQC defines it",
+            metric.units,
+            title=f"{metric.short}, {side.lower()}" + (f", {metric.units}" if metric.units else ""),
+        )
+        for metric in QUALITY_METRICS
+        for side in ("Input", "Output")
+        if side == "Input" or metric.of_output
+    ]
+
+
 _STATE = (
     "done; skipped: done by an earlier run with the same settings; failed; running: started and not finished; "
     "missing: recorded as done, but the main output or its sidecar is not there"
 )
 _OUTLIER = (
-    f"Columns in which the image is more than {OUTLIER_SCORE:g} scaled median absolute deviations from the median of "
-    f"the images of its contrast (0.6745 |x - median| / MAD, Iglewicz & Hoaglin 1993; from {LEAST_IMAGES} images on)"
+    f"more than {OUTLIER_SCORE:g} scaled median absolute deviations from the median of the images of its contrast "
+    f"(0.6745 |x - median| / MAD, Iglewicz & Hoaglin 1993; from {LEAST_IMAGES} images on)"
 )
 COLUMNS: tuple[Column, ...] = (
     Column("participant_id", lambda record: record.participant, "Participant", heading="Participant"),
@@ -82,6 +102,12 @@ COLUMNS: tuple[Column, ...] = (
         heading="Verdict",
     ),
     Column("verdict_reasons", lambda record: "; ".join(reasons(record)), "Why the verdict is not ok"),
+    Column(
+        "outlier_in",
+        lambda record: ", ".join(record.outlier_in),
+        f"Columns in which the image is an outlier: {_OUTLIER}",
+        heading="Outlier in",
+    ),
     Column("rating", lambda record: record.rating.get("rating"), "keep or exclude, by who looked", heading="Rating"),
     Column("comment", lambda record: record.rating.get("comment"), "What the rater wrote", heading="Comment"),
     Column("model", _get("Model"), "Super-resolution model", heading="Model"),
@@ -117,18 +143,37 @@ COLUMNS: tuple[Column, ...] = (
         _get("Uncertainty", "MedianPercent"),
         "Median standard deviation of the error in the brain, as the model predicts it, of the 99th percentile",
         "%",
+        title="Uncertainty in the brain, %",
     ),
     Column("mask_volume_ml", _get("BrainMask", "VolumeML"), "Volume of the brain mask", "ml", "Mask, ml"),
-    Column("mask_overlap", _get("BrainMask", "Overlap"), "Overlap of brain mask and template, mask step"),
+    Column(
+        "mask_overlap",
+        _get("BrainMask", "Overlap"),
+        "Overlap of brain mask and template, mask step",
+        title="Overlap, brain mask step",
+    ),
     Column(
         "registration_overlap",
         lambda record: record.registration_overlap,
         "Overlap of brain mask and template after registration; the least over the output spaces",
         heading="Overlap",
+        title="Overlap after registration",
     ),
-    Column("bias_min_percent", _get("BiasField", "RangePercent", 0), "Least bias field in the brain", "%"),
-    Column("bias_max_percent", _get("BiasField", "RangePercent", 1), "Largest bias field in the brain", "%"),
-    Column("outlier_in", lambda record: ", ".join(record.outlier_in), _OUTLIER, heading="Outlier in"),
+    Column(
+        "bias_min_percent",
+        _get("BiasField", "RangePercent", 0),
+        "Least bias field in the brain",
+        "%",
+        title="Least bias, %",
+    ),
+    Column(
+        "bias_max_percent",
+        _get("BiasField", "RangePercent", 1),
+        "Largest bias field in the brain",
+        "%",
+        title="Largest bias, %",
+    ),
+    *_quality_columns(),
     Column("n_warnings", lambda record: len(warnings_of(record)), "Number of recorded warnings", heading="Warnings"),
     Column("seconds", _seconds, "Processing time", "s", "Time, s"),
     Column("peak_memory_gb", _memory, "Largest peak memory of a step", "GiB", "Memory, GiB"),
@@ -137,9 +182,11 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+_PLOTTED_QUALITY = ("_cnr", "_snr_total", "_efc", "_fber", "_fwhm_avg", "_inu_range")
 _PLOTTED = (
     *("noise_percent", "residual_std", "fraction_beyond_3", "uncertainty_percent", "mask_volume_ml", "mask_overlap"),
     *("registration_overlap", "bias_min_percent", "bias_max_percent", "seconds", "peak_memory_gb"),
+    *(column.name for column in _quality_columns() if column.name.endswith(_PLOTTED_QUALITY)),
 )
 
 
@@ -183,8 +230,7 @@ def _metrics(records: Sequence[ImageRecord]) -> list[Metric]:
         if column.name in _PLOTTED:
             values = [column.value(record) for record in records]
             known = [float(v) if isinstance(v, int | float) and math.isfinite(v) else None for v in values]
-            title = f"{column.name}, {column.units}" if column.units else column.name
-            metrics.append(Metric(column.name, title, tuple(known)))
+            metrics.append(Metric(column.name, column.title or column.heading or column.name, tuple(known)))
     return metrics
 
 
@@ -197,6 +243,7 @@ def _page(
 ) -> str:
     columns = [column for column in COLUMNS if column.heading]
     incomplete = [record for record in records if not record.complete]
+    verdicts = {record.key: verdict(record) for record in records}
     rows = [_row(out_dir, record, columns) for record in records]
     figure = distributions(records, metrics, [record.outlier_in for record in records], [row["link"] for row in rows])
     return render(
@@ -211,6 +258,12 @@ def _page(
             {"key": record.key, "words": state_words(record), "link": _row(out_dir, record, ())["link"]}
             for record in incomplete
         ],
+        to_look_at=[
+            {"key": record.key, "words": "; ".join(reasons(record)), "link": _row(out_dir, record, ())["link"]}
+            for record in records
+            if verdicts[record.key] == "look"
+        ],
+        counts={word: list(verdicts.values()).count(word) for word in ("ok", "look", "failed")},
         participants=len({record.participant for record in records}),
         tables=tables,
         stale_ratings=stale_ratings,

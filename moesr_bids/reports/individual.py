@@ -13,7 +13,7 @@ from nireports.assembler.report import Report, SubReport
 
 from moesr_bids.atomic import temporary_beside, write_text
 from moesr_bids.reports.derivatives import ImageRecord, find_images
-from moesr_bids.reports.fragments import errors_html, methods_html, summary_html, times_html, warnings_of
+from moesr_bids.reports.fragments import errors_html, methods_html, numbers_html, summary_html, times_html, warnings_of
 from moesr_bids.reports.templates import render, template_dir
 from moesr_bids.reports.values import NOT_AVAILABLE, duration, number, stated, triple
 from moesr_bids.reports.verdict import reasons, verdict
@@ -52,11 +52,12 @@ def _write_fragments(figures: Path, records: list[ImageRecord]) -> None:
     figures.mkdir(parents=True, exist_ok=True)
     for record in records:
         write_text(figures / figure_name(record.key, "summary", ".html"), summary_html(record))
-        times = figures / figure_name(record.key, "times", ".html")
-        if record.moesr:
-            write_text(times, times_html(record.moesr))
-        else:
-            times.unlink(missing_ok=True)
+        for name, fragment in (("numbers", numbers_html), ("times", times_html)):
+            path = figures / figure_name(record.key, name, ".html")
+            if record.moesr:
+                write_text(path, fragment(record.moesr))
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _overview(participant: str, records: list[ImageRecord]) -> str:
@@ -82,6 +83,7 @@ def _overview(participant: str, records: list[ImageRecord]) -> str:
         participant=participant,
         lines=lines,
         complete=sum(record.complete for record in records),
+        rateable=any(record.fact("SettingsHash") for record in records),
         version=", ".join(sorted(versions)),
     )
 
@@ -110,7 +112,7 @@ def build_participant_report(out_dir: Path, participant: str, *, single_file: bo
     """Write the report of a participant, whether the images went through or not.
 
     Read are the sidecars of the main outputs, ``logs/status``, ``logs/sub-X/crash-*.txt``, ``logs/CITATION.md`` and
-    ``sub-X/figures``; the summary and the times in that folder are written anew from the sidecars.
+    ``sub-X/figures``; summary, numbers and times in that folder are written anew from the sidecars.
 
     Parameters
     ----------

@@ -56,7 +56,9 @@ class Side:
     label: str
 
 
-def _data_uri(pixels: FloatImage, window: tuple[float, float], contours: Sequence[np.ndarray]) -> str:
+def _data_uri(
+    pixels: FloatImage, window: tuple[float, float], contours: Sequence[np.ndarray], *, magnified: bool
+) -> str:
     low, high = window
     grey = np.clip((pixels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     picture = Image.fromarray(grey, mode="L")
@@ -66,69 +68,101 @@ def _data_uri(pixels: FloatImage, window: tuple[float, float], contours: Sequenc
         for contour in contours:
             draw.line([(float(column), float(row)) for row, column in contour], fill=CONTOUR_COLOR, width=1)
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    if magnified:  # each voxel is seen, and so would be what JPEG does to it
+        picture.save(buffer, format="PNG", optimize=True)
+    else:
+        picture.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+    kind = "png" if magnified else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _panel(
-    before: Side, after: Side, axis: int, index: int, box: Box, shown: Sequence[str], outline: Volume | None
-) -> dict[str, Any]:
-    grid = after.volume
-    contours: list[np.ndarray] = []
-    if outline is not None:
-        contours = find_contours(plane_of_other(outline, grid, axis, index, box, order=0), 0.5)
-    row_mm, column_mm = plane_zooms(grid, axis)
-    pixels = plane(grid, axis, index, box)
-    millimetres = world_position(grid, axis, index, box)
-    return {
-        "plane": PLANES[axis],
-        "position": f"{WORLD_LETTER[axis]} {round(millimetres):+d} mm",
-        "left_is_left": axis != 0,
-        "width": round(pixels.shape[1] * column_mm),
-        "height": round(pixels.shape[0] * row_mm),
-        "after": _data_uri(pixels, after.window, contours),
-        "before": {
-            name: _data_uri(
-                plane_of_other(before.volume, grid, axis, index, box, INTERPOLATIONS[name]), before.window, contours
-            )
-            for name in shown
-        },
-    }
+@attrs.frozen
+class Comparison:
+    """How two images are shown.
+
+    Attributes
+    ----------
+    before, after : Side
+        The slices are those of ``after``.
+    shown : tuple of str
+        Interpolations of ``before`` that the reader can choose from.
+    outline : Volume or None
+        Mask whose edge is drawn on both.
+    magnified : bool
+        Small windows, shown voxel by voxel.
+
+    """
+
+    before: Side
+    after: Side
+    shown: tuple[str, ...]
+    outline: Volume | None = None
+    magnified: bool = False
+
+    def panel(self, axis: int, index: int, box: Box, what: str = "") -> dict[str, Any]:
+        """Return one picture of the slice ``index`` across ``axis``, for the template; ``what`` names what it shows."""
+        grid = self.after.volume
+        contours: list[np.ndarray] = []
+        if self.outline is not None:
+            contours = find_contours(plane_of_other(self.outline, grid, axis, index, box, order=0), 0.5)
+        row_mm, column_mm = plane_zooms(grid, axis)
+        pixels = plane(grid, axis, index, box)
+        position = f"{WORLD_LETTER[axis]} {round(world_position(grid, axis, index, box)):+d} mm"
+        other = {
+            name: plane_of_other(self.before.volume, grid, axis, index, box, INTERPOLATIONS[name])
+            for name in self.shown
+        }
+        return {
+            "what": what or PLANES[axis],
+            "plane": PLANES[axis],
+            "position": position,
+            "left_is_left": axis != 0,
+            "width": round(pixels.shape[1] * column_mm),
+            "height": round(pixels.shape[0] * row_mm),
+            "after": _data_uri(pixels, self.after.window, contours, magnified=self.magnified),
+            "before": {
+                name: _data_uri(image, self.before.window, contours, magnified=self.magnified)
+                for name, image in other.items()
+            },
+        }
+
+    def write(
+        self,
+        out_html: Path,
+        levels: Sequence[tuple[str, Sequence[dict[str, Any]]]],
+        *,
+        start: int,
+        choice: str,
+        caption: str,
+    ) -> Path:
+        """Write the fragment: ``levels`` are named groups of panels of which one is seen, ``choice`` what they are."""
+        html = render(
+            "slider.html.j2",
+            levels=levels,
+            start=start,
+            choice=choice,
+            shown=self.shown,
+            magnified=self.magnified,
+            before_label=self.before.label,
+            after_label=self.after.label,
+            caption=caption,
+        )
+        out_html.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out_html, html)
+        return out_html
+
+    def write_slices(self, out_html: Path, box: Box, positions: int, caption: str) -> Path:
+        """Write the fragment of so many slices in each of the three planes."""
+        indices = [box.positions(axis, positions, inset=0.3) for axis in range(3)]
+        levels = [
+            (f"{level + 1} of {positions}", [self.panel(axis, indices[axis][level], box) for axis in range(3)])
+            for level in range(positions)
+        ]
+        return self.write(out_html, levels, start=positions // 2, choice="Slices", caption=caption)
 
 
-def _fragment(
-    before: Side,
-    after: Side,
-    box: Box,
-    *,
-    shown: Sequence[str],
-    positions: int,
-    caption: str,
-    outline: Volume | None = None,
-) -> str:
-    indices = [box.positions(axis, positions, inset=0.3) for axis in range(3)]
-    levels = [
-        [_panel(before, after, axis, indices[axis][level], box, shown, outline) for axis in range(3)]
-        for level in range(positions)
-    ]
-    return render(
-        "slider.html.j2",
-        levels=levels,
-        start=positions // 2,
-        shown=list(shown),
-        before_label=before.label,
-        after_label=after.label,
-        caption=caption,
-    )
-
-
-def _write(out_html: Path, html: str) -> Path:
-    out_html.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out_html, html)
-    return out_html
-
-
-def _size(volume: Volume) -> str:
+def size_words(volume: Volume) -> str:
+    """Return the voxel size, as in ``0.7 × 0.7 × 0.7 mm``."""
     return " × ".join(f"{zoom:.2g}" if zoom < 1 else f"{zoom:.3g}" for zoom in volume.zooms) + " mm"
 
 
@@ -171,17 +205,19 @@ def plot_slider(
     if mask_path:
         around = box_on(Volume.load(mask_path), after, around)
     window = intensity_window(after, around)
-    html = _fragment(
-        Side(before, window, f"input {_size(before)}"),
-        Side(after, window, f"output {_size(after)}"),
-        around,
+    compared = Comparison(
+        Side(before, window, f"input {size_words(before)}"),
+        Side(after, window, f"output {size_words(after)}"),
         shown=("nearest", "linear"),
-        positions=positions,
-        caption="The slices lie on the output's grid, and both sides have the same grey scale. “Voxels as acquired” "
+    )
+    return compared.write_slices(
+        out_html,
+        around,
+        positions,
+        "The slices lie on the output's grid, and both sides have the same grey scale. “Voxels as acquired” "
         "shows the value of the nearest input voxel; “linear” is what most viewers show. Planes follow the axes of "
         "the scan; the patient's left is on the left.",
     )
-    return _write(out_html, html)
 
 
 def plot_registration(
@@ -237,14 +273,11 @@ def plot_registration(
     if outline is not None:
         caption += f" The line is the brain outline of {template_name}, the same on both sides."
     same_grid = outline if outline is not None and outline.data.shape == warped.data.shape else None
-    html = _fragment(
+    compared = Comparison(
         # the participant's image is shown on the template's slices, so the template is the side with the grid
         Side(warped, intensity_window(warped, box_on(template, warped, box), same_grid), "this image"),
         Side(template, intensity_window(template, box, outline), template_name),
-        box,
         shown=("linear",),
-        positions=positions,
-        caption=caption,
         outline=outline,
     )
-    return _write(out_html, html)
+    return compared.write_slices(out_html, box, positions, caption)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOT_AVAILABLE = "n/a"
+_NOUGHT = 1e-9  # what is smaller is what rounding left
 
 
 def _is_number(value: Any) -> bool:
@@ -32,13 +33,13 @@ def number(value: Any, digits: int) -> str:
 
     Examples
     --------
-    >>> number(1523.4, 3), number(0.98765, 3), number(1, 3), number(None, 3)
-    ('1523', '0.988', '1', 'n/a')
+    >>> number(1523.4, 3), number(0.98765, 3), number(1, 3), number(2.6e-16, 3), number(None, 3)
+    ('1523', '0.988', '1', '0', 'n/a')
 
     """
     if not _is_number(value):
         return NOT_AVAILABLE
-    if value == 0:
+    if abs(value) < _NOUGHT:
         return "0"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:.{decimals}f}"

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from moesr_bids.reports.derivatives import ImageRecord
-from moesr_bids.reports.values import number, stated
+from moesr_bids.reports.values import NOT_AVAILABLE, number, stated
 
 
 @attrs.frozen
@@ -118,8 +118,10 @@ RULES: tuple[Rule, ...] = (
 def reasons(record: ImageRecord) -> list[str]:
     """Return what asks for a look: figures outside of their range, or why an image has no output."""
     if not record.complete:
-        said = record.status.get("reason")
-        return [stated(said) if said else "there is no finished output"]
+        said, step = (stated(record.status.get(name)) for name in ("reason", "step"))
+        if said == NOT_AVAILABLE:
+            return ["there is no finished output"]
+        return [said if step == NOT_AVAILABLE else f"at step {step}: {said}"]
     return [problem for rule in RULES if (problem := rule.problem(record))]
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 _LARGEST = np.iinfo(np.int16).max
 _SHARE_OF_NOISE = 0.1
+_SHARE_OF_STD = 0.02
 
 
 def compact(image: nib.Nifti1Image, noise: float) -> nib.Nifti1Image:
@@ -35,17 +37,61 @@ def compact(image: nib.Nifti1Image, noise: float) -> nib.Nifti1Image:
     ValueError
         If a voxel is NaN or infinite.
     """
+    data = _finite(image)
+    step = float(np.abs(data).max()) / _LARGEST
+    if step == 0 or step / math.sqrt(12) >= _SHARE_OF_NOISE * noise:
+        return _as_float(image, data)
+    return _as_codes(image, np.rint(data / np.float32(step)).astype(np.int16), step)
+
+
+def compact_std(image: nib.Nifti1Image, typical: float) -> nib.Nifti1Image:
+    """Return a map of standard deviations as int16 whose step is a fiftieth of a typical one.
+
+    A standard deviation is itself known to a tenth at best, so that finer steps would only store its noise.
+
+    Parameters
+    ----------
+    image
+        Positive standard deviations.
+    typical
+        Their median in the brain, in their units: rounding changes one of this size by at most 1 % of itself. What
+        is positive stays positive; what is beyond 32767 steps, 655 times the typical, is stored as that.
+
+    Returns
+    -------
+    image
+        int16 with a scale; float32 where ``typical`` is not positive.
+
+    Raises
+    ------
+    ValueError
+        If a voxel is NaN or infinite.
+    """
+    data = _finite(image)
+    if not typical > 0:
+        return _as_float(image, data)
+    step = _SHARE_OF_STD * typical
+    codes = np.clip(np.rint(data / np.float32(step)), data > 0, _LARGEST)
+    return _as_codes(image, codes.astype(np.int16), step)
+
+
+def _finite(image: nib.Nifti1Image) -> NDArray[np.float32]:
     data = np.asarray(image.dataobj, dtype=np.float32)
     if not np.isfinite(data).all():
         raise ValueError(f"{image.get_filename() or 'image'}: voxels are NaN or infinite; nothing was written")
+    return data
+
+
+def _as_float(image: nib.Nifti1Image, data: NDArray[np.float32]) -> nib.Nifti1Image:
     header = image.header.copy()
-    step = float(np.abs(data).max()) / _LARGEST
-    if step == 0 or step / math.sqrt(12) >= _SHARE_OF_NOISE * noise:
-        header.set_data_dtype(np.float32)
-        header.set_slope_inter(1, 0)
-        return nib.Nifti1Image(data, image.affine, header)
-    codes = np.rint(data / np.float32(step)).astype(np.int16)
-    header.set_data_dtype(np.int16)
+    header.set_data_dtype(np.float32)
+    header.set_slope_inter(1, 0)
+    return nib.Nifti1Image(data, image.affine, header)
+
+
+def _as_codes(image: nib.Nifti1Image, codes: NDArray[np.integer], step: float) -> nib.Nifti1Image:
+    header = image.header.copy()
+    header.set_data_dtype(codes.dtype)
     stored = nib.Nifti1Image(codes, image.affine, header)
     # After the image was made: nibabel takes a scale that is set for one that the codes have already been divided by.
     stored.header.set_slope_inter(step, 0)
