@@ -31,7 +31,7 @@ from moesr_bids.sr.models.experts import EXPERTS
 from moesr_bids.sr.models.mixture import MixtureNetwork, parameters
 from moesr_bids.sr.sampling import Sampling
 from moesr_bids.sr.weights import Weights
-from moesr_bids.training.acquisition import SmoothField
+from moesr_bids.training.acquisition import Scan, SmoothField
 from moesr_bids.training.objectives import MixtureObjective
 from moesr_bids.training.recipe import read_recipe
 from moesr_bids.training.validation import plain_scan, validate
@@ -130,7 +130,7 @@ def ablation_table(paths: Sequence[Path], weights: Weights, patches: int) -> Ite
     volumes = [load_volume(path) for path in paths]
     plain = plain_scan()
 
-    def run(change: Callable[[MixtureNetwork], None], scan: object = plain) -> float:
+    def run(change: Callable[[MixtureNetwork], None], scan: Scan = plain) -> float:
         network = weights.network(torch.device("cpu"))
         assert isinstance(network, MixtureNetwork)
         objective.shape = network.shape
@@ -142,7 +142,7 @@ def ablation_table(paths: Sequence[Path], weights: Weights, patches: int) -> Ite
             margin=14,
             patches=patches,
             device=torch.device("cpu"),
-            scan=scan,  # type: ignore[arg-type]
+            scan=scan,
         )
         return float(np.mean(list(gains.values())))
 
@@ -151,28 +151,36 @@ def ablation_table(paths: Sequence[Path], weights: Weights, patches: int) -> Ite
     yield f"trunk alone               {run(_silent) - whole:+.3f}"
     yield f"without gate (all alike)  {run(_even) - whole:+.3f}"
     for k, name in enumerate(EXPERTS):
-        yield f"without {name:17} {run(lambda network, k=k: _without(network, k)) - whole:+.3f}"  # type: ignore[misc]
+        yield f"without {name:17} {run(_without(k)) - whole:+.3f}"
     for part in ("bias", "jacobian"):
-        told, untold = (
-            run(lambda network: None, evolve(plain, **{part: evolve(_FIELD, known=known)})) for known in (True, False)
-        )
+        told, untold = (run(lambda network: None, _with_field(plain, part, known=known)) for known in (True, False))
         yield f"without {'log_' + part:17} {untold - told:+.3f} where there is such a field"
+
+
+def _zero(layer: torch.nn.Module) -> None:
+    for parameter in layer.parameters():
+        torch.nn.init.zeros_(parameter)
 
 
 def _silent(network: MixtureNetwork) -> None:
     for expert in network.experts:
-        torch.nn.init.zeros_(expert.tail.weight)
-        torch.nn.init.zeros_(expert.tail.bias)
+        _zero(expert.get_submodule("tail"))
+
+
+def _with_field(scan: Scan, part: str, *, known: bool) -> Scan:
+    field = evolve(_FIELD, known=known)
+    return evolve(scan, bias=field) if part == "bias" else evolve(scan, jacobian=field)
 
 
 def _even(network: MixtureNetwork) -> None:
-    torch.nn.init.zeros_(network.context.gate[-1].weight)  # type: ignore[arg-type]
-    torch.nn.init.zeros_(network.context.gate[-1].bias)  # type: ignore[arg-type]
+    _zero(network.context.gate[-1])
 
 
-def _without(network: MixtureNetwork, k: int) -> None:
-    with torch.no_grad():
-        network.context.gate[-1].bias[k] -= 1e4  # type: ignore[index]
+def _without(k: int) -> Callable[[MixtureNetwork], None]:
+    def change(network: MixtureNetwork) -> None:
+        network.context.gate[-1].get_parameter("bias")[k] -= 1e4
+
+    return change
 
 
 def gate_table(data: Path, participants: Sequence[str], model: str, threads: int) -> Iterator[str]:

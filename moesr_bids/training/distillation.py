@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..sr.models.context import gate_weights
 from ..sr.models.mixture import MixtureNetwork, parameters
 from ..sr.models.network import NetworkOutput, ResidualNetwork, network_output
-from .losses import LossWeights, charbonnier_ratio, student_loss
+from .losses import LossWeights, charbonnier_ratio, loss_weights, student_loss
 
 LARGEST_SHARE = 0.25
 """A student has at most this share of its teacher's parameters."""
@@ -68,7 +68,7 @@ class DistillationLossWeights:
         In their order.
     """
 
-    image: LossWeights = field(factory=LossWeights, converter=lambda v: LossWeights(**v) if isinstance(v, dict) else v)
+    image: LossWeights = field(factory=LossWeights, converter=loss_weights)
     teacher: float = field(default=0.5, validator=validators.and_(validators.ge(0.0), validators.le(1.0)))
     hints: float = field(default=0.05, validator=validators.ge(0.0))
     stages: tuple[Stage, ...] = field(default=(Stage("sharp", 1.0, 0.0),), converter=_stages)

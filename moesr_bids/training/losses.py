@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from attrs import frozen
 
@@ -27,6 +30,11 @@ class LossWeights:
     gradient: float = 0.3
     likelihood: float = 0.02
     epsilon: float = 0.1
+
+
+def loss_weights(value: LossWeights | Mapping[str, Any]) -> LossWeights:
+    """Return weights from a recipe's mapping, or as they are."""
+    return LossWeights(**value) if isinstance(value, Mapping) else value
 
 
 def student_loss(

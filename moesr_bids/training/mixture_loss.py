@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ..sr.models.context import FINE, gate_weights
 from ..sr.models.network import NetworkOutput
-from .losses import LossWeights, student_loss
+from .losses import LossWeights, loss_weights, student_loss
 from .tissue import tissue_bands
 
 _HEAD = 0.05  # of the 99th percentile
@@ -41,7 +41,7 @@ class MixtureLossWeights:
         Of the similarity of the experts' corrections.
     """
 
-    image: LossWeights = field(factory=LossWeights, converter=lambda v: LossWeights(**v) if isinstance(v, dict) else v)
+    image: LossWeights = field(factory=LossWeights, converter=loss_weights)
     experts: float = 0.2
     gate_error: float = 0.02
     gate_tissue: float = 0.05

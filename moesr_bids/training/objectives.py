@@ -49,7 +49,7 @@ class StudentObjective:
     def __init__(self, shape: NetworkShape, weights: LossWeights) -> None:
         self.shape, self.weights = shape, weights
 
-    def build(self, start: nn.Module | None) -> nn.Module:
+    def build(self, start: nn.Module | None) -> ResidualNetwork:
         """Make the network; it may have more blocks than the one it starts from."""
         if start is None:
             return ResidualNetwork(self.shape)
@@ -136,8 +136,8 @@ class MixtureObjective:
                 return base + (gate * corrections).sum(dim=1, keepdim=True)
 
             shape = (len(channels), 1, *channels.shape[2:])
-            rule = {"rule": "deterministic", "temperature": 0.0, "seed": 0}
-            return sample(denoise, shape, self.shape.schedule, device=channels.device, **rule)
+            schedule, device = self.shape.schedule, channels.device
+            return sample(denoise, shape, schedule, rule="deterministic", temperature=0.0, seed=0, device=device)
 
         return estimate
 
@@ -154,7 +154,7 @@ class DistillationObjective:
 
     def build(self, start: nn.Module | None) -> nn.Module:
         """Make the student, from the weights of another if one is given, and its adapter."""
-        return Pupil(self.student.product(self.student.build(start)), self.teacher)
+        return Pupil(self.student.build(start), self.teacher)
 
     def loss(
         self, network: nn.Module, batch: Batch, generator: torch.Generator, share: float

@@ -12,6 +12,7 @@ experts start from zero corrections, so that training starts from the trunk.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional
 
 from .context import TOKEN, Context, ContextShape
 from .diffusion import ShiftSchedule
-from .experts import EXPERTS, Expert, expert_halo, state_cells
+from .experts import EXPERTS, Expert, state_cells
 from .network import (
     FACTOR,
     GUIDANCE,
@@ -35,6 +36,18 @@ from .network import (
 
 _STEP_FACTS = 3
 _TYPICAL_STATE_NOISE = 0.03
+
+
+def _trunk(value: NetworkShape | Mapping[str, Any]) -> NetworkShape:
+    return NetworkShape(**value) if isinstance(value, Mapping) else value
+
+
+def _context(value: ContextShape | Mapping[str, Any]) -> ContextShape:
+    return ContextShape(**value) if isinstance(value, Mapping) else value
+
+
+def _schedule(value: ShiftSchedule | Mapping[str, Any]) -> ShiftSchedule:
+    return ShiftSchedule(**value) if isinstance(value, Mapping) else value
 
 
 @frozen
@@ -53,21 +66,10 @@ class MixtureShape:
         The chain that the experts were trained for.
     """
 
-    trunk: NetworkShape = field(
-        factory=NetworkShape, converter=lambda v: NetworkShape(**v) if isinstance(v, dict) else v
-    )
-    context: ContextShape = field(
-        factory=ContextShape, converter=lambda v: ContextShape(**v) if isinstance(v, dict) else v
-    )
+    trunk: NetworkShape = field(factory=NetworkShape, converter=_trunk)
+    context: ContextShape = field(factory=ContextShape, converter=_context)
     blocks: int = 3
-    schedule: ShiftSchedule = field(
-        factory=ShiftSchedule, converter=lambda v: ShiftSchedule(**v) if isinstance(v, dict) else v
-    )
-
-    @property
-    def halo(self) -> int:
-        """Target voxels that a correction depends on to each side, a multiple of the token."""
-        return -(-expert_halo(self.blocks) // TOKEN) * TOKEN
+    schedule: ShiftSchedule = field(factory=ShiftSchedule, converter=_schedule)
 
     def record(self) -> dict[str, Any]:
         """Return the sizes as JSON-serialisable facts."""
