@@ -71,8 +71,7 @@ def _histogram(axes: Axes, values: npt.NDArray[np.float32]) -> None:
         axes.stairs(density, edges, fill=True, color="#4a90c2", label="brain voxels")
         beyond = 100 * float((np.abs(values) > 3).mean())
         axes.set_title(
-            f"whole residual: standard deviation {values.std():.2f} (noise alone: 1)\n"
-            f"beyond ±3: {beyond:.2f} % (noise alone: 0.27 %)",
+            f"standard deviation {values.std():.2f} (noise alone: 1)\nbeyond ±3: {beyond:.2f} % (noise alone: 0.27 %)",
             color="white",
             fontsize=9,
         )

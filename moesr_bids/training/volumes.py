@@ -77,6 +77,8 @@ class Volume:
         cubes = [torch.from_numpy(_crop(part, centre, reach)).to(device, torch.float32) for part in parts]
         if spacing > 1:
             cubes = [_resample(cube, size, spacing) for cube in cubes]
+            # The profile overshoots at edges; shares do not.
+            cubes[1:] = [cube.clamp(0, 1) for cube in cubes[1:]]
         if self.tissue is None:
             cubes += [torch.zeros_like(cubes[0])] * 2
         return turned(torch.stack(cubes), rng)
