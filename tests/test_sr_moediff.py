@@ -109,8 +109,8 @@ def test_result_does_not_depend_on_the_windows(mixture: Path, monkeypatch: pytes
         return result.image.get_fdata(), result.uncertainty.get_fdata(), result.record
 
     whole = run()
-    monkeypatch.setattr(module, "CPU_WINDOW_VOXELS", 60_000)
-    monkeypatch.setattr(module, "largest_window", lambda *_: 60_000)
+    monkeypatch.setattr(module, "CPU_WINDOW_VOXELS", 200_000)
+    monkeypatch.setattr(module, "largest_window", lambda *_: 200_000)
     parts = run()
     assert whole[2]["Windows"] == 1
     assert parts[2]["Windows"] > 1

@@ -86,7 +86,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
     assert isinstance(network, MixtureNetwork)
     options, schedule = problem.sampling, network.shape.schedule
     work = schedule.steps * options.samples
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: the engine works on the result in place
         chain = _Chain.look(network, inputs, problem)
         looked = time.perf_counter()
         mean, square, image = torch.zeros_like(inputs.image), torch.zeros_like(inputs.image), None
