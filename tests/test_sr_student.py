@@ -16,11 +16,11 @@ from benchmarks.degrade import all_cases, degrade
 from benchmarks.quality import load_truths
 from moesr_bids.cli.moesr import main
 from moesr_bids.errors import ImageError
+from moesr_bids.sr import windows
 from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr
 from moesr_bids.sr.models import get_model, model_names, weights_sha256
-from moesr_bids.sr.models import student as module
 from moesr_bids.sr.models.inputs import head_weight
 from moesr_bids.sr.models.network import (
     CONDITIONS,
@@ -139,7 +139,7 @@ def test_result_does_not_depend_on_the_windows(model: str, learned: Path, monkey
     name = str(learned) if model == "random" else model
     image = thick(shape=(108, 60, 48))
     whole = super_resolve(image, resolution=1.0, model=name, threads=1)
-    monkeypatch.setattr(module, "CPU_WINDOW_VOXELS", 270_000)
+    monkeypatch.setattr(windows, "CPU_WINDOW_VOXELS", 270_000)
     cut = super_resolve(image, resolution=1.0, model=name, threads=1)
     assert cut.record["Windows"] > whole.record["Windows"] == 1
     assert cut.uncertainty is not None
