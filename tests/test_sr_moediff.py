@@ -148,6 +148,10 @@ def test_experts_without_weight_are_left_out(tmp_path: Path, monkeypatch: pytest
     few = super_resolve(thick(), model=str(path), resolution=1.0)
     assert few.record["ExpertsEvaluated"] == pytest.approx(2 / 3, abs=1e-3)
     assert few.record["GateShares"]["cortex"] < 1e-6
+    # An expert that is evaluated for its map alone does not change the image.
+    mapped = super_resolve(thick(), model=str(path), resolution=1.0, maps=True)
+    assert mapped.record["ExpertsEvaluated"] > few.record["ExpertsEvaluated"]
+    assert np.array_equal(mapped.image.get_fdata(), few.image.get_fdata())
     monkeypatch.setattr(module, "GATE_THRESHOLD", -1.0)
     every = super_resolve(thick(), model=str(path), resolution=1.0)
     assert every.record["ExpertsEvaluated"] == 1

@@ -24,8 +24,7 @@ from tests.test_sr_moediff import SHAPE, TRUNK
 from tests.test_training import TINY, bids
 
 __all__ = ["bids"]
-NETWORK = {"trunk": TRUNK.record(), "context": SHAPE.context.record(), "blocks": 1}
-RECIPE = {**TINY, "kind": "moediff", "network": NETWORK, "loss": {}, "patch": 24, "frozen": ["trunk"]}
+RECIPE = {**TINY, "kind": "moediff", "network": SHAPE.record(), "loss": {}, "patch": 24, "frozen": ["trunk"]}
 
 
 def test_tissue_of_freesurfer_labels() -> None:

@@ -99,6 +99,18 @@ class Comparison:
     outline: Volume | None = None
     magnified: bool = False
 
+    @classmethod
+    def of_output(
+        cls, before: Volume, after: Volume, window: tuple[float, float], *, magnified: bool = False
+    ) -> Comparison:
+        """Compare input and output in one grey scale."""
+        return cls(
+            Side(before, window, f"input {size_words(before)}"),
+            Side(after, window, f"output {size_words(after)}"),
+            shown=("nearest", "linear"),
+            magnified=magnified,
+        )
+
     def panel(self, axis: int, index: int, box: Box, what: str = "") -> dict[str, Any]:
         """Return one picture of the slice ``index`` across ``axis``, for the template; ``what`` names what it shows."""
         grid = self.after.volume
@@ -205,11 +217,7 @@ def plot_slider(
     if mask_path:
         around = box_on(Volume.load(mask_path), after, around)
     window = intensity_window(after, around)
-    compared = Comparison(
-        Side(before, window, f"input {size_words(before)}"),
-        Side(after, window, f"output {size_words(after)}"),
-        shown=("nearest", "linear"),
-    )
+    compared = Comparison.of_output(before, after, window)
     return compared.write_slices(
         out_html,
         around,

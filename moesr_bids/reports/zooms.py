@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from moesr_bids.reports.planes import PLANES, Box, Volume, bounding_box, intensity_window
-from moesr_bids.reports.slider import Comparison, Side, size_words
+from moesr_bids.reports.slider import Comparison
 
 WINDOW_MM = 36.0
 WHITE, GREY = 1, 2
@@ -69,12 +69,7 @@ def plot_zooms(input_path: Path, output_path: Path, tissue_path: Path, out_html:
     """
     before, after, labels = Volume.load(input_path), Volume.load(output_path), Volume.load(tissue_path)
     window = _grey_scale(after, labels)
-    compared = Comparison(
-        Side(before, window, f"input {size_words(before)}"),
-        Side(after, window, f"output {size_words(after)}"),
-        shown=("nearest", "linear"),
-        magnified=True,
-    )
+    compared = Comparison.of_output(before, after, window, magnified=True)
     blocks = _blocks(labels)
     found = regions(blocks)
     levels = []

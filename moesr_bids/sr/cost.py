@@ -42,7 +42,7 @@ def estimate_cost(
     seconds = (
         6.0
         + (card.iterations + 3) * 2 * transform / _MULTIPLY_ADD_PER_SECOND / speed
-        + card.seconds_per_megavoxel * voxels / 1e6 / speed
+        + (card.seconds_per_megavoxel + card.seconds_per_sample) * voxels / 1e6 / speed
     )
     return round(memory, 2), round(seconds, 1)
 

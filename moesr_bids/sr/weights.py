@@ -71,6 +71,20 @@ class Weights:
         """Kind of the network: ``student`` or ``moediff``."""
         return str(self.card.get("kind", "student"))
 
+    def calibration(self, contrast: str) -> dict[str, Any]:
+        """Return the factor of the predicted standard deviation and the coverage of its intervals.
+
+        Parameters
+        ----------
+        contrast
+            BIDS suffix; the factor of all contrasts where it has none of its own, 1 before any calibration.
+        """
+        factors = self.card.get("temperature", {})
+        return {
+            "Temperature": float(factors.get(contrast, factors.get("all", 1.0))),
+            "Coverage": self.card.get("coverage", {}),
+        }
+
     def network(self, device: torch.device) -> Network:
         """Build the network, in evaluation mode, float32.
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from attrs import field, frozen, validators
 from torch import nn
-from torch.nn import functional
 
 from ..sr.models.context import gate_weights
 from ..sr.models.mixture import MixtureNetwork, parameters
@@ -102,26 +101,21 @@ def teach(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the teacher's mean estimate of the residual, which is that of its first step, and its features."""
     scene = teacher.look(channels, acquisition)
-    etas = channels.new_full((len(channels),), teacher.shape.schedule.etas[-1])
-    embedding = teacher.embedding(acquisition, etas)
-    base, corrections = teacher(scene.features, scene.trunk, torch.zeros_like(channels[:, :1]), etas, embedding)
-    return base + (gate_weights(scene.logits) * corrections).sum(dim=1, keepdim=True), scene.features
+    state, eta = torch.zeros_like(channels[:, :1]), teacher.shape.schedule.etas[-1]
+    return teacher.denoise(scene, gate_weights(scene.logits), acquisition, state, eta), scene.features
 
 
 def smoothed(volume: torch.Tensor, fwhm: float) -> torch.Tensor:
-    """Gaussian smoothing of (batch, 1, i, j, k), an axis at a time; the ends are repeated."""
+    """Gaussian smoothing of (batch, 1, i, j, k), FWHM in voxels, in float32; the ends are repeated."""
     if fwhm == 0:
         return volume
-    sigma = fwhm / math.sqrt(8 * math.log(2))
-    reach = math.ceil(3 * sigma)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=volume.device) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).to(volume.dtype)
-    for axis in range(3):
-        shape = [1, 1, 1, 1, 1]
-        shape[2 + axis] = len(kernel)
-        padding = [reach if n // 2 == 2 - axis else 0 for n in range(6)]
-        volume = functional.conv3d(functional.pad(volume, padding, mode="replicate"), kernel.reshape(shape))
-    return volume
+    from monai.networks.layers.convutils import gaussian_1d
+    from monai.networks.layers.simplelayers import separable_filtering
+
+    sigma = torch.tensor(fwhm / math.sqrt(8 * math.log(2)))
+    kernel = gaussian_1d(sigma, truncated=3.0, approx="sampled", normalize=True)
+    with torch.autocast(volume.device.type, enabled=False):
+        return separable_filtering(volume.float(), [kernel] * 3, mode="replicate")
 
 
 def distillation_loss(

@@ -221,8 +221,8 @@ class _Run:
             self.reached = max(self.reached, share)
             first = self.step * per_step + team.rank * recipe.batch
             generator = torch.Generator().manual_seed(self.seed * 2**32 + first)
+            batch = examples.batch(first, recipe.batch)
             with torch.autocast(team.device.type, dtype, enabled=dtype != torch.float32):
-                batch = examples.batch(first, recipe.batch)
                 loss, terms = self.objective.loss(self.network, batch, generator, self.reached)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -9,6 +9,7 @@ from attrs import field, frozen
 from torch.nn import functional
 
 from ..sr.models.context import FINE, gate_weights
+from ..sr.models.mixture import gated_sum
 from ..sr.models.network import NetworkOutput
 from .losses import LossWeights, loss_weights, student_loss
 from .tissue import tissue_bands
@@ -79,7 +80,7 @@ def mixture_loss(
         Weights of the terms.
     """
     gate = gate_weights(mixed.logits)
-    gated = mixed.base + (gate * mixed.corrections).sum(dim=1, keepdim=True)
+    gated = gated_sum(mixed.base, mixed.corrections, gate)
     image, terms = student_loss(NetworkOutput(gated, mixed.log_scale), start, sharp, weights.image)
     bands, confidence = tissue_bands(tissue)
     # An expert answers for its tissue where that is known, elsewhere for what the gate gives it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -129,12 +130,7 @@ class MixtureObjective:
             scene = network.look(channels, acquisition)
             gate = gate_weights(scene.logits)
 
-            def denoise(state: torch.Tensor, eta: float) -> torch.Tensor:
-                etas = state.new_full((len(state),), eta)
-                embedding = network.embedding(acquisition, etas)
-                base, corrections = network(scene.features, scene.trunk, state, etas, embedding)
-                return base + (gate * corrections).sum(dim=1, keepdim=True)
-
+            denoise = partial(network.denoise, scene, gate, acquisition)
             shape = (len(channels), 1, *channels.shape[2:])
             schedule, device = self.shape.schedule, channels.device
             return sample(denoise, shape, schedule, rule="deterministic", temperature=0.0, seed=0, device=device)

@@ -8,7 +8,7 @@ voxels: soft, smooth, and still summing to 1.
 from __future__ import annotations
 
 import torch
-from attrs import asdict, frozen
+from attrs import frozen
 from torch import nn
 from torch.nn import functional
 
@@ -40,10 +40,6 @@ class ContextShape:
     depth: int = 4
     heads: int = 4
     window: int = 4
-
-    def record(self) -> dict[str, int]:
-        """Return the sizes as JSON-serialisable facts."""
-        return asdict(self)
 
 
 class Context(nn.Module):

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from attrs import asdict, field, frozen, validators
+from attrs import field, frozen, validators
 
 from ..sampling import RULES
 
@@ -58,10 +58,6 @@ class ShiftSchedule:
         span = self.steps - 1
         shares = [(t / span) ** self.power for t in range(self.steps)]
         return 0.0, *(first * (_LAST_ETA / first) ** share for share in shares)
-
-    def record(self) -> dict[str, float]:
-        """Return the settings as JSON-serialisable facts."""
-        return asdict(self)
 
 
 def noisy_state(residual: torch.Tensor, eta: float, kappa: float, noise: torch.Tensor) -> torch.Tensor:

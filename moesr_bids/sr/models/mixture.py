@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 from torch import nn
 from torch.nn import functional
 
@@ -73,12 +73,7 @@ class MixtureShape:
 
     def record(self) -> dict[str, Any]:
         """Return the sizes as JSON-serialisable facts."""
-        return {
-            "trunk": self.trunk.record(),
-            "context": self.context.record(),
-            "blocks": self.blocks,
-            "schedule": self.schedule.record(),
-        }
+        return asdict(self)
 
 
 class Scene(NamedTuple):
@@ -163,6 +158,30 @@ class MixtureNetwork(nn.Module):
         cells = state_cells(base, innovation)
         corrections = [expert(features, cells, embedding) for expert in self.experts]
         return base, torch.cat(corrections, dim=1)
+
+    def denoise(
+        self, scene: Scene, gate: torch.Tensor, acquisition: torch.Tensor, state: torch.Tensor, eta: float
+    ) -> torch.Tensor:
+        """Estimate the residual, (batch, 1, i, j, k), at one step of the chain that all examples share.
+
+        Parameters
+        ----------
+        scene, acquisition
+            Of the image.
+        gate
+            From :func:`.context.gate_weights`.
+        state, eta
+            z_t and eta_t.
+        """
+        etas = state.new_full((len(state),), eta)
+        embedding = self.embedding(acquisition, etas)
+        base, corrections = self(scene.features, scene.trunk, state, etas, embedding)
+        return gated_sum(base, corrections, gate)
+
+
+def gated_sum(base: torch.Tensor, corrections: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """Return b + sum_k g_k e_k, (batch, 1, i, j, k)."""
+    return base + (gate * corrections).sum(dim=1, keepdim=True)
 
 
 def with_context(features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

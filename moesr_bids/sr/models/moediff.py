@@ -85,7 +85,6 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
     network = weights.network(inputs.image.device)
     assert isinstance(network, MixtureNetwork)
     options, schedule = problem.sampling, network.shape.schedule
-    work = schedule.steps * options.samples
     with torch.no_grad():  # not inference mode: the engine works on the result in place
         chain = _Chain.look(network, inputs, problem)
         looked = time.perf_counter()
@@ -103,15 +102,15 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
             mean.add_(residual)
             square.addcmul_(residual, residual)
             image = residual if image is None else image
-            problem.progress("reconstruct", 0.2 + 0.8 * chain.steps / work)
+            problem.progress("reconstruct", 0.2 + 0.8 * (number + 1) / options.samples)
         mean /= options.samples
         spread = (square / options.samples).addcmul_(mean, mean, value=-1).clamp_(min=0)
         spread *= options.samples / max(options.samples - 1, 1)
         chosen = mean if options.estimate == "mean" or image is None else image
         out = inputs.image + inputs.head * (chosen + inputs.correction)
-        temperature = _temperature(weights, problem)
+        calibration = weights.calibration(problem.contrast)
         # Outside of the head there is nothing but noise, and the interpolated image has it.
-        predicted = (2 * chain.trunk.log_scale[0, 0]).exp_().add_(spread).sqrt_().mul_(temperature)
+        predicted = (2 * chain.trunk.log_scale[0, 0]).exp_().add_(spread).sqrt_().mul_(calibration["Temperature"])
         std = torch.full_like(inputs.image, problem.sigma).lerp_(predicted, inputs.head)
     facts = {
         "Precision": str(chain.dtype).removeprefix("torch."),
@@ -128,21 +127,19 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         "SecondsBeforeSampling": round(looked - start, 3),
         "Guidance": sorted(inputs.maps),
         "GateShares": chain.gate_shares(),
-        "UncertaintyCalibration": {"Temperature": temperature, "Coverage": weights.card.get("coverage", {})},
+        "UncertaintyCalibration": calibration,
     }
     maps = chain.maps() if problem.maps else {}
     maps = {name: inputs.unpadded(volume) for name, volume in maps.items()}
     return Reconstruction(inputs.unpadded(out), inputs.unpadded(std), facts, maps)
 
 
-def _temperature(weights: Weights, problem: Problem) -> float:
-    calibration = weights.card.get("temperature", {})
-    return float(calibration.get(problem.contrast, calibration.get("all", 1.0)))
-
-
 @define(eq=False)
 class _Chain:
-    """The network on the whole of a volume, in windows, for one step of the chain after the other."""
+    """The network on the whole of a volume, in windows, for one step of the chain after the other.
+
+    ``differences_at`` is the eta of the step at which the experts are compared, None for none.
+    """
 
     network: MixtureNetwork
     inputs: Inputs
@@ -151,9 +148,8 @@ class _Chain:
     gate: torch.Tensor
     windows: list[Window]
     dtype: torch.dtype
-    keep_differences: bool
+    differences_at: float | None
     differences: torch.Tensor | None = None
-    steps: int = 0
     evaluated: int = 0
     possible: int = 0
 
@@ -199,7 +195,7 @@ class _Chain:
                 multiple=FACTOR,
             ),
             dtype,
-            problem.maps,
+            shape.schedule.etas[1] if problem.maps else None,
         )
 
     def denoise(self, state: torch.Tensor, eta: float) -> torch.Tensor:
@@ -208,7 +204,7 @@ class _Chain:
         embedding = self.network.embedding(self.inputs.acquisition[None], etas)
         base, innovation = self.network.base(self.trunk, state[None, None], etas)
         out = base[0, 0].clone()
-        differences = torch.zeros_like(self.gate[0]) if self.keep_differences else None
+        differences = torch.zeros_like(self.gate[0]) if eta == self.differences_at else None
         for window in self.windows:
             if not self.inputs.head[window.core].any():
                 continue
@@ -218,18 +214,19 @@ class _Chain:
             gate = self.gate[0][:, *window.core]
             for k, expert in enumerate(self.network.experts):
                 self.possible += 1
-                if float(gate[k].max()) <= GATE_THRESHOLD and differences is None:
+                weighs = float(gate[k].max()) > GATE_THRESHOLD
+                if not weighs and differences is None:
                     continue
                 self.evaluated += 1
                 with torch.autocast(state.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     correction = expert(features, cells, embedding)[0, 0][window.inner]
-                out[window.core].addcmul_(gate[k], correction)
+                if weighs:  # what is evaluated for the map alone does not change the image
+                    out[window.core].addcmul_(gate[k], correction)
                 if differences is not None:
                     differences[k][window.core] = correction
         if differences is not None:
             gated = (self.gate[0] * differences).sum(dim=0)
             self.differences = (differences - gated) * self.inputs.head
-        self.steps += 1
         return out
 
     def gate_shares(self) -> dict[str, float]:

@@ -82,8 +82,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
     inputs = Inputs.of(problem, FACTOR)
     network = weights.network(device)
     assert isinstance(network, ResidualNetwork)
-    calibration = weights.card.get("temperature", {})
-    temperature = float(calibration.get(problem.contrast, calibration.get("all", 1.0)))
+    calibration = weights.calibration(problem.contrast)
     dtype = fast_dtype(device)
     folded = FoldedNetwork(network, inputs.acquisition)
     features = features_of(problem.runtime, folded, dtype, device)
@@ -111,7 +110,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
                 torch.cuda.synchronize(device)
             seconds, voxels = seconds + time.perf_counter() - start, voxels + window.voxels
             out[window.core].addcmul_(residual[window.inner] + inputs.correction[window.core], weight)
-            std[window.core].lerp_(temperature * log_scale[window.inner].exp(), weight)
+            std[window.core].lerp_(calibration["Temperature"] * log_scale[window.inner].exp(), weight)
         problem.progress("reconstruct", (number + 1) / len(windows))
     facts = {
         "Runtime": problem.runtime,
@@ -121,7 +120,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         "NetworkSeconds": round(seconds, 3),
         "Guidance": sorted(inputs.maps),
         "TestTimeAveraging": problem.averaged,
-        "UncertaintyCalibration": {"Temperature": temperature, "Coverage": weights.card.get("coverage", {})},
+        "UncertaintyCalibration": calibration,
     }
     return Reconstruction(inputs.unpadded(out), inputs.unpadded(std), facts)
 
