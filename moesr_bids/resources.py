@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
+from threadpoolctl import threadpool_limits
 
 GIB = 1024**3
+_BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @attrs.define
@@ -57,6 +59,27 @@ def measured() -> Iterator[Measurement]:
     finally:
         measurement.seconds = round(time.monotonic() - start, 3)
         measurement.peak_memory_gb = round(_peak_memory_gb(), 3)
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let NumPy and SciPy multiply with one thread in a block, and in the processes that it starts.
+
+    The number of threads decides the order of sums, and would come from the user's environment: with one, the same
+    image gives the same result everywhere.
+    """
+    before = {name: os.environ.get(name) for name in _BLAS_VARIABLES}
+    # The variables are for libraries that are loaded within the block, and for child processes.
+    os.environ.update(dict.fromkeys(_BLAS_VARIABLES, "1"))
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def available_cpus() -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from nipype.interfaces.base import SimpleInterface, TraitedSpec, traits
 from nipype.interfaces.base.support import Bunch
 
-from moesr_bids.resources import measured
+from moesr_bids.resources import measured, one_blas_thread
 
 
 class RecordedOutputSpec(TraitedSpec):
@@ -28,7 +28,7 @@ class RecordedInterface(SimpleInterface):
         raise NotImplementedError
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
-        with measured() as used:
+        with measured() as used, one_blas_thread():
             facts = self._run_recorded(runtime)
         # A step that ran another process states that process's peak itself.
         peak = max(used.peak_memory_gb, facts.get("PeakMemoryGB", 0.0))
