@@ -26,8 +26,7 @@ from scipy import ndimage
 
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr, ssim
-from moesr_bids.sr.models import moediff, weights_path
-from moesr_bids.sr.models.experts import EXPERTS
+from moesr_bids.sr.models import EXPERTS, moediff, weights_path
 from moesr_bids.sr.models.mixture import MixtureNetwork, parameters
 from moesr_bids.sr.sampling import Sampling
 from moesr_bids.sr.weights import Weights

@@ -13,6 +13,7 @@ import attrs
 
 from moesr_bids import __version__
 from moesr_bids.sr.models import DEFAULT_MODEL
+from moesr_bids.sr.sampling import ESTIMATES
 
 SUFFIXES = ("T1w", "T2w", "FLAIR")
 GRADUNWARP_MODES = ("auto", "force", "off")
@@ -23,7 +24,16 @@ EMBEDDED_TEMPLATE = "MNI152NLin2009aSym"
 _SPACE = re.compile(r"([0-9A-Za-z+]+)(?::res-0*([1-9][0-9]*))?")
 
 # What decides the voxels and the sidecars of an output; how fast or where it was computed does not belong here.
-_OUTPUT_SETTINGS = ("resolution", "model", "output_spaces", "random_seed", "gradunwarp_nojac", "sloppy")
+_OUTPUT_SETTINGS = (
+    "resolution",
+    "model",
+    "samples",
+    "estimate",
+    "output_spaces",
+    "random_seed",
+    "gradunwarp_nojac",
+    "sloppy",
+)
 
 
 @attrs.frozen
@@ -82,6 +92,10 @@ class Settings:
         Voxel size of the target grid, in mm.
     model : str
         Name of the super-resolution model, or path of its weights.
+    samples : int
+        Samples of a diffusion model.
+    estimate : str
+        ``mean`` or ``sample``: image of a diffusion model.
     output_spaces : tuple of OutputSpace
         Templates that images are registered to, and the grids there.
     device : str
@@ -118,6 +132,8 @@ class Settings:
     suffixes: tuple[str, ...] = SUFFIXES
     resolution: float = 0.7
     model: str = DEFAULT_MODEL
+    samples: int = 1
+    estimate: str = ESTIMATES[0]
     output_spaces: tuple[OutputSpace, ...] = (OutputSpace(EMBEDDED_TEMPLATE),)
     device: str = "auto"
     nprocs: int = 1

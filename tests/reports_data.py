@@ -44,7 +44,12 @@ def moesr(**changes: Any) -> dict[str, Any]:
         "Warnings": ["sform and qform differ by 0.3 mm: the sform is used"],
         "BrainMask": {"Method": "affine registration", "VolumeML": 1432.7, "Overlap": 0.962, "Attempts": 1},
         "BiasField": {"RangePercent": [-12.5, 14.0]},
-        "ImageQuality": {"Definitions": "MRIQC 24.0", "Input": quality(), "Output": quality(fwhm_avg=6.5)},
+        "ImageQuality": {
+            "Definitions": "MRIQC 24.0",
+            "Input": quality(),
+            "Output": quality(fwhm_avg=6.5),
+            "EffectiveResolutionMM": {"Input": [1.0, 1.1, 5.0], "Output": [0.7, 0.7, None]},
+        },
         "Registration": {"MNI152NLin2009aSym": {"Overlap": 0.957}},
         "Steps": [
             {"Step": "conform", "Seconds": 1.2, "PeakMemoryGB": 0.4},

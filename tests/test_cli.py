@@ -40,6 +40,8 @@ def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["{out}", "participant", "--participant-label", "control2"], "did you mean control02?"),
         (["{out}", "participant", "--session-label", "c"], "session c is not in"),
         (["{out}", "participant", "--model", "clasical"], "did you mean classical?"),
+        (["{out}", "participant", "--samples", "2"], "model student has no use for --samples"),
+        (["{out}", "participant", "--model", "cubic", "--estimate", "sample"], "model cubic has no use for --estimate"),
         (["{out}", "participant", "--resolution", "7"], "between 0.3 and 3 mm"),
         (["{out}", "participant", "--mem", "lots"], "is no amount of memory"),
         (["{out}", "participant", "--nprocs", "0"], "whole number above zero"),
@@ -117,7 +119,14 @@ def test_output_hash_ignores_where_and_how_fast() -> None:
     same = attrs.evolve(base, nprocs=8, mem_gb=1.0, device="cpu", work_dir=Path("/y"), verbose=2)
     assert base.output_hash({"input": "a"}) == same.output_hash({"input": "a"})
     assert base.output_hash({"input": "a"}) != base.output_hash({"input": "b"})
-    for change in ({"resolution": 0.8}, {"model": "cubic"}, {"random_seed": 1}, {"output_spaces": (OutputSpace("X"),)}):
+    for change in (
+        {"resolution": 0.8},
+        {"model": "cubic"},
+        {"samples": 2},
+        {"estimate": "sample"},
+        {"random_seed": 1},
+        {"output_spaces": (OutputSpace("X"),)},
+    ):
         assert base.output_hash({"input": "a"}) != attrs.evolve(base, **change).output_hash({"input": "a"})
 
 

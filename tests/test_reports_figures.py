@@ -13,14 +13,16 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import colormaps
 from PIL import Image
 
 from moesr_bids.interfaces.reportlets import ImageReportlets
+from moesr_bids.reports.experts import COLOURS, plot_experts
 from moesr_bids.reports.figures import plot_bias, plot_mask, plot_uncertainty
 from moesr_bids.reports.planes import Box, Volume, bounding_box, plane, plane_of_other
 from moesr_bids.reports.residual import plot_residual
 from moesr_bids.reports.slider import plot_registration, plot_slider
-from moesr_bids.reports.spectrum import axis_spectrum, plot_spectrum
+from moesr_bids.reports.spectrum import axis_spectrum, effective_resolution, plot_spectrum
 from moesr_bids.reports.zooms import plot_zooms
 from tests.reports_data import save, write_volumes
 
@@ -159,6 +161,31 @@ def test_bias_figure_shows_the_field(volumes: dict[str, Path], tmp_path: Path) -
     assert colored(shown) > 3 * colored(constant)  # a constant field is no bias: only its colour bar has colour
 
 
+def test_gate_has_the_colour_of_the_expert_and_the_scale_is_of_all_three(tmp_path: Path) -> None:
+    shape = (20, 22, 24)
+    image = np.full(shape, 100, np.float32)
+    here = save(tmp_path / "image.nii", image, np.eye(4))
+    mask = save(tmp_path / "mask.nii", np.ones(shape, np.float32), np.eye(4))
+    names = ("centrum", "cortex", "junction")
+    share = {"centrum": 0.0, "cortex": 1.0, "junction": 0.0}
+    change = {"centrum": -8.0, "cortex": 0.0, "junction": 4.0}
+    maps = {
+        f"{kind}-{name}": save(tmp_path / f"{kind}{name}.nii", np.full(shape, values[name], np.float32), np.eye(4))
+        for kind, values in (("gate", share), ("difference", change))
+        for name in names
+    }
+    drawn = pixels(plot_experts(here, mask, maps, tmp_path / "experts.png")).astype(int)
+    wanted = {n: [int(colour[k : k + 2], 16) for k in (1, 3, 5)] for n, colour in zip(names, COLOURS, strict=True)}
+    counts = {n: int((np.abs(drawn - colour).max(axis=-1) < 6).sum()) for n, colour in wanted.items()}
+    assert counts["cortex"] > 20 * max(counts["centrum"], counts["junction"])  # those are in the legend alone
+    # 8 % is the end of the scale for all: full blue; 4 % half way to red; none white.
+    blue, half_red, white = (
+        int((np.abs(drawn - np.array(colour)).max(axis=-1) < 10).sum())
+        for colour in (255 * np.array(colormaps["RdBu_r"](place)[:3]) for place in (0.0, 0.75, 0.5))
+    )
+    assert min(blue, half_red, white) > 1000
+
+
 def test_colours_of_the_uncertainty_span_the_brain(tmp_path: Path) -> None:
     shape = (40, 40, 40)
     image = save(tmp_path / "image.nii.gz", np.full(shape, 100, dtype=np.float32), np.eye(4))
@@ -207,6 +234,23 @@ def test_figures_survive_a_constant_image_and_an_empty_mask(tmp_path: Path) -> N
         plot_spectrum(constant, constant, constant, tmp_path / "spectrum.png"),
     ]
     assert all(figure.stat().st_size > 1000 for figure in figures)
+
+
+@pytest.mark.parametrize("cutoff", [0.2, 0.3])
+def test_effective_resolution_is_where_the_signal_sinks_into_the_noise(cutoff: float) -> None:
+    random = np.random.default_rng(0)
+    signal = random.normal(scale=10, size=(60, 60, 60))
+    spectrum = np.fft.rfft(signal, axis=2)
+    spectrum[..., np.fft.rfftfreq(60, 1.0) > cutoff] = 0  # along the last axis nothing is finer
+    image = np.fft.irfft(spectrum, 60, axis=2) + random.normal(scale=1, size=signal.shape)
+    volume = Volume(image.astype(np.float32), np.eye(4))
+    box = Box((0, 0, 0), image.shape)
+    twice_the_noise = (2.0, 2.0, 2.0)
+    sizes = effective_resolution(volume, box, twice_the_noise)
+    assert sizes[:2] == pytest.approx((1, 1))  # at most the voxels
+    assert sizes[2] == pytest.approx(0.5 / cutoff, rel=0.1)
+    noise = Volume(random.normal(size=signal.shape).astype(np.float32), np.eye(4))
+    assert all(np.isnan(effective_resolution(noise, box, twice_the_noise)))
 
 
 def test_spectrum_of_a_wave_lies_at_its_frequency_and_keeps_its_power() -> None:

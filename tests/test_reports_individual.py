@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesr_bids.reports.derivatives import find_images, image_key
-from moesr_bids.reports.fragments import methods_html, times_html
+from moesr_bids.reports.fragments import methods_html, summary_rows, times_html
 from moesr_bids.reports.individual import build_participant_report, figure_name
 from moesr_bids.reports.values import number
 from tests.reports_data import add_failed, add_finished, add_status, moesr
@@ -253,3 +253,8 @@ def test_a_figure_belongs_to_its_image(entities: dict[str, str], suffix: str) ->
 def test_rounding_keeps_three_digits(value: float) -> None:
     assert "e" not in number(value, 3)
     assert float(number(value, 3)) == pytest.approx(value, rel=5.1e-3, abs=1e-9)  # smaller is told as 0
+
+
+def test_finest_detail_of_both_sides_is_told() -> None:
+    assert "input 1 × 1.1 × 5 mm, output 0.7 × 0.7 × n/a mm" in str(summary_rows(moesr()))
+    assert "input n/a mm, output n/a mm" in str(summary_rows({}))

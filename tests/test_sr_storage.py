@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesr_bids.sr.storage import compact, compact_std, write_compact
+from moesr_bids.sr.storage import compact, compact_share, compact_std, write_compact
 
 AFFINE = np.diag([-0.7, 0.7, 0.7, 1.0])
 
@@ -55,6 +55,15 @@ def test_an_image_that_was_scaled_before_is_scaled_anew() -> None:
     first = nib.Nifti1Image.from_bytes(compact(nib.Nifti1Image(data, AFFINE), 0.1).to_bytes())
     second = nib.Nifti1Image.from_bytes(compact(first, 0.1).to_bytes())
     np.testing.assert_allclose(second.get_fdata(), data, atol=4e-4)
+
+
+def test_shares_are_bytes_that_still_sum_to_one() -> None:
+    shares = np.random.default_rng(0).dirichlet((0.3, 0.3, 0.3), (6, 7, 8)).astype(np.float32)
+    stored = [compact_share(nib.Nifti1Image(shares[..., k], AFFINE)) for k in range(3)]
+    assert {image.get_data_dtype() for image in stored} == {np.dtype(np.uint8)}
+    back = [nib.Nifti1Image.from_bytes(image.to_bytes()).get_fdata() for image in stored]
+    np.testing.assert_allclose(np.stack(back, -1), shares, atol=0.5 / 255 + 1e-6)
+    np.testing.assert_allclose(sum(back), 1, atol=1.5 / 255 + 1e-6)
 
 
 def test_voxels_that_are_no_numbers_are_refused() -> None:

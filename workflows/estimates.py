@@ -69,7 +69,9 @@ def estimate(image: RawImage, settings: Settings) -> Estimate:
     if max(target.shape) > MAX_TARGET_VOXELS:
         grid, readable = Grid(UNKNOWN_SHAPE, np.eye(4)), False
         target = grid.isotropic(settings.resolution)
-    memory_gb, seconds = estimate_cost(grid.shape, target.shape, settings.model, settings.omp_nthreads)
+    memory_gb, seconds = estimate_cost(
+        grid.shape, target.shape, settings.model, settings.omp_nthreads, settings.samples
+    )
     voxels = max(math.prod(grid.shape), math.prod(target.shape))
     return Estimate(
         input_shape=tuple(map(int, grid.shape)),

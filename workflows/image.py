@@ -118,6 +118,9 @@ def init_image_wf(
         SuperResolve(
             resolution=settings.resolution,
             model=settings.model,
+            samples=settings.samples,
+            estimate=settings.estimate,
+            experts=list(card.experts),
             device=settings.device,
             contrast=image.suffix,
             uncertainty=card.uncertainty,
@@ -165,6 +168,7 @@ def init_image_wf(
     sources = {
         "moesr": (super_resolve, "out_file"),
         **({"uncertainty": (super_resolve, "uncertainty_file")} if card.uncertainty else {}),
+        **{f"gate-{name}": (super_resolve, f"gate_{name}") for name in card.experts},
         "residual": (super_resolve, "residual_file"),
         "preproc": (n4, "out_file"),
         "mask": (target_mask, "out_file"),
@@ -195,7 +199,7 @@ def init_image_wf(
         (super_resolve, target_mask, [("out_file", "reference_file")]),
         (n4, quality, [("out_file", "in_file"), ("bias_field", "bias_file")]),
         (brain_mask, quality, [("out_mask", "mask_file"), ("out_tissues", "atlas_file")]),
-        (super_resolve, quality, [("out_file", "sr_file")]),
+        (super_resolve, quality, [("out_file", "sr_file"), ("record", "sr_record")]),
         (target_mask, quality, [("out_file", "sr_mask_file")]),
         (quality, reportlets, [("tissue_file", "tissue_file")]),
         (n4, reportlets, [("out_file", "preproc_file"), ("bias_field", "bias_file")]),
@@ -221,6 +225,8 @@ def init_image_wf(
         workflow.connect(n4, "bias_field", super_resolve, "bias_file")
     if card.uncertainty:
         workflow.connect(super_resolve, "uncertainty_file", reportlets, "uncertainty_file")
+    if card.experts:
+        workflow.connect(super_resolve, "map_files", reportlets, "expert_files")
     if image.reference is not None:
         reportlets.inputs.reference_name = image.reference.stem
         workflow.connect(coregister, "out_warped", reportlets, "coregistered_file")

@@ -18,6 +18,7 @@ BIDSIGNORE = ("*.html", "figures", "group_*", "*ratings*", "*_xfm.*", "*.part*")
 DESCRIPTIONS = {
     "moesr": "Super-resolved image",
     "uncertainty": "Standard deviation of the error of the super-resolved image, as the model predicts it",
+    "gate": "Weight of an expert of a mixture of experts in each voxel; the label entity names the expert",
     "residual": "Input minus the acquisition operator applied to the super-resolved image, in units of the noise",
     "preproc": "Input without bias field and, where it was corrected, without gradient nonlinearity, on its own grid",
     "brain": "Brain mask",

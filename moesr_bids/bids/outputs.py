@@ -14,7 +14,7 @@ from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.gradients import plan_gradunwarp
 from moesr_bids.bids.sidecars import read_metadata
 from moesr_bids.config import Settings
-from moesr_bids.sr.models import weights_sha256
+from moesr_bids.sr.models import EXPERTS, weights_sha256
 
 # Order of entities in file names by the BIDS schema; raw entities not listed here come before all of these.
 _LATE_ENTITIES = ("space", "split", "recording", "chunk", "seg", "res", "den", "label", "desc", "from", "to", "mode")
@@ -59,10 +59,11 @@ def output_paths(image: RawImage, settings: Settings) -> dict[str, str]:
     Returns
     -------
     dict
-        ``moesr``, ``uncertainty`` (of models that know one), ``residual``, ``preproc``, ``mask``; ``to-orig``,
-        ``from-orig`` and ``jacobian`` of a correction of gradient nonlinearity; ``to-reference`` and ``from-reference``
-        of an image that is not its session's reference; per template ``to-<template>`` and ``from-<template>``; and
-        per output space ``space-<space>``; each with its path below the output root.
+        ``moesr``, ``uncertainty`` (of models that know one), ``gate-<expert>`` (of a mixture of experts), ``residual``,
+        ``preproc``, ``mask``; ``to-orig``, ``from-orig`` and ``jacobian`` of a correction of gradient nonlinearity;
+        ``to-reference`` and ``from-reference`` of an image that is not its session's reference; per template
+        ``to-<template>`` and ``from-<template>``; and per output space ``space-<space>``; each with its path below the
+        output root.
 
     """
     res = settings.resolution_label
@@ -71,6 +72,10 @@ def output_paths(image: RawImage, settings: Settings) -> dict[str, str]:
     paths = {
         "moesr": derivative_path(image, res=res, desc="moesr"),
         "uncertainty": derivative_path(image, res=res, desc="uncertainty"),
+        **{
+            f"gate-{name}": derivative_path(image, res=res, label=name, desc="gate", space=space, suffix="probseg")
+            for name in EXPERTS
+        },
         "residual": derivative_path(image, desc="residual"),
         "preproc": derivative_path(image, desc="preproc"),
         "mask": derivative_path(image, space=space, res=res, desc="brain", suffix="mask"),

@@ -8,9 +8,11 @@ from typing import Any
 from moesr_bids import __version__
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import Settings
+from moesr_bids.sr.models import EXPERTS
 
 # Facts that become blocks of their own in the ``Moesr`` object, by the step that states them.
 _BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField", "coregister": "Coregistration", "quality": "ImageQuality"}
+_TISSUES = dict(zip(EXPERTS, ("deep white matter", "the cortex", "the grey-white junction"), strict=True))
 _MEASURED = ("Seconds", "PeakMemoryGB")
 
 
@@ -100,6 +102,7 @@ def sidecars(
     unwarped = "jacobian" in paths
     corrected = "gradient nonlinearity and the bias field" if unwarped else "the bias field"
     grid = f"{settings.resolution:g} mm isotropic grid along the axes of the input, over its field of view"
+    own_grid = "orig" if "space-" not in paths["mask"] else f"bids::{paths['moesr']}"
     contents: dict[str, dict[str, Any]] = {
         "moesr": {
             "Description": f"Image on the target grid by model {settings.model}; Moesr.Faithfulness says how well "
@@ -132,10 +135,19 @@ def sidecars(
             "SkullStripped": skull_stripped,
             "SpatialReference": "orig",
         },
+        **{
+            f"gate-{name}": {
+                "Description": f"Weight of the expert for {tissue} in each voxel; the weights of the three sum to 1",
+                "Sources": [preproc],
+                "SpatialReference": own_grid,
+                "Resolution": grid,
+            }
+            for name, tissue in _TISSUES.items()
+        },
         "mask": {
             "Type": "Brain",
             "Sources": [preproc],
-            "SpatialReference": "orig" if "space-" not in paths["mask"] else f"bids::{paths['moesr']}",
+            "SpatialReference": own_grid,
             "Resolution": grid,
         },
     }

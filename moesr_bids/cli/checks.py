@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADIENT_EXTENSIONS, SUFFIXES, OutputSpace, Settings
+from moesr_bids.sr.sampling import ESTIMATES
 
 
 class UsageError(Exception):
@@ -93,6 +94,7 @@ def _check_choices(settings: Settings) -> None:
         weights_sha256(settings.model)
     except ValueError as error:
         raise UsageError(f"{error}{nearest(settings.model, names)}") from None
+    _check_sampling(settings)
     if settings.use_plugin:
         from moesr_bids.workflows.execution import read_plugin
 
@@ -104,6 +106,20 @@ def _check_choices(settings: Settings) -> None:
         Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
     ):
         raise UsageError("--device cuda: this machine shows no NVIDIA GPU; use --device cpu")
+
+
+def _check_sampling(settings: Settings) -> None:
+    asked = [
+        option
+        for option, given in (("--samples", settings.samples > 1), ("--estimate", settings.estimate != ESTIMATES[0]))
+        if given
+    ]
+    if not asked:
+        return
+    from moesr_bids.sr.models import get_model
+
+    if not get_model(settings.model).card.experts:
+        raise UsageError(f"model {settings.model} has no use for {asked[0]}; take a diffusion model or leave it out")
 
 
 def _check_gradients(settings: Settings) -> None:

@@ -26,7 +26,6 @@ from . import models, train
 from .arguments import positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
-_GATE_NOISE = 0.01  # gate maps are stored to a thousandth
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -200,7 +199,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
     # Imported here: PyTorch takes seconds, and --help shall not.
     from ..sr.engine import super_resolve
     from ..sr.models import get_model
-    from ..sr.storage import compact, compact_std
+    from ..sr.storage import compact, compact_share, compact_std
 
     card = get_model(options.model).card
     for option, given, useful in (
@@ -213,6 +212,8 @@ def _super_resolve(options: argparse.Namespace) -> int:
     ):
         if given and not useful:
             raise ValueError(f"model {options.model} has no use for {option}; take another model or leave it out")
+    if card.experts:
+        _tell_cost(options)
     guidance = {"log_bias": options.log_bias, "log_jacobian": options.log_jacobian}
     progress = _Progress()
     try:
@@ -246,8 +247,8 @@ def _super_resolve(options: argparse.Namespace) -> int:
             result.uncertainty, result.record["Uncertainty"]["MedianPercent"] * brightest
         )
     for name, image in result.maps.items():
-        its_noise = noise if name.startswith("difference") else _GATE_NOISE
-        outputs[options.maps / f"{name}.nii.gz"] = compact(image, its_noise)
+        share = name.startswith("gate")
+        outputs[options.maps / f"{name}.nii.gz"] = compact_share(image) if share else compact(image, noise)
     with ExitStack() as stack:
         # Renamed only when all of them are written.
         for path, image in outputs.items():
@@ -258,6 +259,27 @@ def _super_resolve(options: argparse.Namespace) -> int:
     for warning in result.record["Warnings"]:
         print(f"moesr sr: note: {warning}", file=sys.stderr)
     return 0
+
+
+def _tell_cost(options: argparse.Namespace) -> None:
+    """Say what a model that takes its time will take, before it starts."""
+    from nibabel import load
+
+    from ..resources import available_cpus
+    from ..sr.cost import estimate_cost
+    from ..sr.engine import choose_device
+    from ..sr.grid import Grid
+
+    try:
+        grid = Grid.from_image(load(options.input))
+        target = grid.isotropic(options.resolution)
+    except Exception:  # whatever is wrong, the engine says it
+        return
+    threads = options.omp_nthreads or available_cpus()
+    memory, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, options.samples)
+    on_cpu = choose_device(options.device).type == "cpu"
+    time_text = f" and about {seconds / 60:.0f} min on {threads} CPU threads" if on_cpu else ""
+    print(f"moesr sr: note: {options.model} needs about {memory:.1f} GB{time_text}", file=sys.stderr, flush=True)
 
 
 def _read_metadata(path: Path | None) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from moesr_bids.cli.checks import UsageError, check_settings, read_filters
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADUNWARP_MODES, REPORT_FORMATS, SUFFIXES, OutputSpace, Settings
 from moesr_bids.resources import available_cpus, available_memory_gb
 from moesr_bids.sr.models import DEFAULT_MODEL, model_names
+from moesr_bids.sr.sampling import ESTIMATES
 from moesr_bids.sr.weights import SUFFIX
 
 MEMORY_UNITS_GB = {"K": 1024**-2, "M": 1024**-1, "G": 1.0, "T": 1024.0}
@@ -149,6 +150,20 @@ def build_parser() -> argparse.ArgumentParser:
         default=DEFAULT_MODEL,
         help=f"super-resolution model: {', '.join(model_names())}, or the path of weights that moesr train wrote "
         f"(default: {DEFAULT_MODEL})",
+    )
+    sr.add_argument(
+        "--samples",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="samples of a diffusion model; their spread enters the uncertainty (default: 1, no spread)",
+    )
+    sr.add_argument(
+        "--estimate",
+        choices=ESTIMATES,
+        default=ESTIMATES[0],
+        help="image of a diffusion model: the mean (of the chain, or of several samples), or one sample, which is "
+        f"sharper and errs more (default: {ESTIMATES[0]})",
     )
     sr.add_argument(
         "--device",
@@ -304,6 +319,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         suffixes=tuple(dict.fromkeys(args.suffixes)),
         resolution=args.resolution,
         model=str(_absolute(Path(args.model))) if args.model.endswith(SUFFIX) else args.model,
+        samples=args.samples,
+        estimate=args.estimate,
         output_spaces=tuple(dict.fromkeys(args.output_spaces)),
         device=args.device,
         nprocs=nprocs,

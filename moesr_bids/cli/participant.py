@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
 from moesr_bids.bids.crashes import Crash, crashes_by_image
 from moesr_bids.bids.dataset import prepare_output_folder, save_settings
@@ -153,6 +155,8 @@ def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | 
 
     gpus = 0 if settings.device == "cpu" else visible_gpus()
     configure_nipype(settings)
+    if not gpus:
+        _warn_of_slow_model(images, settings)
     workflow = _build(images, settings, use_gpu=gpus > 0)
     if settings.write_graph:
         graph = settings.output_dir / "logs" / "graph.dot"
@@ -165,6 +169,22 @@ def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | 
     except Exception as error:  # What failed, and why, is read per image from the crash files.
         return error
     return None
+
+
+def _warn_of_slow_model(images: Sequence[RawImage], settings: Settings) -> None:
+    from moesr_bids.sr.models import DEFAULT_MODEL, get_model
+    from moesr_bids.workflows.estimates import estimate
+
+    if not get_model(settings.model).card.experts:
+        return
+    this, default = (
+        sum(estimate(image, attrs.evolve(settings, model=model)).seconds for image in images)
+        for model in (settings.model, DEFAULT_MODEL)
+    )
+    say(
+        f"WARNING: no GPU is used: {settings.model} will take about {this / 60:.0f} min for these images one after the "
+        f"other, {DEFAULT_MODEL} would take {default / 60:.0f} min"
+    )
 
 
 def _validate(settings: Settings) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nipype.interfaces.base import BaseInterfaceInputSpec, File
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, traits
 from nipype.interfaces.base.support import Bunch
 
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
@@ -20,6 +21,7 @@ class _ImageQualityInputSpec(BaseInterfaceInputSpec):
     atlas_file = File(exists=True, mandatory=True, desc="white matter, grey matter and fluid of the atlas, 4-D")
     sr_file = File(exists=True, mandatory=True, desc="super-resolved image, target grid")
     sr_mask_file = File(exists=True, mandatory=True, desc="brain mask, target grid")
+    sr_record = traits.Dict(mandatory=True, desc="what super-resolution recorded: the noise of the input")
 
 
 class _ImageQualityOutputSpec(RecordedOutputSpec):
@@ -27,7 +29,7 @@ class _ImageQualityOutputSpec(RecordedOutputSpec):
 
 
 class ImageQuality(RecordedInterface):
-    """Measure input and output by MRIQC's metrics, and classify the tissue of the output."""
+    """Measure input and output by MRIQC's metrics and their spectra, and classify the tissue of the output."""
 
     input_spec = _ImageQualityInputSpec
     output_spec = _ImageQualityOutputSpec
@@ -48,10 +50,28 @@ class ImageQuality(RecordedInterface):
         # Air, head and frame are those of the input, since the output has no exact zeros.
         around = _nearest(around, affine, data.shape, fine_affine)
         after = image_quality(data, mask, probabilities, around)
+        finest = self._effective_resolution()
         out_file = Path(runtime.cwd) / "tissues.nii.gz"
         nib.Nifti1Image(tissue_labels(probabilities, mask), fine_affine).to_filename(out_file)
         self._results["tissue_file"] = str(out_file)
-        return {"Definitions": "MRIQC 24.0", "Input": before, "Output": after}
+        return {"Definitions": "MRIQC 24.0", "Input": before, "Output": after, "EffectiveResolutionMM": finest}
+
+    def _effective_resolution(self) -> dict[str, list[float | None]]:
+        """Along right, anterior, superior, in input and output: what stands out of the noise of the input."""
+        from moesr_bids.reports.planes import Volume, bounding_box
+        from moesr_bids.reports.spectrum import effective_resolution
+
+        before, after = (Volume.load(Path(file)) for file in (self.inputs.in_file, self.inputs.sr_file))
+        density = self.inputs.sr_record["NoiseStd"] ** 2 * before.zooms
+        found = {}
+        # The spectrum of the input holds its noise as well, that of the output next to none.
+        for side, volume, mask, thresholds in (
+            ("Input", before, self.inputs.mask_file, 2 * density),
+            ("Output", after, self.inputs.sr_mask_file, density),
+        ):
+            sizes = effective_resolution(volume, bounding_box(Volume.load(Path(mask))), thresholds)
+            found[side] = [round(size, 3) if math.isfinite(size) else None for size in sizes]
+        return found
 
 
 def _canonical(path: str) -> tuple[Any, Any]:

@@ -21,6 +21,9 @@ class _ImageReportletsInputSpec(BaseInterfaceInputSpec):
     sr_file = File(exists=True, desc="super-resolved image, target grid")
     tissue_file = File(exists=True, requires=["sr_file"], desc="tissue labels of the super-resolved image")
     uncertainty_file = File(exists=True, desc="standard deviation of the error, target grid")
+    expert_files = traits.List(
+        File(exists=True), requires=["sr_file"], desc="gate-<expert> and difference-<expert>, target grid"
+    )
     residual_file = File(exists=True, desc="input minus A(output) in noise units, own grid")
     warped_file = File(exists=True, requires=["template_file"], desc="image in the template's space")
     template_file = File(exists=True, requires=["warped_file"], desc="template image")
@@ -42,8 +45,8 @@ class ImageReportlets(RecordedInterface):
     ``brainmask.png`` always; ``gradunwarp.png`` with the image before and after its gradient nonlinearity was
     corrected, ``bias.png`` with the field, ``registration.html`` with template and registered image,
     ``coregistration.html`` with the reference of the session, ``slider.html`` and ``spectrum.png`` with the
-    super-resolved image, ``zooms.html`` with its tissues, ``uncertainty.png`` with its uncertainty, ``residual.png``
-    with the residual.
+    super-resolved image, ``zooms.html`` with its tissues, ``uncertainty.png`` with its uncertainty, ``experts.png``
+    with the maps of a mixture of experts, ``residual.png`` with the residual.
     """
 
     input_spec = _ImageReportletsInputSpec
@@ -55,6 +58,7 @@ class ImageReportlets(RecordedInterface):
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         # matplotlib takes a second to import, which no one should wait for who only builds the workflow
+        from moesr_bids.reports.experts import plot_experts
         from moesr_bids.reports.figures import plot_bias, plot_gradunwarp, plot_mask, plot_uncertainty
         from moesr_bids.reports.residual import plot_residual
         from moesr_bids.reports.slider import plot_registration, plot_slider
@@ -96,6 +100,9 @@ class ImageReportlets(RecordedInterface):
             figures.append(plot_zooms(preproc, output, tissues, folder / "zooms.html"))
         if (output := self._given("sr_file")) and (uncertainty := self._given("uncertainty_file")):
             figures.append(plot_uncertainty(output, uncertainty, folder / "uncertainty.png", mask_path=mask))
+        if (output := self._given("sr_file")) and self.inputs.expert_files:
+            maps = {Path(file).name.split(".")[0]: Path(file) for file in self.inputs.expert_files}
+            figures.append(plot_experts(output, mask, maps, folder / "experts.png"))
         if output := self._given("sr_file"):
             figures.append(plot_spectrum(preproc, output, mask, folder / "spectrum.png"))
         if residual := self._given("residual_file"):

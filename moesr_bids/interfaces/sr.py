@@ -14,6 +14,9 @@ from nipype.interfaces.base.support import Bunch
 
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.sr.models import DEFAULT_MODEL
+from moesr_bids.sr.sampling import ESTIMATES
+
+EXPERT_MAPS = ("gate", "difference")
 
 
 class _SuperResolveInputSpec(BaseInterfaceInputSpec):
@@ -25,6 +28,9 @@ class _SuperResolveInputSpec(BaseInterfaceInputSpec):
     metadata_file = File(exists=True, desc="merged sidecars as JSON")
     resolution = traits.Float(0.7, usedefault=True, desc="voxel size of the target grid in mm")
     model = Str(DEFAULT_MODEL, usedefault=True, desc="name of the model")
+    samples = traits.Int(1, usedefault=True, desc="samples of a diffusion model")
+    estimate = traits.Enum(*ESTIMATES, usedefault=True, desc="image of a diffusion model")
+    experts = traits.List(Str, desc="experts of the model, whose maps are to be written")
     uncertainty = traits.Bool(False, usedefault=True, desc="write the standard deviation of the error")
     weights_sha256 = Str("n/a", usedefault=True, desc="digest of the model's weights: others are another step")
     device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="where the model runs")
@@ -37,6 +43,10 @@ class _SuperResolveOutputSpec(RecordedOutputSpec):
     out_file = File(exists=True, desc="super-resolved image on the target grid")
     residual_file = File(exists=True, desc="input minus A(output) in units of the noise, on the input grid")
     uncertainty_file = File(desc="standard deviation of the error on the target grid, of models that know it")
+    gate_centrum = File(desc="weight of the expert for deep white matter, target grid")
+    gate_cortex = File(desc="weight of the expert for the cortex, target grid")
+    gate_junction = File(desc="weight of the expert for the grey-white junction, target grid")
+    map_files = traits.List(File, desc="gate-<expert> and difference-<expert>, target grid")
 
 
 class SuperResolve(RecordedInterface):
@@ -68,6 +78,13 @@ class SuperResolve(RecordedInterface):
         if self.inputs.uncertainty:
             self._results["uncertainty_file"] = str(cwd / "uncertainty.nii.gz")
             command += ["--uncertainty", self._results["uncertainty_file"]]
+        if self.inputs.samples > 1:
+            command += ["--samples", str(self.inputs.samples)]
+        if self.inputs.estimate != ESTIMATES[0]:
+            command += ["--estimate", self.inputs.estimate]
+        if experts := list(self.inputs.experts or []):
+            (cwd / "maps").mkdir(exist_ok=True)
+            command += ["--maps", str(cwd / "maps")]
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
         (cwd / "moesr_sr.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode == -signal.SIGKILL:
@@ -79,4 +96,7 @@ class SuperResolve(RecordedInterface):
             lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
             raise RuntimeError(f"super-resolution failed: {lines[-1]}\n" + "\n".join(lines[-20:]))
         self._results.update(out_file=str(out_file), residual_file=str(residual_file))
+        maps = {kind: [str(cwd / "maps" / f"{kind}-{name}.nii.gz") for name in experts] for kind in EXPERT_MAPS}
+        self._results.update({f"gate_{name}": path for name, path in zip(experts, maps["gate"], strict=True)})
+        self._results["map_files"] = [path for kind in EXPERT_MAPS for path in maps[kind]]
         return dict(json.loads(record_file.read_text(encoding="utf-8")))

@@ -63,6 +63,14 @@ def _gradients(moesr: Mapping[str, Any]) -> str:
     )
 
 
+def _finest(moesr: Mapping[str, Any]) -> str:
+    sizes = _block(_block(moesr, "ImageQuality"), "EffectiveResolutionMM")
+    return (
+        f"input {triple(sizes.get('Input'))} mm, output {triple(sizes.get('Output'))} mm (left-right, back-front, "
+        "foot-head); what is finer than the input's voxels is inferred"
+    )
+
+
 def _uncertainty(moesr: Mapping[str, Any]) -> str:
     median = _block(moesr, "Uncertainty").get("MedianPercent")
     if median is None:
@@ -101,6 +109,7 @@ def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:
             "Input detail finer than the output grid",
             f"root mean square {number(faithfulness.get('BeyondGridStd'), 3)} noise units, kept in the residual map",
         ),
+        ("Finest detail that is as strong as the input's noise", _finest(moesr)),
         ("Uncertainty", _uncertainty(moesr)),
         (
             "Brain mask",

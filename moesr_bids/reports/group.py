@@ -138,6 +138,19 @@ COLUMNS: tuple[Column, ...] = (
         "Share of brain voxels whose residual is beyond 3 noise units; noise alone gives 0.0027",
         heading="Share beyond 3",
     ),
+    *(
+        Column(
+            f"{side.lower()}_resolution_{axis}",
+            _get("ImageQuality", "EffectiveResolutionMM", side, index),
+            f"Finest detail along the {words} axis of the {side.lower()} that is as strong as the input's noise: half "
+            "the period at which the power spectrum of the signal in the brain's box falls to that of the noise",
+            "mm",
+        )
+        for side in ("Input", "Output")
+        for index, (axis, words) in enumerate(
+            (("x", "left-right"), ("y", "posterior-anterior"), ("z", "inferior-superior"))
+        )
+    ),
     Column(
         "uncertainty_percent",
         _get("Uncertainty", "MedianPercent"),

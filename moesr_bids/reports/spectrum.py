@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +38,45 @@ def axis_spectrum(volume: Volume, box: Box, axis: int) -> tuple[npt.NDArray[np.f
         Two-sided density (Welch 1967, one Hann-windowed segment per line), intensity squared times mm.
 
     """
-    lines = np.moveaxis(volume.data[box.slices], axis, -1).astype(np.float64)
+    lines = np.moveaxis(volume.data[box.slices], axis, -1)
     count, spacing = lines.shape[-1], float(volume.zooms[axis])
-    window = windows.hann(count, sym=False) if count > 2 else np.ones(count)
+    window = (windows.hann(count, sym=False) if count > 2 else np.ones(count)).astype(np.float32)
     # Each line's mean is anatomy at frequency 0; windowed, it would leak into its neighbours.
-    lines -= lines.mean(axis=-1, keepdims=True)
-    power = np.square(np.abs(fft.rfft(lines * window, axis=-1))).reshape(-1, count // 2 + 1).mean(axis=0)
+    lines = lines - lines.mean(axis=-1, keepdims=True)
+    power = np.square(np.abs(fft.rfft(lines * window, axis=-1))).reshape(-1, count // 2 + 1)
+    power = power.mean(axis=0, dtype=np.float64)
     return fft.rfftfreq(count, spacing), power * spacing / np.square(window).sum()
+
+
+def effective_resolution(volume: Volume, box: Box, thresholds: Sequence[float]) -> tuple[float, ...]:
+    """Size of the finest detail that stands out along each axis: half the period of its frequency.
+
+    That frequency is the highest one up to which the power spectral density stays above a threshold. It is at most the
+    Nyquist frequency, whose detail is a voxel.
+
+    Parameters
+    ----------
+    volume : Volume
+        Image.
+    box : Box
+        Voxels to take lines from.
+    thresholds : sequence of float
+        Density per axis, intensity squared times mm. White noise has its variance times the spacing of the voxels; with
+        twice that as the threshold, a signal in such noise is at least as strong as the noise.
+
+    Returns
+    -------
+    tuple of float
+        mm per axis; NaN where nothing stands out.
+
+    """
+    sizes = []
+    for axis, threshold in enumerate(thresholds):
+        frequency, power = axis_spectrum(volume, box, axis)
+        hidden = np.flatnonzero(power[1:] <= threshold)
+        last = int(hidden[0]) if hidden.size else len(power) - 1
+        sizes.append(0.5 / float(frequency[last]) if last > 0 else math.nan)
+    return tuple(max(size, float(zoom)) for size, zoom in zip(sizes, volume.zooms, strict=True))
 
 
 def plot_spectrum(input_path: Path, output_path: Path, mask_path: Path, out_file: Path) -> Path:

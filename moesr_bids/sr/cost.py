@@ -13,7 +13,11 @@ _MULTIPLY_ADD_PER_SECOND = 2.0e10  # per thread, float32 matrix products of thes
 
 
 def estimate_cost(
-    input_shape: Sequence[int], target_shape: Sequence[int], model: str = DEFAULT_MODEL, threads: int = 1
+    input_shape: Sequence[int],
+    target_shape: Sequence[int],
+    model: str = DEFAULT_MODEL,
+    threads: int = 1,
+    samples: int = 1,
 ) -> tuple[float, float]:
     """Estimate peak memory and wall time of :func:`moesr_bids.sr.engine.super_resolve` on a CPU.
 
@@ -27,6 +31,8 @@ def estimate_cost(
         Name of a registered model.
     threads
         Threads of one process.
+    samples
+        Samples of a diffusion model.
 
     Returns
     -------
@@ -42,7 +48,7 @@ def estimate_cost(
     seconds = (
         6.0
         + (card.iterations + 3) * 2 * transform / _MULTIPLY_ADD_PER_SECOND / speed
-        + (card.seconds_per_megavoxel + card.seconds_per_sample) * voxels / 1e6 / speed
+        + (card.seconds_per_megavoxel + samples * card.seconds_per_sample) * voxels / 1e6 / speed
     )
     return round(memory, 2), round(seconds, 1)
 

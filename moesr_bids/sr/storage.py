@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 _LARGEST = np.iinfo(np.int16).max
 _SHARE_OF_NOISE = 0.1
 _SHARE_OF_STD = 0.02
+_WHOLE = np.iinfo(np.uint8).max
 
 
 def compact(image: nib.Nifti1Image, noise: float) -> nib.Nifti1Image:
@@ -73,6 +74,17 @@ def compact_std(image: nib.Nifti1Image, typical: float) -> nib.Nifti1Image:
     step = _SHARE_OF_STD * typical
     codes = np.clip(np.rint(data / np.float32(step)), data > 0, _LARGEST)
     return _as_codes(image, codes.astype(np.int16), step)
+
+
+def compact_share(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Return a map of shares, 0 to 1, as uint8 in steps of 1/255.
+
+    Raises
+    ------
+    ValueError
+        If a voxel is NaN or infinite.
+    """
+    return _as_codes(image, np.rint(np.clip(_finite(image), 0, 1) * _WHOLE).astype(np.uint8), 1 / _WHOLE)
 
 
 def _finite(image: nib.Nifti1Image) -> NDArray[np.float32]:

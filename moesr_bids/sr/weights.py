@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import field, frozen
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .models.mixture import MixtureNetwork
     from .models.network import ResidualNetwork
 
-    Network = ResidualNetwork | MixtureNetwork
+    Network: TypeAlias = ResidualNetwork | MixtureNetwork
 
 PACKAGED = Path(__file__).resolve().parents[1] / "data" / "weights"
 SUFFIX = ".safetensors"

@@ -21,6 +21,8 @@ DEFAULT_MODEL = "student"
 _LEARNED = (DEFAULT_MODEL,)
 _KINDS = ("student", "moediff")
 _PLAIN = ("classical", "cubic")
+EXPERTS = ("centrum", "cortex", "junction")
+"""Experts of a mixture in the order of its gate: deep white matter (centrum semiovale), cortex, grey-white junction."""
 
 
 def model_names() -> tuple[str, ...]:

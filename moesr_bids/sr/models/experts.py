@@ -13,8 +13,6 @@ from torch.nn import functional
 
 from .network import FACTOR, ModulatedBlock, depth_to_space, space_to_depth
 
-EXPERTS = ("centrum", "cortex", "junction")
-"""Names in the order of the gate."""
 STATE_CHANNELS = 2
 _STATE_SCALE = 0.02  # of the residual, in units of the image's 99th percentile
 _HALO_PER_BLOCK = 3  # inner voxels that a block of any kind sees to each side

@@ -20,9 +20,10 @@ from attrs import asdict, field, frozen
 from torch import nn
 from torch.nn import functional
 
+from . import EXPERTS
 from .context import TOKEN, Context, ContextShape
 from .diffusion import ShiftSchedule
-from .experts import EXPERTS, Expert, state_cells
+from .experts import Expert, state_cells
 from .network import (
     FACTOR,
     GUIDANCE,

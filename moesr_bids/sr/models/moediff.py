@@ -18,10 +18,11 @@ from ..precision import fast_dtype
 from ..projection import bounding_box
 from ..weights import Weights
 from ..windows import CPU_WINDOW_VOXELS, Window, largest_window, plan_windows
+from . import EXPERTS
 from .base import Model, ModelCard, Problem, Reconstruction
 from .context import TOKEN, gate_weights
 from .diffusion import sample
-from .experts import EXPERTS, STATE_CHANNELS, expert_halo, state_cells
+from .experts import STATE_CHANNELS, expert_halo, state_cells
 from .inputs import Inputs
 from .mixture import MixtureNetwork, MixtureShape, with_context
 from .network import FACTOR, FoldedNetwork, NetworkOutput, network_cells, network_output

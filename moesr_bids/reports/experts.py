@@ -1,0 +1,103 @@
+"""Figure of a mixture of experts: where the gate trusts which of them, and what each would do alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.patches import Patch
+
+from moesr_bids.reports.drawing import label_panel, new_figure, require_same_grid, save, show
+from moesr_bids.reports.planes import PLANES, Box, Volume, bounding_box, box_on, foreground, intensity_window, plane
+
+# Told apart also without colour vision (Okabe and Ito): blue, vermilion, green.
+COLOURS = ("#0072b2", "#d55e00", "#009e73")
+_LEAST_LIMIT = 0.5  # % of the brightest: smaller differences are not magnified
+
+
+def plot_experts(
+    image_path: Path, mask_path: Path, maps: Mapping[str, Path], out_file: Path, *, columns: int = 2
+) -> Path:
+    """Show the gate of a mixture of experts on the image, and the difference that each expert makes.
+
+    Parameters
+    ----------
+    image_path : pathlib.Path
+        Super-resolved image.
+    mask_path : pathlib.Path
+        Brain mask on any grid: it is what is shown.
+    maps : Mapping
+        ``gate-<expert>`` (weights, 0 to 1) and ``difference-<expert>`` (the image with this expert alone, less the
+        image, in its units), three of each in one order, on the grid of the image.
+    out_file : pathlib.Path
+        PNG to write.
+    columns : int
+        Slices per plane.
+
+    Returns
+    -------
+    pathlib.Path
+        ``out_file``.
+
+    Raises
+    ------
+    ValueError
+        The files have different grids, or one holds more than one volume.
+
+    """
+    image = Volume.load(image_path)
+    volumes = {name: Volume.load(path) for name, path in maps.items()}
+    require_same_grid(image, *volumes.values(), names=(image_path, *maps.values()))
+    experts = [name.removeprefix("gate-") for name in volumes if name.startswith("gate-")]
+    mask = Volume.load(mask_path)
+    box = box_on(mask, image, bounding_box(mask, margin_mm=8))
+    low, high = intensity_window(image, bounding_box(foreground(image), margin_mm=5))
+    changes = {name: volumes[f"difference-{name}"] for name in experts}
+    changes = {name: change.with_data(100 * change.data / high) for name, change in changes.items()}
+    spread = [np.percentile(np.abs(change.data[box.slices]), 99.5) for change in changes.values()]
+    limit = max(_LEAST_LIMIT, float(max(spread)))
+
+    figure = new_figure(12.0, 2.1 * (2 + len(experts)))
+    panels = figure.subplots(2 + len(experts), 3 * columns, squeeze=False)
+    drawn: Any = None
+    slices = [(axis, index) for axis in range(3) for index in box.positions(axis, columns, inset=0.35)]
+    for column, (axis, index) in enumerate(slices):
+        where = f"{PLANES[axis]} {index}"
+        show(panels[0, column], image, axis, index, box, cmap="gray", vmin=low, vmax=high)
+        label_panel(panels[0, column], where, left_right=axis != 0)
+        weights = [plane(volumes[f"gate-{name}"], axis, index, box) for name in experts]
+        drawn_gate = panels[1, column].imshow(
+            _blend(weights, _grey(image, axis, index, box, low, high)),
+            extent=panels[0, column].images[0].get_extent(),
+            interpolation="nearest",
+        )
+        drawn_gate.axes.set_axis_off()
+        label_panel(panels[1, column], "gate")
+        for row, (name, change) in enumerate(changes.items(), start=2):
+            drawn = show(panels[row, column], change, axis, index, box, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            label_panel(panels[row, column], f"{name} alone")
+    figure.legend(
+        handles=[Patch(color=colour, label=name) for colour, name in zip(COLOURS, experts, strict=True)],
+        loc="outside upper center",
+        ncols=len(experts),
+        frameon=False,
+        labelcolor="white",
+        fontsize=9,
+    )
+    bar = figure.colorbar(drawn, ax=panels[2:].ravel().tolist(), shrink=0.6, pad=0.01, extend="both")
+    bar.set_label("difference to the image, % of the brightest", color="white", fontsize=8)
+    bar.ax.tick_params(colors="white", labelsize=8)
+    return save(figure, out_file)
+
+
+def _grey(image: Volume, axis: int, index: int, box: Box, low: float, high: float) -> Any:
+    return np.clip((plane(image, axis, index, box) - low) / (high - low), 0, 1)
+
+
+def _blend(weights: list[Any], grey: Any) -> Any:
+    """Mix the experts' colours by their weights, as bright as the image."""
+    palette = [[int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)] for colour in COLOURS]
+    mixed = sum(weight[..., None] * np.array(rgb) for weight, rgb in zip(weights, palette, strict=True))
+    return np.clip(mixed * (0.25 + 0.75 * grey[..., None]), 0, 1)
