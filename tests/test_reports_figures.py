@@ -186,21 +186,28 @@ def test_gate_has_the_colour_of_the_expert_and_the_scale_is_of_all_three(tmp_pat
     assert min(blue, half_red, white) > 1000
 
 
-def test_colours_of_the_uncertainty_span_the_brain(tmp_path: Path) -> None:
+def test_uncertainty_is_shown_in_the_brain_with_its_range_of_colours(tmp_path: Path) -> None:
     shape = (40, 40, 40)
     image = save(tmp_path / "image.nii.gz", np.full(shape, 100, dtype=np.float32), np.eye(4))
     std = np.full(shape, 3, dtype=np.float32)
     std[:, :, :12] = 60  # the neck
-    brain = np.zeros(shape, dtype=np.float32)
-    brain[8:32, 8:32, 16:36] = 1
-    files = [save(tmp_path / f"{name}.nii.gz", data, np.eye(4)) for name, data in (("std", std), ("mask", brain))]
-    with_mask = pixels(plot_uncertainty(image, files[0], tmp_path / "a.png", mask_path=files[1])).astype(int)
-    without = pixels(plot_uncertainty(image, files[0], tmp_path / "b.png")).astype(int)
+    brain = np.zeros((20, 20, 20), dtype=np.float32)
+    brain[4:16, 4:16, 8:18] = 1
+    coarse = np.diag([2.0, 2.0, 2.0, 1.0])
+    coarse[:3, 3] = 0.5
+    std_file = save(tmp_path / "std.nii.gz", std, np.eye(4))
+    mask = save(tmp_path / "mask.nii.gz", brain, coarse)
 
-    def bright(picture: npt.NDArray[np.int_]) -> int:
-        return int(((picture[..., 0] > 200) & (picture[..., 2] < 210)).sum())
+    def hue(path: Path, place: float) -> int:
+        colour = 255 * np.array(colormaps["magma"](place)[:3])
+        return int((np.abs(pixels(path) - colour).max(axis=-1) < 4).sum())
 
-    assert bright(with_mask) > 1.5 * bright(without)
+    inside = plot_uncertainty(image, std_file, tmp_path / "a.png", mask_path=mask)
+    without = plot_uncertainty(image, std_file, tmp_path / "b.png")
+    # The brain's 3 % are the end of the scale; without a mask they are a twentieth of the neck's.
+    assert hue(inside, 1.0) > 20_000
+    assert hue(inside, 0.05) < 1_000
+    assert hue(without, 0.05) > 20_000
 
 
 def test_residual_figure_tells_signal_from_noise(volumes: dict[str, Path], tmp_path: Path) -> None:

@@ -204,8 +204,8 @@ def plot_uncertainty(
     out_file : pathlib.Path
         PNG to write.
     mask_path : pathlib.Path, optional
-        Brain mask on any grid: it is what is shown, and the colours span what is inside of it; without it the
-        foreground.
+        Brain mask on any grid: around it is what is shown, with the uncertainty and its range of colours inside of it
+        alone; without it the foreground.
     columns : int
         Slices per plane.
 
@@ -230,10 +230,12 @@ def plot_uncertainty(
     if mask_path is not None:
         mask = Volume.load(mask_path)
         box = box_on(mask, image, bounding_box(mask, margin_mm=8))
-        to_image = np.linalg.inv(image.affine) @ mask.affine
-        inside = np.argwhere(mask.data > 0).T
-        places = to_image[:3, :3] @ inside + to_image[:3, 3:]
-        values = ndimage.map_coordinates(percent.data, places, order=1, mode="nearest")
+        to_mask = np.linalg.inv(mask.affine) @ image.affine
+        inside = ndimage.affine_transform(
+            (mask.data > 0).astype(np.uint8), to_mask[:3, :3], to_mask[:3, 3], output_shape=image.data.shape, order=0
+        )
+        values = percent.data[inside > 0]
+        percent = percent.with_data(percent.data * inside)
     limit = max(1.0, float(np.ceil(np.percentile(values, 99)))) if values.size else 1.0
     figure = new_figure(12.0, 10.0)
     panels = figure.subplots(6, columns, squeeze=False)
