@@ -14,7 +14,9 @@ MODULE = [sys.executable, "-m", "moesr_bids.cli.main"]
 
 
 def run_app(bids_dir: Path, out_dir: Path, *arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run the participant level in a process of its own."""
+    """Run the participant level in a process of its own, on one core unless told otherwise: tests run side by side."""
+    if "--nprocs" not in arguments:
+        arguments = (*arguments, "--nprocs", "1")
     command = [*MODULE, str(bids_dir), str(out_dir), "participant", "-w", str(work_of(out_dir)), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
 

@@ -32,7 +32,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(phantom: Path) -> Path:
     """Output folder of a run at 1 mm on both participants."""
-    done = run_app(phantom / "bids", phantom / "out", "--resolution", "1", "--write-graph")
+    done = run_app(phantom / "bids", phantom / "out", "--resolution", "1", "--write-graph", "--nprocs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     return phantom / "out"
 

@@ -17,10 +17,19 @@ import numpy as np
 import pytest
 
 from benchmarks.phantom import ACQUISITIONS, build
-from tests.app import MODULE, files_below, run_app, statuses, validation_errors, work_of
+from tests.app import (
+    MODULE,
+    expected_outputs,
+    files_below,
+    outputs_of,
+    run_app,
+    statuses,
+    validation_errors,
+    work_of,
+)
 
 # Coarser than anyone would want, so that the good image costs little.
-FAST = ("--resolution", "2", "--skip-bids-validation", "--sloppy")
+FAST = ("--resolution", "2", "--skip-bids-validation", "--sloppy", "--nprocs", "1")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +107,7 @@ def test_bad_images_do_not_stop_the_good_one(broken_run: tuple[Path, subprocess.
         "sub-noanat",
     }
     assert "Traceback" not in done.stderr
+    assert outputs_of(out) == expected_outputs("failures")
 
 
 @pytest.mark.parametrize("name", BAD)

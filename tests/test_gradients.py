@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from moesr_bids.bids.outputs import output_paths, settings_hash
 from moesr_bids.cli.parser import parse_settings
 from moesr_bids.config import Settings
 from moesr_bids.preproc.images import to_ants
-from tests.app import run_app, statuses, validation_errors
+from tests.app import expected_outputs, outputs_of, run_app, statuses, validation_errors
 from tests.test_preproc_gradients import HEADER, LINES
 
 
@@ -140,7 +141,8 @@ def test_refusals(
     assert message in capsys.readouterr().err
 
 
-def test_the_app_corrects_and_says_so(tmp_path: Path) -> None:
+def test_the_app_corrects_and_samples_and_says_so(tmp_path: Path) -> None:
+    """Everything that is not the default in one run: gradient nonlinearity, and samples of the mixture of experts."""
     import ants
 
     build(tmp_path, acquisitions=ACQUISITIONS[:1])
@@ -157,16 +159,26 @@ def test_the_app_corrects_and_says_so(tmp_path: Path) -> None:
         "--resolution",
         "1.5",
         "--model",
-        "cubic",
+        "moediff",
+        "--samples",
+        "2",
         "--sloppy",
         "--gradient-coefficients",
         str(folder),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert {row["state"] for row in statuses(out).values()} == {"done"}
+    assert re.search("WARNING: no GPU is used: moediff will take about .* min", done.stdout)
+    assert outputs_of(out) == expected_outputs("gradients")
     assert validation_errors(out) == []
     anat = out / "sub-01/anat"
-    record = json.loads((anat / "sub-01_res-1p5mm_desc-moesr_T1w.json").read_text())["Moesr"]["GradientNonlinearity"]
+    block = json.loads((anat / "sub-01_res-1p5mm_desc-moesr_T1w.json").read_text())["Moesr"]
+    assert block["Guidance"] == ["log_bias", "log_jacobian"]
+    assert block["Sampling"]["Samples"] == block["Settings"]["samples"] == 2
+    gates = [nib.load(path).get_fdata() for path in anat.glob("*_label-*_desc-gate_probseg.nii.gz")]
+    assert gates[0].shape == tuple(block["OutputShape"])
+    np.testing.assert_allclose(sum(gates), 1, atol=0.01)
+    record = block["GradientNonlinearity"]
     assert record["Action"] == "full"
     assert record["File"] == "phantom.grad"
     assert record["LargestDisplacementMM"] > 1
