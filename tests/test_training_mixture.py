@@ -19,6 +19,7 @@ from moesr_bids.training.examples import Batch
 from moesr_bids.training.mixture_loss import Mixed, MixtureLossWeights, experts_loss, gate_losses, mixture_loss
 from moesr_bids.training.objectives import MixtureObjective, objective_of
 from moesr_bids.training.recipe import read_recipe, recipe_from
+from moesr_bids.training.smoothing import box_mean
 from moesr_bids.training.tissue import tissue_bands, tissue_fractions
 from tests.test_sr_moediff import SHAPE, TRUNK
 from tests.test_training import TINY, bids
@@ -156,9 +157,16 @@ def test_command_trains_a_mixture_from_a_one_step_network(bids: Path, tmp_path: 
 def test_recipe_of_the_package_is_what_it_says() -> None:
     recipe = read_recipe("moediff")
     assert recipe.kind == "moediff"
-    assert recipe.frozen == ("trunk",)
+    assert recipe.frozen == ()
     for wrong in ({"patch": 20}, {"kind": "oracle"}, {"loss": {"magic": 1}}):
         with pytest.raises((ValueError, TypeError)):
             recipe_from({**RECIPE, **wrong})
     with pytest.raises(ValueError, match="starts from the weights of a one-step network"):
         objective_of(recipe_from(TINY)).build(MixtureObjective(recipe_from(RECIPE)).build(None))
+
+
+def test_mean_over_a_cube_is_that_of_pooling() -> None:
+    volume = torch.randn((2, 3, 9, 12, 10), generator=torch.Generator().manual_seed(0))
+    pooled = torch.nn.functional.avg_pool3d(volume, 5, stride=1, padding=2, count_include_pad=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(box_mean(volume, 5), pooled)

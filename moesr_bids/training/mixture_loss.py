@@ -12,6 +12,7 @@ from ..sr.models.context import FINE, gate_weights
 from ..sr.models.mixture import gated_sum
 from ..sr.models.network import NetworkOutput
 from .losses import LossWeights, loss_weights, student_loss
+from .smoothing import box_mean
 from .tissue import tissue_bands
 
 _HEAD = 0.05  # of the 99th percentile
@@ -175,4 +176,4 @@ def _charbonnier(error: torch.Tensor, weight: torch.Tensor, epsilon: float) -> t
 
 
 def _high_pass(volume: torch.Tensor) -> torch.Tensor:
-    return volume - functional.avg_pool3d(volume, _BAND, stride=1, padding=_BAND // 2, count_include_pad=False)
+    return volume - box_mean(volume, _BAND)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from ..errors import ImageError
+from .smoothing import box_mean
 
 # FreeSurfer numbers (FreeSurferColorLUT.txt): cerebral and cerebellar white matter, hypointensities, corpus callosum.
 WHITE = (2, 41, 7, 46, 77, 251, 252, 253, 254, 255)
@@ -67,7 +67,7 @@ def tissue_bands(tissue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (batch, 1, i, j, k).
     """
     for _ in range(2):
-        tissue = functional.avg_pool3d(tissue, _REACH, stride=1, padding=_REACH // 2, count_include_pad=False)
+        tissue = box_mean(tissue, _REACH)
     white, cortex = tissue[:, :1], tissue[:, 1:]
     bands = torch.cat([white.square(), cortex.square(), _JUNCTION * white * cortex], dim=1)
     total = bands.sum(dim=1, keepdim=True)
