@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .base import Model
 
 DEFAULT_MODEL = "student"
-_LEARNED = (DEFAULT_MODEL,)
+_LEARNED = (DEFAULT_MODEL, "moediff")
 _KINDS = ("student", "moediff")
 _PLAIN = ("classical", "cubic")
 EXPERTS = ("centrum", "cortex", "junction")
