@@ -44,8 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="student (default: one-step network that also predicts its error), classical (variational, without "
-        "weights), cubic (plain interpolation), or the path of the weights that moesr train wrote",
+        help="student (default: one-step network that also predicts its error), moediff (mixture of experts, in "
+        "several steps), classical (variational, without weights), cubic (plain interpolation), or the path of the "
+        "weights that moesr train wrote",
     )
     sr.add_argument(
         "--psf",
