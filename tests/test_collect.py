@@ -108,7 +108,7 @@ def test_outputs_of_several_images_never_share_a_name(settings: Settings) -> Non
     images = with_references([image(f"sub-01/anat/{stem}.nii.gz") for stem in stems])
     paths = [path for one in images for path in output_paths(one, settings).values()]
     # All but the reference have transforms to it and back.
-    assert len(paths) == 8 * len(stems) + 2 * (len(stems) - 1)
+    assert len(paths) == 11 * len(stems) + 2 * (len(stems) - 1)
     assert len(set(paths)) == len(paths)
 
 

@@ -95,7 +95,10 @@ def test_engine_is_deterministic_and_scales_with_the_image():
     np.testing.assert_array_equal(first.image.get_fdata(), again.image.get_fdata())
     larger = nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 100, image.affine)
     scaled = super_resolve(larger, resolution=1.0, threads=1)
-    np.testing.assert_allclose(scaled.image.get_fdata(), 100 * first.image.get_fdata(), rtol=1e-3, atol=30)
+    # In bfloat16 too the difference is far below the noise.
+    difference = (scaled.image.get_fdata() / 100 - first.image.get_fdata()) / first.record["NoiseStd"]
+    assert np.sqrt(np.mean(difference**2)) < 0.02
+    assert np.abs(difference).max() < 0.5
 
 
 def test_detail_beyond_the_output_grid_is_told_apart():

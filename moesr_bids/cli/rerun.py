@@ -24,6 +24,8 @@ from moesr_bids.sr.models import weights_sha256
 _RAW = "bids:raw:"
 # Where these differ, equal voxels are not promised.
 _MACHINE = ("Device", "Precision", "Threads", "Runtime")
+# What the steps before the model found, in their order: the first that differs is where the two runs part.
+_FINDINGS = ("GradientNonlinearity", "BrainMask", "BiasField", "NoiseStd", "Faithfulness")
 
 
 @attrs.frozen
@@ -74,6 +76,10 @@ def run(options: argparse.Namespace) -> int:
     others = [name for name in _MACHINE if block.get(name) != recipe.block.get(name)]
     for name in others:
         print(f"{name} was {recipe.block.get(name)}, is {block.get(name)}")
+    if parted := [name for name in _FINDINGS if block.get(name) != recipe.block.get(name)]:
+        print(
+            f"the first result that differs is {parted[0]}: {recipe.block.get(parted[0])}, now {block.get(parted[0])}"
+        )
     if not others:
         print("device, precision and threads are those recorded: another processor or other versions of libraries")
     return 1
