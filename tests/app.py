@@ -21,6 +21,12 @@ def run_app(bids_dir: Path, out_dir: Path, *arguments: str, **kwargs: Any) -> su
     return subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
 
 
+def rerun(sidecar: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``moesr rerun`` in a process of its own: one that has run ITK passes its threads on to its workers."""
+    command = [sys.executable, "-m", "moesr_bids.cli.moesr", "rerun", str(sidecar)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def work_of(out_dir: Path) -> Path:
     """Return the work folder that goes with an output folder."""
     return out_dir.with_name(out_dir.name + "-work")

@@ -16,7 +16,7 @@ from benchmarks.demo import compare
 from benchmarks.phantom import ACQUISITIONS, build
 from moesr_bids.cli.moesr import main as moesr
 from moesr_bids.sr.models import DEFAULT_MODEL, weights_sha256
-from tests.app import expected_outputs, files_below, outputs_of, run_app, statuses, validation_errors
+from tests.app import expected_outputs, files_below, outputs_of, rerun, run_app, statuses, validation_errors
 
 TEMPLATE = "MNI152NLin2009aSym"
 MAIN_02 = "sub-02/anat/sub-02_res-1mm_desc-moesr_T1w.json"
@@ -177,11 +177,12 @@ def test_other_settings_are_planned_not_skipped(phantom: Path, finished: Path) -
     assert "of another resolution; choose another output folder for 0.8 mm" in mixed.stderr
 
 
-def test_rerun_repeats_an_image_to_the_last_bit(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_rerun_repeats_an_image_to_the_last_bit(finished: Path) -> None:
     sidecar = finished / MAIN_02
-    assert moesr(["rerun", str(sidecar)]) == 0, capfd.readouterr().out
+    done = rerun(sidecar)
+    assert done.returncode == 0, done.stdout + done.stderr
     recorded = json.loads(sidecar.read_text())["Moesr"]["OutputSHA256"]
-    assert f"the same: SHA-256 {recorded}" in capfd.readouterr().out
+    assert f"the same: SHA-256 {recorded}" in done.stdout
     assert hashlib.sha256(sidecar.with_suffix(".nii.gz").read_bytes()).hexdigest() == recorded
 
 

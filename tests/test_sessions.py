@@ -14,9 +14,8 @@ from scipy.spatial.transform import Rotation
 from benchmarks.phantom import Acquisition, acquire, make_truth
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.sessions import with_references
-from moesr_bids.cli.moesr import main as moesr
 from moesr_bids.preproc.template import load_template
-from tests.app import expected_outputs, outputs_of, run_app, statuses, validation_errors, work_of
+from tests.app import expected_outputs, outputs_of, rerun, run_app, statuses, validation_errors, work_of
 
 TEMPLATE = "MNI152NLin2009aSym"
 OPTIONS = ("--model", "cubic", "--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
@@ -102,8 +101,9 @@ def test_outputs_and_page(finished: Path) -> None:
     assert "this image is the reference, or alone in its session" in page
 
 
-def test_an_image_is_repeated_with_the_reference_that_it_had(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert moesr(["rerun", str(finished / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json")]) == 0, capfd.readouterr().out
+def test_an_image_is_repeated_with_the_reference_that_it_had(finished: Path) -> None:
+    done = rerun(finished / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_complete_reference_serves_an_image_that_is_not(session: Path, finished: Path) -> None:
