@@ -29,6 +29,7 @@ from moesr_bids.atomic import temporary_beside
 from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import contrast_to_noise, psnr, ssim
+from moesr_bids.sr.models import weights_path
 
 from .degrade import Case, all_cases, degrade
 
@@ -322,6 +323,11 @@ def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
         temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
+def _model_of(weights: Path, models: Sequence[str]) -> str | None:
+    paths = {name: weights_path(name) for name in models}
+    return next((name for name, path in paths.items() if path and path.resolve() == weights.resolve()), None)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n")[0])
@@ -340,10 +346,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--calibrate",
         type=Path,
         metavar="WEIGHTS",
-        help="write calibration and coverage into the card of these weights",
+        help="write calibration and coverage into the card of these weights, of one of the models",
     )
     parser.add_argument("--out", type=Path, metavar="TSV", help="write all figures")
     options = parser.parse_args(argv)
+    calibrated = _model_of(options.calibrate, options.models) if options.calibrate else None
+    if options.calibrate and calibrated is None:
+        parser.error(
+            f"--calibrate {options.calibrate}: none of the models {', '.join(options.models)} has these weights"
+        )
     external = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.external)}
     cases = [case for case in all_cases() if not options.cases or case.name in options.cases]
     if options.save_inputs:
@@ -370,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for model in options.models:
         print(coverage_table(model, [row for row in rows if row.method == model and row.ratios is not None]))
     if options.calibrate:
-        write_calibration(options.calibrate, [row for row in rows if row.ratios is not None])
+        write_calibration(options.calibrate, [row for row in rows if row.method == calibrated])
     if options.out:
         with options.out.open("w", encoding="utf-8", newline="") as stream:
             table = [asdict(row, filter=filters.exclude("ratios")) for row in rows]
