@@ -209,13 +209,13 @@ def test_patches_carry_the_tissue_of_a_segmentation(bids: Path) -> None:
 
 def test_synthesis_draws_lesions_in_white_matter_and_partial_volume(bids: Path) -> None:
     labels = load_label_map(bids / "labels/sub-09_dseg.nii.gz")
-    assert labels.labels == 3  # background, cortex, and white matter of both sides as one
+    assert labels.values.tolist() == [0, 2, 3]  # background, cortex, and white matter of both sides as one
     anatomy = RandomAnatomy(lesions=1.0, bare=0.0)
     with_lesions = anatomy.draw(labels, 32, np.random.default_rng(2), CPU)
     without = RandomAnatomy(lesions=0.0, bare=0.0).draw(labels, 32, np.random.default_rng(2), CPU)
     lesion = with_lesions == 255
     assert 0 < int(lesion.sum()) < lesion.numel() / 2
-    assert torch.isin(without[lesion], torch.tensor(labels.white_matter, dtype=torch.uint8)).all()
+    assert torch.isin(without[lesion], torch.tensor(labels.indices([2]), dtype=torch.uint8)).all()
     assert torch.equal(with_lesions[~lesion], without[~lesion])
     image = RandomAnatomy(texture=(1e-6, 2e-6)).paint(labels, without, np.random.default_rng(0))
     assert image.shape == (3, 32, 32, 32)
@@ -226,6 +226,19 @@ def test_synthesis_draws_lesions_in_white_matter_and_partial_volume(bids: Path) 
     assert np.sort(counts)[-3:].sum() > 0.5 * image.numel()  # most are pure
     with pytest.raises(ImageError, match="white matter"):
         load_label_map(bids / "sub-01/anat/sub-01_T1w.nii.gz")
+
+
+def test_synthesis_has_the_contrasts_of_brain_scans(bids: Path) -> None:
+    labels = load_label_map(bids / "labels/sub-09_dseg.nii.gz")
+    fine = RandomAnatomy(lesions=0.0, bare=0.0).draw(labels, 32, np.random.default_rng(2), CPU)
+    whiter = set()
+    for seed in range(12):
+        anatomy = RandomAnatomy(texture=(1e-6, 2e-6), natural=1.0)
+        image, white, cortex = anatomy.paint(labels, fine, np.random.default_rng(seed))
+        levels = float(image[white == 1].mean()), float(image[cortex == 1].mean())
+        assert 0.2 < levels[1] < 0.95 and abs(levels[0] - levels[1]) < 0.8
+        whiter.add(levels[0] > levels[1] + 0.02)
+    assert whiter == {True, False}  # T1w, and T2w or FLAIR
 
 
 def test_texture_has_the_spectrum_it_says() -> None:

@@ -1,6 +1,7 @@
 """Synthetic volumes from label maps, so that no contrast and no scanner is foreign to the network.
 
-After SynthSeg and SynthSR (Billot et al. 2023; Iglesias et al. 2023): every label gets a random intensity. Here the
+After SynthSeg and SynthSR (Billot et al. 2023; Iglesias et al. 2023): every label gets a random intensity; in half of
+the volumes it has the order that T1w, T2w or FLAIR give to white matter, grey matter, fluid and lesions. Here the
 anatomy is drawn at twice the target's resolution and averaged, which gives partial volume; tissue has a texture with a
 power-law spectrum; lesions of random shape are put into white matter.
 """
@@ -8,6 +9,7 @@ power-law spectrum; lesions of random shape are put into white matter.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,15 @@ _RIGHT_TO_LEFT = {
     **{62: 30, 63: 31},
 }
 _CEREBRAL_WHITE_MATTER = 2
+# FreeSurfer numbers: cortex and deep grey matter of both sides as one; ventricles and the fluid around the brain.
+_GREY = (3, 8, 10, 11, 12, 13, 17, 18, 26, 28)
+_FLUID = (4, 5, 14, 15, 24, 43, 44)
+# Ranges of the mean intensity of white matter, grey matter, fluid and lesions, in units of the 99th percentile.
+_CONTRASTS = {
+    "T1w": ((0.8, 1.1), (0.45, 0.75), (0.05, 0.3), (0.3, 0.75)),
+    "T2w": ((0.25, 0.45), (0.4, 0.65), (0.8, 1.1), (0.5, 1.0)),
+    "FLAIR": ((0.45, 0.7), (0.55, 0.85), (0.05, 0.25), (0.8, 1.2)),
+}
 _BACKGROUND = 0
 _LESION = 255
 _OVERSAMPLING = 2
@@ -37,14 +48,28 @@ _FINEST_TEXTURE = 40.0  # voxels of the longest wave
 
 @frozen(eq=False)
 class LabelMap:
-    """A label map with merged sides, renumbered 0 .. n - 1 (0 is background), and voxels to draw patches around."""
+    """A label map with merged sides.
+
+    Parameters
+    ----------
+    name
+        File name without extension.
+    data
+        Indices of ``values``; 0 is background.
+    values
+        FreeSurfer numbers of the labels.
+    centres
+        Voxels that patches are drawn around, (n, 3).
+    """
 
     name: str
     data: NDArray[np.uint8]
-    white_matter: tuple[int, ...]
-    cortex: tuple[int, ...]
-    labels: int
+    values: NDArray[np.int32]
     centres: NDArray[np.int16]
+
+    def indices(self, numbers: Sequence[int]) -> list[int]:
+        """Return the indices of those of some FreeSurfer numbers that the map holds."""
+        return np.flatnonzero(np.isin(self.values, numbers)).tolist()
 
 
 def load_label_map(path: Path) -> LabelMap:
@@ -65,9 +90,8 @@ def load_label_map(path: Path) -> LabelMap:
         raise ImageError(f"{path}: not a map of FreeSurfer labels with white matter ({_CEREBRAL_WHITE_MATTER})")
     data = np.searchsorted(values, raw).astype(np.uint8)
     brain = np.argwhere((raw > 0) & (raw < 100))
-    white, cortex = (tuple(int(np.searchsorted(values, v)) for v in some if v in values) for some in (WHITE, CORTEX))
-    name = path.name.split(".", 1)[0]
-    return LabelMap(name, data, white, cortex, len(values), brain[:: max(1, len(brain) // 50_000)].astype(np.int16))
+    centres = brain[:: max(1, len(brain) // 50_000)].astype(np.int16)
+    return LabelMap(path.name.split(".", 1)[0], data, values, centres)
 
 
 @frozen
@@ -88,6 +112,8 @@ class RandomAnatomy:
         Probability of lesions in a patch.
     bare
         Probability that everything outside of the brain is background.
+    natural
+        Probability that white matter, grey matter, fluid and lesions have the intensities of T1w, T2w or FLAIR.
     """
 
     spacing: tuple[float, float] = (0.65, 1.1)
@@ -96,6 +122,7 @@ class RandomAnatomy:
     texture: tuple[float, float] = (0.003, 0.04)
     lesions: float = 0.3
     bare: float = 0.3
+    natural: float = 0.5
 
     def draw(self, labels: LabelMap, size: int, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
         """Draw the labels of a deformed cube of ``size`` target voxels at twice the target's resolution, uint8."""
@@ -129,20 +156,31 @@ class RandomAnatomy:
             matter and cortex.
         """
         generator = torch.Generator(fine.device).manual_seed(int(rng.integers(2**31)))
-        means = rng.uniform(0.05, 1.1, size=_LESION + 1).astype(np.float32)
+        means = self._means(labels, rng)
         spread = log_uniform(rng, *self.texture) * rng.uniform(0.5, 1.5, size=_LESION + 1).astype(np.float32)
         for table in (means, spread):
             table[_BACKGROUND] = 0.0
         tables = torch.from_numpy(np.stack([means, spread])).to(fine.device)
         drawn = functional.avg_pool3d(tables[:, fine.int()][None], _OVERSAMPLING)[0]
         image = drawn[0] + drawn[1] * texture(drawn.shape[-1], generator, fine.device)
-        shares = torch.stack([_share(fine, some) for some in ((*labels.white_matter, _LESION), labels.cortex)])
+        shares = torch.stack([_share(fine, [*labels.indices(WHITE), _LESION]), _share(fine, labels.indices(CORTEX))])
         return turned(torch.cat([image.clamp(min=0)[None], shares]), rng)
+
+    def _means(self, labels: LabelMap, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Draw the mean intensity of each index."""
+        means = rng.uniform(0.05, 1.1, size=_LESION + 1).astype(np.float32)
+        if rng.random() < self.natural:
+            contrast = _CONTRASTS[str(rng.choice(list(_CONTRASTS)))]
+            tissues = (*(labels.indices(some) for some in (WHITE, _GREY, _FLUID)), [_LESION])
+            for tissue, (low, high) in zip(tissues, contrast, strict=True):
+                # Labels of one tissue differ by a few percent, as nuclei and lobes do.
+                means[tissue] = rng.uniform(low, high) * rng.uniform(0.94, 1.06, size=len(tissue))
+        return means
 
     def _add_lesions(self, labels: LabelMap, fine: torch.Tensor, rng: np.random.Generator) -> None:
         """Replace white matter inside some rough balls."""
         n = fine.shape[0]
-        white = torch.isin(fine, torch.tensor(labels.white_matter, device=fine.device))
+        white = torch.isin(fine, torch.tensor(labels.indices(WHITE), device=fine.device))
         line = torch.arange(n, device=fine.device, dtype=torch.float32)
         for _ in range(int(rng.integers(1, 8))):
             centre = rng.uniform(0, n, size=3)
@@ -159,7 +197,7 @@ class RandomAnatomy:
             fine[(distance + 0.25 * wave < 1) & white] = _LESION
 
 
-def _share(fine: torch.Tensor, chosen: tuple[int, ...]) -> torch.Tensor:
+def _share(fine: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
     """Share of some labels in each voxel of the target's resolution."""
     here = torch.isin(fine, torch.tensor(chosen, dtype=torch.uint8, device=fine.device))
     return functional.avg_pool3d(here[None, None].float(), _OVERSAMPLING)[0, 0]
@@ -167,7 +205,7 @@ def _share(fine: torch.Tensor, chosen: tuple[int, ...]) -> torch.Tensor:
 
 def _strip(labels: LabelMap, fine: torch.Tensor) -> None:
     """Make background of the labels that keep away from white matter: skull, skin and what lies between."""
-    white = torch.isin(fine, torch.tensor([*labels.white_matter, _LESION], dtype=torch.uint8, device=fine.device))
+    white = torch.isin(fine, torch.tensor([*labels.indices(WHITE), _LESION], dtype=torch.uint8, device=fine.device))
     coarse = functional.max_pool3d(white[None, None].float(), 4)
     near = functional.interpolate(functional.max_pool3d(coarse, 3, stride=1, padding=1), scale_factor=4)[0, 0] > 0
     inside = fine[tuple(slice(0, n) for n in near.shape)]
