@@ -35,6 +35,7 @@ def test_nothing_to_ask(tmp_path: Path) -> None:
         ({"BrainMask": {"VolumeML": 2600.0}}, "(expected: at most 2200)"),
         ({"Registration": {"A": {"Overlap": 0.95}, "B": {"Overlap": 0.71}}}, "0.71 (expected: at least 0.9)"),
         ({"BiasField": {"RangePercent": [-91.0, 20.0]}}, "91 (expected: at most 80)"),
+        ({"Uncertainty": {"MedianPercent": 15.05}}, "15.1 (expected: at most 12)"),
         ({"InputZooms": [0.5, 0.5, 7.0]}, "10 (expected: at most 9)"),
     ],
 )

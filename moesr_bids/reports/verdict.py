@@ -1,7 +1,7 @@
 """Verdict on an image: ok, look at it, or failed; from thresholds on the recorded figures.
 
-The thresholds are wide: on the thick-slice scans of patients and the 2 mm head that were looked at and found good, none
-is crossed. They say where to look first, not whether an image is good.
+The thresholds are wide: on the scans of patients in slices of 3 and 4 mm and the 2 mm head that were looked at and found
+good, none is crossed. They say where to look first, not whether an image is good.
 """
 
 from __future__ import annotations
@@ -104,6 +104,13 @@ RULES: tuple[Rule, ...] = (
         0.0,
         80.0,
         "a strong surface coil, or a mask that holds other tissue; see the bias field",
+    ),
+    Rule(
+        "the median uncertainty in the brain, in % of the brightest,",
+        lambda record: record.fact("Uncertainty", "MedianPercent"),
+        0.0,
+        12.0,
+        "fine detail is hardly more than a guess; see the uncertainty",
     ),
     Rule(
         "the coarsest input voxel over the output voxel",
