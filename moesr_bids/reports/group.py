@@ -145,6 +145,7 @@ COLUMNS: tuple[Column, ...] = (
             f"Finest detail along the {words} axis of the {side.lower()} that is as strong as the input's noise: half "
             "the period at which the power spectrum of the signal in the brain's box falls to that of the noise",
             "mm",
+            title=f"Finest detail {words}, {side.lower()}, mm",
         )
         for side in ("Input", "Output")
         for index, (axis, words) in enumerate(
@@ -195,11 +196,12 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-_PLOTTED_QUALITY = ("_cnr", "_snr_total", "_efc", "_fber", "_fwhm_avg", "_inu_range")
 _PLOTTED = (
-    *("noise_percent", "residual_std", "fraction_beyond_3", "uncertainty_percent", "mask_volume_ml", "mask_overlap"),
-    *("registration_overlap", "bias_min_percent", "bias_max_percent", "seconds", "peak_memory_gb"),
-    *(column.name for column in _quality_columns() if column.name.endswith(_PLOTTED_QUALITY)),
+    *("noise_percent", "residual_std", "beyond_grid_std", "fraction_beyond_3", "uncertainty_percent"),
+    *("mask_volume_ml", "mask_overlap", "registration_overlap", "bias_min_percent", "bias_max_percent"),
+    *(column.name for column in COLUMNS if column.name.startswith(("input_resolution_", "output_resolution_"))),
+    *(column.name for column in _quality_columns()),
+    *("seconds", "peak_memory_gb"),
 )
 
 

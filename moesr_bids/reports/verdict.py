@@ -1,7 +1,7 @@
 """Verdict on an image: ok, look at it, or failed; from thresholds on the recorded figures.
 
-The thresholds are wide: on the scans of patients in slices of 3 and 4 mm and the 2 mm head that were looked at and found
-good, none is crossed. They say where to look first, not whether an image is good.
+The thresholds are wide: on the scans of patients in slices of 3 and 4 mm and the 2 mm head that were looked at and
+found good, none is crossed. They say where to look first, not whether an image is good.
 """
 
 from __future__ import annotations
