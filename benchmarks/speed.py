@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from moesr_bids.resources import cpu_name
-from moesr_bids.sr.engine import choose_device, super_resolve
+from moesr_bids.sr.device import choose_device
+from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.models import weights_path
 from moesr_bids.sr.models.network import NetworkShape
 from moesr_bids.sr.models.student import flops_per_voxel

@@ -18,7 +18,8 @@ from scipy import ndimage
 from moesr_bids.cli.moesr import main
 from moesr_bids.errors import ImageError
 from moesr_bids.sr.cost import estimate_cost
-from moesr_bids.sr.engine import choose_device, super_resolve
+from moesr_bids.sr.device import choose_device
+from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.grid import Grid
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from moesr_bids.config import Settings
-
-
-def visible_gpus() -> int:
-    """Return the number of NVIDIA GPUs that the driver shows to this process."""
-    with suppress(OSError, subprocess.SubprocessError):
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True, timeout=30)
-        return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    return 0
 
 
 def configure_nipype(settings: Settings) -> None:

@@ -171,9 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"{command}: {where}{error.strerror or error}; nothing was written", file=sys.stderr)
         return 1
-    except MemoryError:
+    except MemoryError as error:
         way_out = "a smaller patch or batch in the recipe" if training else "a coarser --resolution"
-        print(f"{command}: not enough memory; use {way_out}", file=sys.stderr)
+        print(f"{command}: {error or f'not enough memory; use {way_out}'}", file=sys.stderr)
         return 1
 
 
@@ -268,7 +268,7 @@ def _tell_cost(options: argparse.Namespace) -> None:
 
     from ..resources import available_cpus
     from ..sr.cost import estimate_cost
-    from ..sr.engine import choose_device
+    from ..sr.device import choose_device
     from ..sr.grid import Grid
 
     try:

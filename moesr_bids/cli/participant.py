@@ -151,9 +151,10 @@ def _run_all(
 
 def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | None:
     """Run the workflow; return the error with which Nipype ended, if any."""
-    from moesr_bids.workflows.execution import configure_nipype, make_plugin, visible_gpus
+    from moesr_bids.interfaces.gpus import visible_gpus
+    from moesr_bids.workflows.execution import configure_nipype, make_plugin
 
-    gpus = 0 if settings.device == "cpu" else visible_gpus()
+    gpus = 0 if settings.device == "cpu" else len(visible_gpus())
     configure_nipype(settings)
     if not gpus:
         _warn_of_slow_model(images, settings)

@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     """Train; return the exit code."""
     import torch
 
-    from ..sr.engine import choose_device
+    from ..sr.device import choose_device, full_gpu_told
     from ..sr.weights import Weights, write_weights
     from ..training.recipe import read_recipe
     from ..training.synthesis import load_label_map
@@ -114,19 +114,20 @@ def run(options: argparse.Namespace) -> int:
     if not volumes and not maps:
         raise ImageError(f"{options.data}: no scan is sharp enough to train on")
     options.out.mkdir(parents=True, exist_ok=True)
-    trained = train(
-        recipe,
-        options.out,
-        volumes=volumes,
-        labels=[load_label_map(path) for path in maps],
-        held_out=held_out,
-        budget=Budget(minutes=options.minutes, steps=options.steps),
-        device=device,
-        seed=options.random_seed,
-        start=Weights.read(options.start).network(device) if options.start else None,
-        teacher=Weights.read(options.teacher).network(device) if options.teacher else None,
-        say=_say,
-    )
+    with full_gpu_told("a smaller patch or batch in the recipe"):
+        trained = train(
+            recipe,
+            options.out,
+            volumes=volumes,
+            labels=[load_label_map(path) for path in maps],
+            held_out=held_out,
+            budget=Budget(minutes=options.minutes, steps=options.steps),
+            device=device,
+            seed=options.random_seed,
+            start=Weights.read(options.start).network(device) if options.start else None,
+            teacher=Weights.read(options.teacher).network(device) if options.teacher else None,
+            say=_say,
+        )
     if os.environ.get("RANK", "0") == "0":
         facts = {
             "scans": [volume.name for volume in volumes],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, traits
 from nipype.interfaces.base.support import Bunch
 
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
+from moesr_bids.interfaces.gpus import one_gpu, visible_gpus
 from moesr_bids.sr.models import DEFAULT_MODEL
 from moesr_bids.sr.sampling import ESTIMATES
 
@@ -85,7 +89,8 @@ class SuperResolve(RecordedInterface):
         if experts := list(self.inputs.experts or []):
             (cwd / "maps").mkdir(exist_ok=True)
             command += ["--maps", str(cwd / "maps")]
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+        with _environment(use_gpu=self.inputs.use_gpu) as environment:
+            done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=environment)
         (cwd / "moesr_sr.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode == -signal.SIGKILL:
             raise MemoryError(
@@ -100,3 +105,14 @@ class SuperResolve(RecordedInterface):
         self._results.update({f"gate_{name}": path for name, path in zip(experts, maps["gate"], strict=True)})
         self._results["map_files"] = [path for kind in EXPERT_MAPS for path in maps[kind]]
         return dict(json.loads(record_file.read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _environment(*, use_gpu: bool) -> Iterator[dict[str, str]]:
+    """Give the environment of the process: on a GPU node with one of the GPUs, which is its own as long as it runs."""
+    gpus = visible_gpus() if use_gpu else {}
+    if not gpus:
+        yield dict(os.environ)
+        return
+    with one_gpu(gpus) as gpu:
+        yield {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import ImageError
 from ..resources import measured
+from .device import choose_device, device_name, full_gpu_told
 from .grid import Grid
 from .models import DEFAULT_MODEL, get_model
 from .models.base import Model, Problem, Progress
@@ -31,6 +32,7 @@ from .runtimes import RUNTIMES
 from .sampling import Sampling
 
 DEFAULT_RESOLUTION = 0.7
+_WAY_OUT = "--device cpu or a coarser --resolution"
 _PERCENTILE = 99.0
 # Each projection undoes part of the other one; after some turns what is left is small.
 _PROJECTIONS = 4
@@ -128,6 +130,8 @@ def super_resolve(
     ValueError
         If an option is wrong: unknown model or device, impossible PSF or resolution, CUDA without a GPU, a guidance
         map that the model was not trained with.
+    MemoryError
+        If the memory of the GPU is full.
     """
     chosen = get_model(model)
     for key in guidance or {}:
@@ -137,7 +141,7 @@ def super_resolve(
                 f"model {model} was not trained with the guidance map {key!r} but with {known}; leave it out"
             )
     where = choose_device(device)
-    with measured() as total, _thread_limit(threads):
+    with measured() as total, _thread_limit(threads), full_gpu_told(_WAY_OUT):
         torch.manual_seed(seed)
         stages: list[dict[str, Any]] = []
         with _stage("prepare", stages):
@@ -181,7 +185,7 @@ def super_resolve(
             "Model": chosen.name,
             "WeightsSHA256": chosen.card.weights_sha256,
             "RandomSeed": seed,
-            "Device": _device_name(where),
+            "Device": device_name(where),
             "Precision": "float32",
             "Threads": torch.get_num_threads(),
             **reconstruction.facts,
@@ -213,22 +217,6 @@ def super_resolve(
             for key, volume in reconstruction.maps.items()
         },
     )
-
-
-def choose_device(device: str) -> torch.device:
-    """Device of a name: ``cpu``, ``cuda`` or ``auto``.
-
-    Raises
-    ------
-    ValueError
-        For any other name, and for ``cuda`` where PyTorch finds no GPU: never a silent fallback.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device {device!r}: one of auto, cpu, cuda")
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise ValueError("--device cuda was asked for, but PyTorch finds no CUDA GPU here; use cpu or auto")
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
 def _agree_with_data(
@@ -370,10 +358,6 @@ def _nifti(data: NDArray[np.float32], affine: NDArray[np.float64], like: Spatial
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = text.encode()[:79]
     return image
-
-
-def _device_name(device: torch.device) -> str:
-    return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "cpu"
 
 
 @contextmanager

@@ -1,0 +1,74 @@
+"""The GPUs of this machine, and one of them for one process at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_WAIT_SECONDS = 0.5
+
+
+def visible_gpus() -> dict[str, str]:
+    """Find the NVIDIA GPUs that the driver and ``CUDA_VISIBLE_DEVICES`` show to this process.
+
+    Returns
+    -------
+    dict
+        From the name that ``CUDA_VISIBLE_DEVICES`` takes to the UUID of the device. Without a driver there are none.
+
+    """
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    uuids = re.findall(r"^GPU .*\(UUID: (\S+)\)", listed.stdout, re.MULTILINE)
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return {uuid: uuid for uuid in uuids}
+    # CUDA sees nothing behind the first entry that is no device.
+    names = takewhile(lambda name: name not in ("", "-1"), map(str.strip, named.split(",")))
+    known = {str(number): uuid for number, uuid in enumerate(uuids)}
+    return {name: known.get(name, name) for name in names} if uuids else {}
+
+
+@contextmanager
+def one_gpu(gpus: Mapping[str, str], folder: Path | None = None) -> Iterator[str]:
+    """Hold a GPU that no other process of this user holds; wait for one where all are held.
+
+    Parameters
+    ----------
+    gpus : Mapping
+        Of `visible_gpus`, at least one.
+    folder : pathlib.Path, optional
+        Where the locks are; by default a folder of the user's beside the temporary files.
+
+    Yields
+    ------
+    str
+        Its name, for ``CUDA_VISIBLE_DEVICES``.
+
+    """
+    folder = folder or Path(tempfile.gettempdir()) / f"moesr-bids-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    while True:
+        for name, uuid in gpus.items():
+            lock = FileLock(folder / f"{uuid.replace(os.sep, '_')}.lock")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            try:
+                yield name
+            finally:
+                lock.release()
+            return
+        time.sleep(_WAIT_SECONDS)

@@ -1,0 +1,45 @@
+"""The device that a model runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def choose_device(device: str) -> torch.device:
+    """Device of a name: ``cpu``, ``cuda`` or ``auto``.
+
+    Raises
+    ------
+    ValueError
+        For any other name, and for ``cuda`` where PyTorch finds no GPU: never a silent fallback.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}: one of auto, cpu, cuda")
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ValueError("--device cuda was asked for, but PyTorch finds no CUDA GPU here; use cpu or auto")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Name of a device for the record of a run."""
+    return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "cpu"
+
+
+@contextmanager
+def full_gpu_told(way_out: str) -> Iterator[None]:
+    """Say what to do when the memory of the GPU is full.
+
+    Raises
+    ------
+    MemoryError
+        With ``way_out``, in place of PyTorch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = str(error).partition(". ")[0]
+        raise MemoryError(f"{first}: too little of the GPU's memory is free; use {way_out}") from error

@@ -1,0 +1,108 @@
+"""GPUs are found as CUDA would see them, and each process gets one of its own. A script stands in for the driver's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moesr_bids.interfaces import sr
+from moesr_bids.interfaces.gpus import one_gpu, visible_gpus
+from moesr_bids.sr.device import full_gpu_told
+
+LISTED = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-bb)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    script = tmp_path / "bin" / "nvidia-smi"
+    script.parent.mkdir()
+    script.write_text(f"#!/bin/sh\ncat <<'END'\n{LISTED}END\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=":")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return script
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        (None, {"GPU-aa": "GPU-aa", "GPU-bb": "GPU-bb"}),
+        ("1", {"1": "GPU-bb"}),
+        ("1, 0", {"1": "GPU-bb", "0": "GPU-aa"}),
+        ("0,-1,1", {"0": "GPU-aa"}),
+        ("GPU-bb", {"GPU-bb": "GPU-bb"}),
+        ("", {}),
+        ("-1", {}),
+    ],
+)
+def test_gpus_are_those_that_cuda_sees(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, named: str | None, found: dict[str, str]
+) -> None:
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == found
+    assert list(visible_gpus()) == list(found)
+
+
+def test_no_driver_no_gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver.write_text("#!/bin/sh\nexit 9\n")
+    assert visible_gpus() == {}
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert visible_gpus() == {}
+
+
+def test_each_process_has_a_gpu_of_its_own(driver: Path, tmp_path: Path) -> None:
+    third: list[str] = []
+    with one_gpu(visible_gpus()) as one:
+        code = "from moesr_bids.interfaces.gpus import *\nwith one_gpu(visible_gpus()) as gpu: print(gpu)"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        assert {one, other} == {"GPU-aa", "GPU-bb"}
+        with one_gpu({other: other}):
+
+            def wait() -> None:
+                with one_gpu(visible_gpus()) as gpu:
+                    third.append(gpu)
+
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            waiting.join(timeout=1.5)
+            assert third == []  # both are taken
+        waiting.join(timeout=10)
+    assert third == [other]
+
+
+def test_super_resolution_gets_one_gpu(driver: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[dict[str, str]] = []
+    run = subprocess.run
+
+    def watched(command: list[str], **options: Any) -> Any:
+        if "moesr_bids.cli.moesr" in command:
+            given.append(options["env"])
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", watched)
+    image = tmp_path / "image.nii.gz"
+    image.write_bytes(b"no image")
+    for use_gpu in (True, False):
+        node = sr.SuperResolve(in_file=str(image), use_gpu=use_gpu, device="cpu")
+        with pytest.raises(RuntimeError, match="super-resolution failed"):
+            node.run(cwd=str(tmp_path))
+    assert [env.get("CUDA_VISIBLE_DEVICES") for env in given] == ["GPU-aa", None]
+
+
+def test_a_full_gpu_is_told_with_the_way_out() -> None:
+    with (
+        pytest.raises(MemoryError, match=r"^CUDA out of memory: too little .* use --device cpu$"),
+        full_gpu_told("--device cpu"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 80 GiB")
