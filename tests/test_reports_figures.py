@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from moesr_bids.interfaces.reportlets import ImageReportlets
+from moesr_bids.reports.departures import APART_MM, PLACES, largest_places, on_grid, plot_departures
 from moesr_bids.reports.experts import COLOURS, plot_experts
 from moesr_bids.reports.figures import plot_bias, plot_mask, plot_uncertainty
 from moesr_bids.reports.planes import Box, Volume, bounding_box, plane, plane_of_other
@@ -70,6 +71,37 @@ def test_planes_are_upright_with_left_on_the_left() -> None:
     assert plane(volume, 0, 0, box)[0, -1] == 1  # sagittal: top row, front in the last column
     assert plane(volume, 1, 4, box)[0, 0] == 1  # coronal: top row, left in the first column
     assert plane(volume, 2, 5, box)[0, 0] == 1  # axial: front in the top row, left in the first column
+
+
+def test_largest_departures_are_found_apart_and_inside() -> None:
+    data = np.zeros((60, 60, 60), dtype=np.float32)
+    mask = np.zeros_like(data)
+    mask[5:55, 5:55, 5:55] = 1
+    for place, height in (((20, 20, 20), 9.0), ((22, 20, 20), 9.0), ((46, 20, 20), 7.0), ((20, 45, 20), -8.0)):
+        data[tuple(slice(p - 1, p + 2) for p in place)] = height
+    data[5, 30, 30] = 99.0  # on the rim of the mask
+    data[2, 2, 2] = 99.0  # outside
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    places = largest_places(Volume(data, affine), Volume(mask, affine))
+    assert len(places) <= PLACES
+    assert abs(places[0][0] - 21) <= 1 and places[0][1:] == (20, 20)
+    assert places[1:3] == [(20, 45, 20), (46, 20, 20)]
+    world = np.array(places) @ affine[:3, :3]
+    distances = np.linalg.norm(world[:, None] - world[None], axis=-1)[np.triu_indices(len(places), 1)]
+    assert distances.min() >= APART_MM - 2
+
+
+def test_departures_show_what_was_added(volumes: dict[str, Path], tmp_path: Path) -> None:
+    names = (volumes["preproc"], volumes["sr"], volumes["mask"])
+    changed = pixels(plot_departures(*names, tmp_path / "changed.png")).astype(int)
+    sharp = Volume.load(volumes["sr"])
+    same = save(tmp_path / "same.nii.gz", on_grid(Volume.load(volumes["preproc"]), sharp, 1).data, sharp.affine)
+    unchanged = pixels(plot_departures(volumes["preproc"], same, volumes["mask"], tmp_path / "same.png")).astype(int)
+
+    def coloured(picture: npt.NDArray[np.int_]) -> int:
+        return int((np.ptp(picture, axis=2) > 80).sum())
+
+    assert coloured(changed) > 1000 > 10 * coloured(unchanged)
 
 
 @pytest.mark.parametrize("order", [0, 1])
@@ -237,6 +269,7 @@ def test_figures_survive_a_constant_image_and_an_empty_mask(tmp_path: Path) -> N
         plot_bias(constant, constant, tmp_path / "bias.png", mask_path=constant),
         plot_residual(constant, constant, tmp_path / "residual.png"),
         plot_slider(constant, constant, tmp_path / "slider.html", mask_path=constant),
+        plot_departures(constant, constant, constant, tmp_path / "departure.png"),
         plot_registration(constant, constant, tmp_path / "registration.html"),
         plot_spectrum(constant, constant, constant, tmp_path / "spectrum.png"),
     ]
@@ -299,7 +332,7 @@ def test_interface_draws_what_its_inputs_allow(
     ).run()
     names = {Path(file).name for file in result.outputs.out_files}
     pictures = {"brainmask.png", "bias.png", "registration.html", "residual.png", "slider.html", "spectrum.png"}
-    pictures.add("uncertainty.png")
+    pictures |= {"uncertainty.png", "departure.png"}
     assert names == pictures
     assert result.outputs.record["Seconds"] > 0
     assert all(Path(file).stat().st_size > 3000 for file in result.outputs.out_files)

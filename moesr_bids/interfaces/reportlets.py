@@ -44,9 +44,9 @@ class ImageReportlets(RecordedInterface):
 
     ``brainmask.png`` always; ``gradunwarp.png`` with the image before and after its gradient nonlinearity was
     corrected, ``bias.png`` with the field, ``registration.html`` with template and registered image,
-    ``coregistration.html`` with the reference of the session, ``slider.html`` and ``spectrum.png`` with the
-    super-resolved image, ``zooms.html`` with its tissues, ``uncertainty.png`` with its uncertainty, ``experts.png``
-    with the maps of a mixture of experts, ``residual.png`` with the residual.
+    ``coregistration.html`` with the reference of the session, ``slider.html``, ``departure.png`` and ``spectrum.png``
+    with the super-resolved image, ``zooms.html`` with its tissues, ``uncertainty.png`` with its uncertainty,
+    ``experts.png`` with the maps of a mixture of experts, ``residual.png`` with the residual.
     """
 
     input_spec = _ImageReportletsInputSpec
@@ -58,6 +58,7 @@ class ImageReportlets(RecordedInterface):
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         # matplotlib takes a second to import, which no one should wait for who only builds the workflow
+        from moesr_bids.reports.departures import plot_departures
         from moesr_bids.reports.experts import plot_experts
         from moesr_bids.reports.figures import plot_bias, plot_gradunwarp, plot_mask, plot_uncertainty
         from moesr_bids.reports.residual import plot_residual
@@ -96,6 +97,7 @@ class ImageReportlets(RecordedInterface):
             )
         if output := self._given("sr_file"):
             figures.append(plot_slider(preproc, output, folder / "slider.html", mask_path=mask))
+            figures.append(plot_departures(preproc, output, mask, folder / "departure.png"))
         if (output := self._given("sr_file")) and (tissues := self._given("tissue_file")):
             figures.append(plot_zooms(preproc, output, tissues, folder / "zooms.html"))
         if (output := self._given("sr_file")) and (uncertainty := self._given("uncertainty_file")):

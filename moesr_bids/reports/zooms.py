@@ -77,13 +77,13 @@ def plot_zooms(input_path: Path, output_path: Path, tissue_path: Path, out_html:
         panels = []
         for region in found:
             centre = best_window(region.interest, axis, blocks.zooms)
-            box, index = _window(after, blocks, centre, axis)
+            box, index = window_around(after, _on(after, blocks, centre), axis)
             panels.append(compared.panel(axis, index, box, region.name))
         levels.append((PLANES[axis], panels))
     return compared.write(
         out_html,
         levels,
-        start=_telling_plane(before),
+        start=telling_plane(before),
         choice="Plane",
         caption=f"Windows of {WINDOW_MM:g} mm: of all in a plane those with most cortex, most deep white matter (at "
         f"least {DEEP_MM:g} mm from other tissue) and most grey-white junction, in the upper part of the brain. Both "
@@ -143,21 +143,26 @@ def _blocks(labels: Volume) -> Volume:
     return Volume(labels.data[i, j, k], labels.affine @ np.diag([*map(float, steps), 1.0]))
 
 
-def _window(grid: Volume, blocks: Volume, centre: tuple[int, int, int], axis: int) -> tuple[Box, int]:
-    """Return the window around a block as a box of ``grid``, and the number of the slice."""
+def _on(grid: Volume, blocks: Volume, centre: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the voxel of ``grid`` that a block lies on."""
     place = np.linalg.inv(grid.affine) @ blocks.affine @ np.array([*centre, 1.0])
-    middle = np.clip(np.rint(place[:3]).astype(int), 0, np.array(grid.data.shape) - 1)
+    i, j, k = (int(n) for n in np.clip(np.rint(place[:3]).astype(int), 0, np.array(grid.data.shape) - 1))
+    return i, j, k
+
+
+def window_around(grid: Volume, middle: tuple[int, int, int], axis: int) -> tuple[Box, int]:
+    """Return the window of `WINDOW_MM` around a voxel, and the number of the slice across ``axis``."""
     low, high = [], []
     for other, zoom in enumerate(grid.zooms):
         half = max(1, round(WINDOW_MM / 2 / float(zoom)))
         # Moved, not cut, at the edge of the volume: all windows have one size where the volume has it.
-        first = max(0, min(int(middle[other]) - half, grid.data.shape[other] - 2 * half))
+        first = max(0, min(middle[other] - half, grid.data.shape[other] - 2 * half))
         low.append(first)
         high.append(min(first + 2 * half, grid.data.shape[other]))
-    return Box((low[0], low[1], low[2]), (high[0], high[1], high[2])), int(middle[axis])
+    return Box((low[0], low[1], low[2]), (high[0], high[1], high[2])), middle[axis]
 
 
-def _telling_plane(before: Volume) -> int:
+def telling_plane(before: Volume) -> int:
     """Return the axis across the plane that holds the input's coarsest axis, upright; axial for isotropic voxels."""
     zooms = before.zooms
     thick = zooms.max() > 1.1 * zooms.min()

@@ -1,6 +1,6 @@
 """Synthetic volumes from label maps, so that no contrast and no scanner is foreign to the network.
 
-After SynthSeg and SynthSR (Billot et al. 2023; Iglesias et al. 2023): every label gets a random intensity; in half of
+After SynthSeg and SynthSR (Billot et al. 2023; Iglesias et al. 2023): every label gets a random intensity; in most of
 the volumes it has the order that T1w, T2w or FLAIR give to white matter, grey matter, fluid and lesions. Here the
 anatomy is drawn at twice the target's resolution and averaged, which gives partial volume; tissue has a texture with a
 power-law spectrum; lesions of random shape are put into white matter.
@@ -122,7 +122,7 @@ class RandomAnatomy:
     texture: tuple[float, float] = (0.003, 0.04)
     lesions: float = 0.3
     bare: float = 0.3
-    natural: float = 0.5
+    natural: float = 0.7
 
     def draw(self, labels: LabelMap, size: int, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
         """Draw the labels of a deformed cube of ``size`` target voxels at twice the target's resolution, uint8."""
