@@ -67,7 +67,9 @@ def test_uncertainty_comes_with_the_default_model(finished: Path) -> None:
     assert block["Guidance"] == ["log_bias"]
     assert block["WeightsSHA256"] == weights_sha256(DEFAULT_MODEL)
     assert 0 < block["Uncertainty"]["MedianPercent"] < 20
+    assert block["Software"]["nibabel"] == nib.__version__
     page = (finished / "sub-01.html").read_text()
+    assert f"nibabel {nib.__version__}" in page
     assert "sub-01_desc-uncertainty_T1w.png" in page
     assert "the 90 % interval held" in page
 

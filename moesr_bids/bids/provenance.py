@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from moesr_bids import __version__
@@ -13,6 +15,8 @@ from moesr_bids.sr.models import EXPERTS
 # Facts that become blocks of their own in the ``Moesr`` object, by the step that states them.
 _BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField", "coregister": "Coregistration", "quality": "ImageQuality"}
 _TISSUES = dict(zip(EXPERTS, ("deep white matter", "the cortex", "the grey-white junction"), strict=True))
+# What the results depend on beside moesr-bids.
+_SOFTWARE = ("antspyx", "gradunwarp", "monai", "nibabel", "nipype", "niworkflows", "numpy", "scipy", "torch")
 _MEASURED = ("Seconds", "PeakMemoryGB")
 
 
@@ -49,7 +53,8 @@ def moesr_block(
     """
     records = dict(steps)
     warnings = [warning for _, record in steps for warning in record.get("Warnings", [])]
-    block: dict[str, Any] = {"Version": __version__}
+    software = {"Python": platform.python_version(), **{name: version(name) for name in _SOFTWARE}}
+    block: dict[str, Any] = {"Version": __version__, "Software": software}
     block |= {key: value for key, value in records["super_resolve"].items() if key not in ("Warnings", *_MEASURED)}
     block["RandomSeed"] = settings.random_seed
     block["GradientNonlinearity"] = _facts(records.get("gradunwarp", gradients))

@@ -125,6 +125,10 @@ def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{stated(moesr.get('Device'))}, {stated(moesr.get('Precision'))}, seed {stated(moesr.get('RandomSeed'))}",
         ),
         ("Version", stated(moesr.get("Version"))),
+        (
+            "Software",
+            ", ".join(f"{name} {stated(v)}" for name, v in _block(moesr, "Software").items()) or NOT_AVAILABLE,
+        ),
         ("Time and peak memory", f"{duration(moesr.get('Seconds'))}, {number(moesr.get('PeakMemoryGB'), 3)} GiB"),
     ]
 
