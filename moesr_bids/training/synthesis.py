@@ -39,6 +39,7 @@ _CONTRASTS = {
     "FLAIR": ((0.45, 0.7), (0.55, 0.85), (0.05, 0.25), (0.8, 1.2)),
 }
 _BACKGROUND = 0
+_LARGEST = 14_999  # FreeSurfer number
 _LESION = 255
 _OVERSAMPLING = 2
 _SHARPER = 2  # label maps are refined by this factor before they are drawn, or their voxels would be seen
@@ -82,15 +83,17 @@ def load_label_map(path: Path) -> LabelMap:
     """
     voxels, _ = read_3d(path)
     raw = voxels.astype(np.int32)
-    whole = np.array_equal(raw, voxels)
-    for right, left in _RIGHT_TO_LEFT.items():
-        raw[raw == right] = left
-    values = np.unique(np.append(raw, _BACKGROUND))
-    if not whole or _CEREBRAL_WHITE_MATTER not in values or len(values) >= _LESION:
+    if raw.min() < 0 or raw.max() > _LARGEST or not np.array_equal(raw, voxels):
+        raise ImageError(f"{path}: not a map of FreeSurfer labels with white matter: it holds other numbers")
+    merged = np.arange(_LARGEST + 1)
+    merged[list(_RIGHT_TO_LEFT)] = list(_RIGHT_TO_LEFT.values())
+    present = np.flatnonzero(np.bincount(raw.ravel()))
+    values = np.unique(np.append(merged[present], _BACKGROUND)).astype(np.int32)
+    if _CEREBRAL_WHITE_MATTER not in values or len(values) >= _LESION:
         raise ImageError(f"{path}: not a map of FreeSurfer labels with white matter ({_CEREBRAL_WHITE_MATTER})")
-    data = np.searchsorted(values, raw).astype(np.uint8)
-    brain = np.argwhere((raw > 0) & (raw < 100))
-    centres = brain[:: max(1, len(brain) // 50_000)].astype(np.int16)
+    data = np.searchsorted(values, merged).astype(np.uint8)[raw]
+    brain = np.flatnonzero((raw > 0) & (raw < 100))
+    centres = np.stack(np.unravel_index(brain[:: max(1, len(brain) // 50_000)], raw.shape), axis=1).astype(np.int16)
     return LabelMap(path.name.split(".", 1)[0], data, values, centres)
 
 
