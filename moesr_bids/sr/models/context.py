@@ -1,8 +1,8 @@
 """Context and gate of the mixture of experts: a Swin transformer over patches of three sizes.
 
-Patches of 4, 8 and 16 target voxels are embedded, joined on the grid of 8 voxels and put through shifted-window
-attention (Liu et al. 2021). The gate is a softmax over the experts per token of 4 voxels, interpolated linearly to the
-voxels: soft, smooth, and still summing to 1.
+Patches of 4, 8 and 16 target voxels of the image and of the trunk's features are embedded, joined on the grid of 8
+voxels and put through shifted-window attention (Liu et al. 2021). The gate is a softmax over the experts per token of 4
+voxels, interpolated linearly to the voxels: soft, smooth, and still summing to 1.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Context(nn.Module):
         Parameters
         ----------
         cells
-            From :func:`.network.network_cells`, (batch, channels, i, j, k) with multiples of 4.
+            From :func:`.mixture.context_cells`, (batch, channels, i, j, k) with multiples of 4.
         """
         fine = self.fine(cells)
         middle = self.middle(functional.avg_pool3d(cells, 2))

@@ -96,7 +96,7 @@ class MixtureNetwork(nn.Module):
         super().__init__()
         self.shape = shape
         width, embedding = shape.trunk.channels, shape.trunk.embedding
-        channels = (INPUTS + 1 + len(GUIDANCE)) * FACTOR**3
+        channels = (INPUTS + 1 + len(GUIDANCE)) * FACTOR**3 + width
         self.trunk = ResidualNetwork(shape.trunk)
         self.context = Context(shape.context, channels, width, len(EXPERTS))
         self.embed_step = nn.Sequential(nn.Linear(_STEP_FACTS, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -111,7 +111,7 @@ class MixtureNetwork(nn.Module):
             As of :meth:`.network.ResidualNetwork.forward`; i, j, k are multiples of 8.
         """
         features = self.trunk.features(channels, acquisition)
-        tokens, logits = self.context(network_cells(channels))
+        tokens, logits = self.context(context_cells(network_cells(channels), features))
         return Scene(with_context(features, tokens), network_output(features, self.trunk.tail), logits)
 
     def embedding(self, acquisition: torch.Tensor, etas: torch.Tensor) -> torch.Tensor:
@@ -183,6 +183,11 @@ class MixtureNetwork(nn.Module):
 def gated_sum(base: torch.Tensor, corrections: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """Return b + sum_k g_k e_k, (batch, 1, i, j, k)."""
     return base + (gate * corrections).sum(dim=1, keepdim=True)
+
+
+def context_cells(cells: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Join what the context sees: the channels and the trunk's features, both at half resolution."""
+    return torch.cat([cells, features.to(cells.dtype)], dim=1)
 
 
 def with_context(features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from .context import TOKEN, gate_weights
 from .diffusion import sample
 from .experts import STATE_CHANNELS, expert_halo, state_cells
 from .inputs import Inputs
-from .mixture import MixtureNetwork, MixtureShape, with_context
+from .mixture import MixtureNetwork, MixtureShape, context_cells, with_context
 from .network import FACTOR, FoldedNetwork, NetworkOutput, network_cells, network_output
 from .student import FLOPS_PER_THREAD, flops_per_voxel
 
@@ -179,7 +179,7 @@ class _Chain:
                 whole[:, :, *window.core] = part[:, :, *window.inner]
             problem.progress("reconstruct", 0.15 * (number + 1) / len(windows))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            tokens, logits = network.context(network_cells(inputs.channels()))
+            tokens, logits = network.context(context_cells(network_cells(inputs.channels()), features))
         features = with_context(features, tokens.float()).contiguous(memory_format=torch.channels_last_3d)
         problem.progress("reconstruct", 0.2)
         return cls(
