@@ -157,7 +157,9 @@ def test_command_trains_a_mixture_from_a_one_step_network(bids: Path, tmp_path: 
 def test_recipe_of_the_package_is_what_it_says() -> None:
     recipe = read_recipe("moediff")
     assert recipe.kind == "moediff"
-    assert recipe.frozen == ()
+    network = objective_of(recipe).build(None)
+    trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
+    assert trained == {"context", "embed_step", "experts"}  # the trunk is frozen
     for wrong in ({"patch": 20}, {"kind": "oracle"}, {"loss": {"magic": 1}}):
         with pytest.raises((ValueError, TypeError)):
             recipe_from({**RECIPE, **wrong})
