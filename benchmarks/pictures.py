@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from attrs import evolve
+from PIL import Image
 
 from benchmarks.phantom import ACQUISITIONS, acquire, make_truth
 from moesr_bids.reports.drawing import label_panel, new_figure, save
@@ -110,8 +111,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not isinstance(network, MixtureNetwork):
         parser.error(f"{options.model} is no mixture of experts")
     truth = make_truth(ACQUISITIONS[1].seed)
-    print(draw_chain(network, example(truth), options.out / "moediff-chain.png"))
-    print(draw_experts(truth, options.model, options.out / "moediff-experts.png"))
+    drawn = [
+        draw_chain(network, example(truth), options.out / "moediff-chain.png"),
+        draw_experts(truth, options.model, options.out / "moediff-experts.png"),
+    ]
+    for file in drawn:
+        with Image.open(file) as picture:
+            small = picture.convert("RGB").quantize(256)  # a third of the bytes in the repository
+        small.save(file, optimize=True)
+        print(file)
 
 
 if __name__ == "__main__":
