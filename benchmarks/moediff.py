@@ -4,10 +4,9 @@
 
 Scans of one role of ``splits.tsv``, degraded as in :mod:`benchmarks.quality`. ``side``: gain over cubic interpolation,
 sharpness (energy of the finest band against the truth's), coverage of the 90 % interval, size, operations of a 0.7 mm
-head of 20 million voxels, time. ``ablation``: the
-chain's mean on simulated patches without the gate, without an expert, without a guidance map that there is. ``gate``:
-mean weight of each expert in the cortical ribbon and in deep white matter. ``threshold``: what leaving out experts of
-little weight saves and costs.
+head of 20 million voxels, time. ``ablation``: the chain's mean on simulated patches without the gate, without an
+expert, without a guidance map that there is. ``gate``: mean weight of each expert in the cortical ribbon and in deep
+white matter. ``threshold``: what leaving out experts of little weight saves and costs.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr, ssim
 from moesr_bids.sr.models import EXPERTS, moediff, weights_path
-from moesr_bids.sr.models.context import gate_weights
 from moesr_bids.sr.models.mixture import MixtureNetwork, parameters
 from moesr_bids.sr.models.network import CONDITIONS, GUIDANCE, INPUTS, ResidualNetwork
 from moesr_bids.sr.sampling import Sampling
@@ -74,11 +72,10 @@ def teraflops(network: ResidualNetwork | MixtureNetwork, samples: int) -> float:
         if isinstance(network, ResidualNetwork):
             network(channels, acquisition)
         else:
-            scene = network.look(channels, acquisition)
-            gate = gate_weights(scene.logits)
+            denoise = network.denoiser(network.look(channels, acquisition), acquisition)
             for _ in range(samples):
                 for eta in network.shape.schedule.etas[1:]:
-                    network.denoise(scene, gate, acquisition, torch.zeros_like(channels[:, :1]), eta)
+                    denoise(torch.zeros_like(channels[:, :1]), eta)
     return counter.get_total_flops() / _COUNTED**3 * _HEAD_VOXELS / 1e12
 
 

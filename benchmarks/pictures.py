@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +21,6 @@ from moesr_bids.reports.drawing import label_panel, new_figure, save
 from moesr_bids.reports.experts import plot_experts
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.models import weights_path
-from moesr_bids.sr.models.context import gate_weights
 from moesr_bids.sr.models.diffusion import sample
 from moesr_bids.sr.models.mixture import MixtureNetwork
 from moesr_bids.sr.models.network import INPUTS
@@ -51,8 +49,7 @@ def example(truth: nib.Nifti1Image) -> Example:
 def chain(network: MixtureNetwork, scanned: Example) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return the states of a sampled chain and the estimates at its steps, as residuals (1, 1, i, j, k)."""
     channels, acquisition = scanned.channels[None], scanned.acquisition[None]
-    scene = network.look(channels, acquisition)
-    denoise = partial(network.denoise, scene, gate_weights(scene.logits), acquisition)
+    denoise = network.denoiser(network.look(channels, acquisition), acquisition)
     states, estimates = [], []
 
     def watched(state: torch.Tensor, eta: float) -> torch.Tensor:

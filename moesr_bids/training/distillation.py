@@ -14,7 +14,6 @@ import torch
 from attrs import field, frozen, validators
 from torch import nn
 
-from ..sr.models.context import gate_weights
 from ..sr.models.mixture import MixtureNetwork, parameters
 from ..sr.models.network import NetworkOutput, ResidualNetwork, network_output
 from .losses import LossWeights, charbonnier_ratio, loss_weights, student_loss
@@ -102,7 +101,7 @@ def teach(
     """Return the teacher's mean estimate of the residual, which is that of its first step, and its features."""
     scene = teacher.look(channels, acquisition)
     state, eta = torch.zeros_like(channels[:, :1]), teacher.shape.schedule.etas[-1]
-    return teacher.denoise(scene, gate_weights(scene.logits), acquisition, state, eta), scene.features
+    return teacher.denoiser(scene, acquisition)(state, eta), scene.features
 
 
 def smoothed(volume: torch.Tensor, fwhm: float) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -14,7 +13,7 @@ from ..sr.models.mixture import MixtureNetwork, MixtureShape
 from ..sr.models.network import NetworkOutput, NetworkShape, ResidualNetwork
 from .distillation import DistillationLossWeights, Pupil, distillation_loss, teach
 from .losses import LossWeights, student_loss
-from .mixture_loss import Mixed, MixtureLossWeights, gate_weights, mixture_loss
+from .mixture_loss import Mixed, MixtureLossWeights, mixture_loss
 
 if TYPE_CHECKING:
     from ..sr.weights import Network
@@ -127,10 +126,7 @@ class MixtureObjective:
         assert isinstance(network, MixtureNetwork)
 
         def estimate(channels: torch.Tensor, acquisition: torch.Tensor) -> torch.Tensor:
-            scene = network.look(channels, acquisition)
-            gate = gate_weights(scene.logits)
-
-            denoise = partial(network.denoise, scene, gate, acquisition)
+            denoise = network.denoiser(network.look(channels, acquisition), acquisition)
             shape = (len(channels), 1, *channels.shape[2:])
             schedule, device = self.shape.schedule, channels.device
             return sample(denoise, shape, schedule, rule="deterministic", temperature=0.0, seed=0, device=device)

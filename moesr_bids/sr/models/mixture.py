@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +22,8 @@ from torch import nn
 from torch.nn import functional
 
 from . import EXPERTS
-from .context import TOKEN, Context, ContextShape
-from .diffusion import ShiftSchedule
+from .context import TOKEN, Context, ContextShape, gate_weights
+from .diffusion import Denoiser, ShiftSchedule
 from .experts import Expert, state_cells
 from .network import (
     FACTOR,
@@ -178,6 +179,10 @@ class MixtureNetwork(nn.Module):
         embedding = self.embedding(acquisition, etas)
         base, corrections = self(scene.features, scene.trunk, state, etas, embedding)
         return gated_sum(base, corrections, gate)
+
+    def denoiser(self, scene: Scene, acquisition: torch.Tensor) -> Denoiser:
+        """Return :meth:`denoise` of an image, with its gate, as :func:`.diffusion.sample` takes it."""
+        return partial(self.denoise, scene, gate_weights(scene.logits), acquisition)
 
 
 def gated_sum(base: torch.Tensor, corrections: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
