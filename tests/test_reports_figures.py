@@ -17,7 +17,8 @@ from matplotlib import colormaps
 from PIL import Image
 
 from moesr_bids.interfaces.reportlets import ImageReportlets
-from moesr_bids.reports.departures import APART_MM, PLACES, largest_places, on_grid, plot_departures
+from moesr_bids.preproc.images import resample_to
+from moesr_bids.reports.departures import APART_MM, PLACES, largest_places, plot_departures
 from moesr_bids.reports.experts import COLOURS, plot_experts
 from moesr_bids.reports.figures import plot_bias, plot_mask, plot_uncertainty
 from moesr_bids.reports.planes import Box, Volume, bounding_box, plane, plane_of_other
@@ -94,8 +95,9 @@ def test_largest_departures_are_found_apart_and_inside() -> None:
 def test_departures_show_what_was_added(volumes: dict[str, Path], tmp_path: Path) -> None:
     names = (volumes["preproc"], volumes["sr"], volumes["mask"])
     changed = pixels(plot_departures(*names, tmp_path / "changed.png")).astype(int)
-    sharp = Volume.load(volumes["sr"])
-    same = save(tmp_path / "same.nii.gz", on_grid(Volume.load(volumes["preproc"]), sharp, 1).data, sharp.affine)
+    thick, sharp = Volume.load(volumes["preproc"]), Volume.load(volumes["sr"])
+    linear = resample_to(thick.data, thick.affine, sharp.data.shape, sharp.affine)
+    same = save(tmp_path / "same.nii.gz", linear, sharp.affine)
     unchanged = pixels(plot_departures(volumes["preproc"], same, volumes["mask"], tmp_path / "same.png")).astype(int)
 
     def coloured(picture: npt.NDArray[np.int_]) -> int:

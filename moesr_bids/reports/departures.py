@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from moesr_bids.preproc.images import resample_to
 from moesr_bids.reports.drawing import label_panel, new_figure, save, show
 from moesr_bids.reports.planes import Volume, bounding_box, box_on, intensity_window
 from moesr_bids.reports.zooms import telling_plane, window_around
@@ -48,8 +49,10 @@ def plot_departures(input_path: Path, output_path: Path, mask_path: Path, out_fi
 
     """
     before, after, mask = Volume.load(input_path), Volume.load(output_path), Volume.load(mask_path)
-    inside = on_grid(mask, after, order=0)
-    linear = on_grid(before, after, order=1)
+    inside, linear = (
+        after.with_data(resample_to(volume.data, volume.affine, after.data.shape, after.affine, order))
+        for volume, order in ((mask, 0), (before, 1))
+    )
     low, high = intensity_window(after, box_on(mask, after, bounding_box(mask)), inside)
     difference = after.with_data(100 * (after.data - linear.data) / high)
     places = largest_places(difference, inside)
@@ -75,15 +78,6 @@ def plot_departures(input_path: Path, output_path: Path, mask_path: Path, out_fi
         bar.set_label("output − input, % of the brightest", color="white", fontsize=9)
         bar.ax.tick_params(colors="white", labelsize=8)
     return save(figure, out_file)
-
-
-def on_grid(moving: Volume, grid: Volume, order: int) -> Volume:
-    """Interpolate a volume on the grid of another one; beyond its outermost voxels their values go on."""
-    to_moving = np.linalg.inv(moving.affine) @ grid.affine
-    data = ndimage.affine_transform(
-        moving.data, to_moving[:3, :3], to_moving[:3, 3], grid.data.shape, order=order, mode="nearest"
-    )
-    return grid.with_data(data)
 
 
 def largest_places(difference: Volume, inside: Volume) -> list[Place]:

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from moesr_bids.preproc.images import resample_to
 from moesr_bids.reports.drawing import (
     draw_outline,
     label_panel,
@@ -165,10 +166,7 @@ def plot_gradunwarp(
     require_same_grid(acquired, unwarped, names=(acquired_path, unwarped_path))
     field = nib.load(field_path)
     lengths = np.linalg.norm(field.get_fdata(dtype=np.float32)[:, :, :, 0], axis=-1)
-    to_field = np.linalg.inv(field.affine) @ acquired.affine
-    distance = acquired.with_data(
-        ndimage.affine_transform(lengths, to_field, output_shape=acquired.data.shape, order=1, mode="nearest")
-    )
+    distance = acquired.with_data(resample_to(lengths, field.affine, acquired.data.shape, acquired.affine))
     box = bounding_box(foreground(acquired), margin_mm=10)
     low, high = intensity_window(acquired, box)
     largest = max(float(distance.data[box.slices].max()), 1e-3)
