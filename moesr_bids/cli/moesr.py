@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{command}: {where}{error.strerror or error}; nothing was written", file=sys.stderr)
         return 1
     except MemoryError as error:
-        way_out = "a smaller patch or batch in the recipe" if training else "a coarser --resolution"
+        way_out = train.WAY_OUT if training else "a coarser --resolution"
         print(f"{command}: {error or f'not enough memory; use {way_out}'}", file=sys.stderr)
         return 1
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..training.volumes import Volume
 
 WEIGHTS = "weights.safetensors"
+WAY_OUT = "a smaller patch or batch in the recipe"  # of too little memory
 
 
 def add_parser(commands: Any) -> None:
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     if not volumes and not maps:
         raise ImageError(f"{options.data}: no scan is sharp enough to train on")
     options.out.mkdir(parents=True, exist_ok=True)
-    with full_gpu_told("a smaller patch or batch in the recipe"):
+    with full_gpu_told(WAY_OUT):
         trained = train(
             recipe,
             options.out,

@@ -41,15 +41,15 @@ def visible_gpus() -> dict[str, str]:
 
 
 @contextmanager
-def one_gpu(gpus: Mapping[str, str], folder: Path | None = None) -> Iterator[str]:
+def one_gpu(gpus: Mapping[str, str]) -> Iterator[str]:
     """Hold a GPU that no other process of this user holds; wait for one where all are held.
+
+    The locks are files in a folder of the user's beside the temporary files.
 
     Parameters
     ----------
     gpus : Mapping
         Of `visible_gpus`, at least one.
-    folder : pathlib.Path, optional
-        Where the locks are; by default a folder of the user's beside the temporary files.
 
     Yields
     ------
@@ -57,7 +57,7 @@ def one_gpu(gpus: Mapping[str, str], folder: Path | None = None) -> Iterator[str
         Its name, for ``CUDA_VISIBLE_DEVICES``.
 
     """
-    folder = folder or Path(tempfile.gettempdir()) / f"moesr-bids-gpus-{os.getuid()}"
+    folder = Path(tempfile.gettempdir()) / f"moesr-bids-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     while True:
         for name, uuid in gpus.items():

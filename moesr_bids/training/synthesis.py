@@ -29,9 +29,9 @@ _RIGHT_TO_LEFT = {
     **{62: 30, 63: 31},
 }
 _CEREBRAL_WHITE_MATTER = 2
-# FreeSurfer numbers: cortex and deep grey matter of both sides as one; ventricles and the fluid around the brain.
+# FreeSurfer numbers, both sides as one: cortex and deep grey matter; ventricles and the fluid around the brain.
 _GREY = (3, 8, 10, 11, 12, 13, 17, 18, 26, 28)
-_FLUID = (4, 5, 14, 15, 24, 43, 44)
+_FLUID = (4, 5, 14, 15, 24)
 # Ranges of the mean intensity of white matter, grey matter, fluid and lesions, in units of the 99th percentile.
 _CONTRASTS = {
     "T1w": ((0.8, 1.1), (0.45, 0.75), (0.05, 0.3), (0.3, 0.75)),
