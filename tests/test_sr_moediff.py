@@ -26,7 +26,7 @@ from moesr_bids.sr.sampling import Sampling
 from moesr_bids.sr.weights import Weights, write_weights
 from tests.test_sr_student import thick
 
-TRUNK = NetworkShape(channels=8, blocks=1, embedding=8)
+TRUNK = NetworkShape(channels=8, blocks=1, embedding=8, kernels=2)
 SHAPE = MixtureShape(trunk=TRUNK, context=ContextShape(channels=16, depth=2, heads=2, window=2), blocks=1)
 CARD = {"kind": "moediff", "temperature": {"all": 1.5}, "guidance": ["log_bias"]}
 
@@ -267,6 +267,6 @@ def test_weights_are_half_precision_and_of_their_kind(mixture: Path, tmp_path: P
 def test_steps_are_told_apart() -> None:
     network = random_mixture()
     vector = torch.zeros(1, CONDITIONS)
-    early, late = (network.embedding(vector, torch.tensor([eta])) for eta in (0.999, 0.001))
+    early, late = (network.told(vector, torch.tensor([eta])).embedding for eta in (0.999, 0.001))
     assert torch.isfinite(early).all()
     assert float((early - late).detach().abs().max()) > 0.01

@@ -32,18 +32,18 @@ __all__ = ["learned"]  # a fixture
 CPU = torch.device("cpu")
 
 
-def some_network(seed: int) -> ResidualNetwork:
+def some_network(seed: int, kernels: int = 1) -> ResidualNetwork:
     torch.manual_seed(seed)
-    network = ResidualNetwork(NetworkShape(channels=8, blocks=2, embedding=8)).eval()
+    network = ResidualNetwork(NetworkShape(channels=8, blocks=2, embedding=8, kernels=kernels)).eval()
     for layer in (network.tail, *(block.modulate for block in network.body)):
         torch.nn.init.normal_(layer.weight, std=0.1)
     return network
 
 
 @settings(deadline=None, max_examples=3)
-@given(st.integers(0, 2**31 - 1), st.sampled_from(RUNTIMES))
-def test_every_runtime_computes_what_the_network_says(seed: int, runtime: str) -> None:
-    network = some_network(seed)
+@given(st.integers(0, 2**31 - 1), st.sampled_from(RUNTIMES), st.sampled_from((1, 3)))
+def test_every_runtime_computes_what_the_network_says(seed: int, runtime: str, kernels: int) -> None:
+    network = some_network(seed, kernels)
     acquisition = torch.randn(CONDITIONS)
     folded = FoldedNetwork(network, acquisition)
     features = features_of(runtime, folded, torch.float32, CPU)

@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from benchmarks.degrade import all_cases, degrade
@@ -29,8 +31,10 @@ from moesr_bids.sr.models.network import (
     NetworkShape,
     ResidualNetwork,
     acquisition_vector,
+    axis_order,
     depth_to_space,
     space_to_depth,
+    typical_acquisitions,
 )
 from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.weights import PACKAGED, Weights, write_weights
@@ -56,7 +60,7 @@ def thick(noise: float = 2.0, shape: tuple[int, int, int] = (54, 60, 48)) -> nib
 def learned(tmp_path: Path) -> Path:
     """Weights of a small network with random output: whatever it says must not depend on windows or flips."""
     torch.manual_seed(0)
-    network = ResidualNetwork(NetworkShape(channels=8, blocks=2, embedding=8))
+    network = ResidualNetwork(NetworkShape(channels=8, blocks=2, embedding=8, kernels=2))
     for layer in (network.tail, *(block.modulate for block in network.body)):
         torch.nn.init.normal_(layer.weight, std=0.05)
     path = tmp_path / "weights.safetensors"
@@ -132,6 +136,68 @@ def test_a_network_grows_without_changing_what_it_says() -> None:
     for shape in (NetworkShape(channels=8, blocks=1, embedding=8), NetworkShape(channels=16, blocks=4, embedding=8)):
         with pytest.raises(ValueError, match="cannot grow"):
             small.grown(shape)
+
+
+def test_kernels_are_copies_that_come_to_differ() -> None:
+    torch.manual_seed(0)
+    small = ResidualNetwork(NetworkShape(channels=8, blocks=2, embedding=8))
+    torch.nn.init.normal_(small.tail.weight, std=0.1)
+    several = small.grown(NetworkShape(channels=8, blocks=2, embedding=8, kernels=4))
+    deeper = several.grown(NetworkShape(channels=8, blocks=3, embedding=8, kernels=4))
+    channels, vectors = torch.randn(2, 4, 12, 12, 12), torch.randn(2, CONDITIONS)
+    for network in (several, deeper):
+        for one, other in zip(small(channels, vectors), network(channels, vectors), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="cannot grow"):
+        several.grown(NetworkShape(channels=8, blocks=2, embedding=8, kernels=8))
+    # An isotropic scan trains the kernels that start for isotropic scans.
+    voxel = (2.0, 2.0, 2.0)
+    vector = acquisition_vector(PSF.from_acquisition(voxel), voxel, (1, 1, 1), 0.02, (False, False))
+    several(channels[:1], vector[None]).residual.square().mean().backward()
+    of_kernel = several.body[0].second.weight.grad.unflatten(0, (4, -1)).flatten(1).norm(dim=1)
+    assert float(of_kernel[:2].min()) > 10 * float(of_kernel[2:].max())
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_examples_of_a_batch_have_kernels_of_their_own(seed: int) -> None:
+    torch.manual_seed(seed)
+    network = ResidualNetwork(NetworkShape(channels=8, blocks=1, embedding=8, kernels=3))
+    torch.nn.init.normal_(network.tail.weight, std=0.1)
+    channels, vectors = torch.randn(3, 4, 8, 8, 8), torch.randn(3, CONDITIONS)
+    together = network(channels, vectors)
+    for n in range(3):
+        for one, other in zip(network(channels[n : n + 1], vectors[n : n + 1]), together, strict=True):
+            torch.testing.assert_close(one[0], other[n], rtol=1e-4, atol=1e-5)
+
+
+def test_typical_acquisitions_are_as_scans_are_described() -> None:
+    found = typical_acquisitions(6)
+    for number, zooms in ((1, [2**0.9] * 3), (4, [1.0, 1.0, 2**1.9])):
+        psf = PSF.from_acquisition(zooms)
+        vector = acquisition_vector(psf, zooms, (1, 1, 1), 0.02, (False, False))
+        torch.testing.assert_close(found[number, :9], vector[:9], rtol=0, atol=1e-5)
+
+
+@given(zooms=st.permutations([0.6, 1.0, 3.0]), target=st.floats(0.5, 1.2))
+def test_the_slice_axis_comes_last_and_fine_axes_keep_their_order(zooms: list[float], target: float) -> None:
+    order = axis_order(zooms, (target,) * 3)
+    assert zooms[order[2]] == 3.0
+    if target >= 1.0:
+        assert order[0] < order[1]
+    vector = acquisition_vector(PSF.from_acquisition(zooms), zooms, (target,) * 3, 0.02, (False, False))
+    assert float(vector[6]) == pytest.approx(np.log2(3.0 / target))
+
+
+@pytest.mark.parametrize("order", [(2, 0, 1), (1, 2, 0), (0, 2, 1)])
+def test_a_scan_with_other_axes_has_the_same_result(order: tuple[int, int, int], learned: Path) -> None:
+    image = thick(shape=(36, 40, 32))
+    turned = nib.Nifti1Image(np.transpose(image.get_fdata(dtype=np.float32), order), image.affine[:, [*order, 3]])
+    one, other = (super_resolve(scan, resolution=1.0, model=str(learned), contrast="T1w") for scan in (image, turned))
+    for wanted, found in ((one.image, other.image), (one.uncertainty, other.uncertainty)):
+        np.testing.assert_allclose(
+            np.transpose(wanted.get_fdata(), order), found.get_fdata(), atol=1e-3 * float(wanted.get_fdata().max())
+        )
 
 
 @pytest.mark.parametrize("model", ["student", "random"])

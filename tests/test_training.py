@@ -108,6 +108,23 @@ def test_simulation_has_no_shift(zooms: tuple[float, float, float], offset: floa
     torch.testing.assert_close(example.channels[0], example.sharp, rtol=0, atol=4e-3)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_example_has_its_slices_along_the_last_axis(axis: int) -> None:
+    volume = torch.from_numpy(brainlike((48, 48, 48)).get_fdata(dtype=np.float32) / 110)
+    zooms = [1.0, 1.0, 1.0]
+    zooms[axis] = 4.0
+    psf = PSF.from_acquisition(zooms)
+    scan = Scan(sampling=Sampling(zooms, [0.5] * 3, psf, psf), noise=RicianNoise(1e-6, 1e-6, 0), **NOTHING)
+    example = acquire(patch_of(volume), scan, 8)
+    order = [*(a for a in range(3) if a != axis), axis]
+    torch.testing.assert_close(example.sharp, volume[8:-8, 8:-8, 8:-8].permute(order))
+    assert example.acquisition[:9:3].tolist() == [0.0, 0.0, 2.0]
+    error = example.channels[0] - example.sharp
+    coarse = [float(torch.diff(example.channels[0], dim=a).square().mean()) for a in range(3)]
+    assert float(error.square().mean()) > 1e-5
+    assert coarse[2] < min(coarse[:2])
+
+
 def test_noise_is_rician_and_contrast_keeps_the_background() -> None:
     noisy = RicianNoise(0.05, 0.05, 1).apply(torch.full((40, 40, 40), 1.0))
     assert float(noisy.std()) == pytest.approx(0.05, rel=0.05)

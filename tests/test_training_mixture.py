@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,17 @@ from moesr_bids.cli.moesr import main
 from moesr_bids.sr.models.context import gate_weights
 from moesr_bids.sr.models.network import ResidualNetwork
 from moesr_bids.sr.weights import Weights, write_weights
+from moesr_bids.training import loop
 from moesr_bids.training.examples import Batch
+from moesr_bids.training.loop import Budget, Trained, train
 from moesr_bids.training.mixture_loss import Mixed, MixtureLossWeights, experts_loss, gate_losses, mixture_loss
 from moesr_bids.training.objectives import MixtureObjective, objective_of
+from moesr_bids.training.recall import GateMemory, Recall
 from moesr_bids.training.recipe import read_recipe, recipe_from
 from moesr_bids.training.smoothing import box_mean
 from moesr_bids.training.tissue import tissue_bands, tissue_fractions
-from tests.test_sr_moediff import SHAPE, TRUNK
+from moesr_bids.training.volumes import load_volume
+from tests.test_sr_moediff import SHAPE, TRUNK, random_mixture
 from tests.test_training import TINY, bids
 
 __all__ = ["bids"]
@@ -123,7 +128,7 @@ def test_one_example_is_learnt_by_heart_and_its_tissue_by_the_gate() -> None:
         return float((batch.start + residual - sharp).square().mean())
 
     before = error()
-    for step in range(160):
+    for step in range(240):
         loss, _ = objective.loss(network, batch, torch.Generator().manual_seed(step), 0.0)
         optimizer.zero_grad()
         loss.backward()
@@ -137,9 +142,78 @@ def test_one_example_is_learnt_by_heart_and_its_tissue_by_the_gate() -> None:
     assert float(gate[2, ..., 8:16].mean()) > float(gate[2, ..., [0, 1, 22, 23]].mean())
 
 
-def test_command_trains_a_mixture_from_a_one_step_network(bids: Path, tmp_path: Path) -> None:
+def _train(bids: Path, folder: Path, steps: int, say: Callable[[str], None] = lambda line: None) -> Trained:
+    folder.mkdir(exist_ok=True)
+    return train(
+        recipe_from({**RECIPE, "recall": {"count": 3, "memory": 4}}),
+        folder,
+        volumes=[load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz", [bids / "segmentations"])],
+        labels=[],
+        held_out=[],
+        budget=Budget(steps=steps),
+        device=torch.device("cpu"),
+        say=say,
+    )
+
+
+def test_the_gate_sees_earlier_examples_again_also_after_a_kill(
+    bids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "_LOG_EVERY", 1)
+    whole = _train(bids, tmp_path / "whole", 7).network.state_dict()
+    with (tmp_path / "whole/training.tsv").open() as lines:
+        recalled = [float(line.split("\t")[-1]) for line in lines if "gate_recalled" in line]
+    assert recalled[0] == 0.0  # there is nothing before the first
+    assert min(recalled[1:]) > 0.1
+
+    def killed(line: str) -> None:
+        if line.startswith("step 4"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(bids, tmp_path / "cut", 7, killed)
+    for name, value in _train(bids, tmp_path / "cut", 7).network.state_dict().items():
+        torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
+
+
+def test_a_memory_forgets_and_counts_known_tissue_alone() -> None:
+    made: list[int] = []
+
+    class Numbered:
+        device = torch.device("cpu")
+
+        def batch(self, first: int, count: int) -> Batch:
+            made.append(first)
+            assert count == 2
+            tissue = torch.zeros(2, 2, 8, 8, 8)
+            tissue[1] = 0.5 * (first % 4 == 0)
+            return Batch(torch.zeros(2, 4, 8, 8, 8), torch.zeros(2, 12), torch.zeros(2, 1, 8, 8, 8), tissue, first)
+
+    network = random_mixture()
+    memory = GateMemory(Numbered(), Recall(count=50, memory=3), first=0, stride=2, batch=2)
+    random = torch.Generator().manual_seed(0)
+    assert memory.draw(0, network, random) is None
+    found = memory.draw(10, network, random)
+    assert found is not None
+    assert set(made) == {8, 6, 4}  # of these, 6 has no known tissue, nor has the first example of any
+    assert len(made) == 3
+    assert 20 < len(found.cells) < 50
+    assert found.bands.shape == (len(found.cells), 3, 2, 2, 2)
+    memory.keep(10, None)
+    memory.draw(16, network, random)
+    assert set(made[3:]) == {14, 12}
+    with pytest.raises(ValueError, match="frozen trunk"):
+        recipe_from({**RECIPE, "frozen": [], "recall": {"count": 1}})
+
+
+def test_command_trains_a_mixture_from_a_one_step_network(
+    bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "tiny.yml").write_text(json.dumps(RECIPE))
-    write_weights(tmp_path / "trunk.safetensors", ResidualNetwork(TRUNK), {})
+    earlier = {"sha256": "0", "training": {"minutes": 12.0, "steps": 5}}
+    card = {"training": {"minutes": 30.0, "steps": 7}, "started_from": earlier}
+    write_weights(tmp_path / "trunk.safetensors", ResidualNetwork(TRUNK), card)
     arguments = [
         *("train", "--data", str(bids), "--labels", str(bids / "labels"), "--out", str(tmp_path / "out")),
         *("--segmentations", str(bids / "segmentations"), "--start", str(tmp_path / "trunk.safetensors")),
@@ -152,6 +226,9 @@ def test_command_trains_a_mixture_from_a_one_step_network(bids: Path, tmp_path: 
     assert weights.card["started_from"]["sha256"] == Weights.read(tmp_path / "trunk.safetensors").sha256
     assert main([*arguments, "--steps", "3"]) == 0  # resumed
     assert Weights.read(tmp_path / "out/weights.safetensors").card["training"]["steps"] == 3
+    capsys.readouterr()
+    assert main(["models", str(tmp_path / "out/weights.safetensors")]) == 0
+    assert "after 42 minutes, 12 steps of the weights that it started from" in capsys.readouterr().out
 
 
 def test_recipe_of_the_package_is_what_it_says() -> None:
@@ -159,7 +236,7 @@ def test_recipe_of_the_package_is_what_it_says() -> None:
     assert recipe.kind == "moediff"
     network = objective_of(recipe).build(None)
     trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
-    assert trained == {"context", "embed_step", "experts"}  # the trunk is frozen
+    assert trained == {"context", "embed_step", "experts", "mix"}  # the trunk is frozen
     for wrong in ({"patch": 20}, {"kind": "oracle"}, {"loss": {"magic": 1}}):
         with pytest.raises((ValueError, TypeError)):
             recipe_from({**RECIPE, **wrong})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _trainings_before(card: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the trainings of the weights that these started from, the last first."""
+    while card := card.get("started_from", {}):
+        if "training" in card:
+            yield card["training"]
+
+
 def _facts(weights: Any) -> list[str]:
     from safetensors import safe_open
 
@@ -54,11 +61,10 @@ def _facts(weights: Any) -> list[str]:
         f"{training.get('hardware', 'n/a')}; {len(card.get('data', {}).get('scans', []))} scans and "
         f"{len(card.get('data', {}).get('label_maps', []))} label maps",
     ]
-    if before := card.get("started_from", {}).get("training"):
-        lines.append(
-            f"after {before.get('minutes', 'n/a')} minutes, {before.get('steps', 'n/a')} steps of the weights that it "
-            "started from"
-        )
+    before = list(_trainings_before(card))
+    if before:
+        minutes, steps = (sum(training.get(key, 0) for training in before) for key in ("minutes", "steps"))
+        lines.append(f"after {minutes:.0f} minutes, {steps} steps of the weights that it started from")
     for case, gain in card.get("validation", {}).items():
         lines.append(
             f"{case}: {gain['gain_psnr_db']:+.2f} dB PSNR over cubic (worst scan {gain['worst_gain_psnr_db']:+.2f}), "

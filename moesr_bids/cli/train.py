@@ -183,7 +183,8 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
     }
     if options.start:
         start = Weights.read(options.start)
-        before = {key: start.card[key] for key in ("training", "learning_curve") if key in start.card}
+        kept = ("training", "learning_curve", "started_from")
+        before = {key: start.card[key] for key in kept if key in start.card}
         card["started_from"] = {"sha256": start.sha256, **before}
     if options.teacher:
         card["teacher"] = {"sha256": Weights.read(options.teacher).sha256}

@@ -118,7 +118,7 @@ def _blank(kind: str, sizes: Mapping[str, Any]) -> Network:
 def write_weights(path: Path, network: Network, card: Mapping[str, Any]) -> Weights:
     """Write weights and their card; both appear only when whole.
 
-    A mixture is stored as float16, which is half the size and far below the noise; a one-step network as float32.
+    They are stored as float16, which is half the size; its rounding is far below the noise.
 
     Parameters
     ----------
@@ -131,8 +131,7 @@ def write_weights(path: Path, network: Network, card: Mapping[str, Any]) -> Weig
     """
     from safetensors.torch import save
 
-    half = card.get("kind") == "moediff"
-    tensors = {name: _stored(value, half=half) for name, value in network.state_dict().items()}
+    tensors = {name: _stored(value) for name, value in network.state_dict().items()}
     with temporary_beside(path) as temporary, temporary_beside(path.with_suffix(".json")) as card_file:
         content = save(tensors)
         temporary.write_bytes(content)
@@ -142,8 +141,6 @@ def write_weights(path: Path, network: Network, card: Mapping[str, Any]) -> Weig
     return Weights(path, sha256, facts)
 
 
-def _stored(value: torch.Tensor, *, half: bool) -> torch.Tensor:
+def _stored(value: torch.Tensor) -> torch.Tensor:
     value = value.detach().cpu().contiguous()
-    if not value.is_floating_point():
-        return value
-    return value.half() if half else value.float()
+    return value.half() if value.is_floating_point() else value

@@ -19,7 +19,7 @@ from attrs import asdict, evolve, field, frozen
 from numpy.typing import NDArray
 
 from ..sr.interpolation import spline_matrix
-from ..sr.models.network import acquisition_vector, data_correction
+from ..sr.models.network import acquisition_vector, axis_order, data_correction
 from ..sr.operator import Factors, apply_axes, axis_matrix
 from ..sr.psf import PSF, AxisPSF
 from .volumes import log_uniform
@@ -223,7 +223,7 @@ class RandomSampling:
     slices: Range = (1.8, 8.0)
     in_plane: Range = (1.0, 1.5)
     thickness: Range = (0.7, 1.15)
-    slice_probability: float = 0.6
+    slice_probability: float = 0.45
     truthful: float = 0.75
 
     def sample(self, rng: Rng) -> Sampling:
@@ -352,7 +352,7 @@ class RandomScan:
 
 @frozen(eq=False)
 class Example:
-    """What the network gets and what it should find.
+    """What the network gets and what it should find, axes in its order (:func:`.network.axis_order`).
 
     Parameters
     ----------
@@ -414,8 +414,10 @@ def acquire(patch: torch.Tensor, scan: Scan, margin: int) -> Example:
         field if there else torch.zeros_like(image)
         for field, there in zip((log_bias, log_jacobian), known, strict=True)
     ]
-    channels = torch.stack([image, correction, *maps])
-    vector = acquisition_vector(scan.sampling.reported, scan.sampling.zooms, _TARGET, scan.noise.reported, known)
-    return Example(
-        channels[:, *inner].contiguous(), vector.to(device), sharp[inner].contiguous(), tissue[:, *inner].contiguous()
+    order = [1 + axis for axis in axis_order(scan.sampling.zooms, _TARGET)]
+    channels, truth = (
+        stack[:, *inner].permute(0, *order).contiguous()
+        for stack in (torch.stack([image, correction, *maps]), torch.cat([sharp[None], tissue]))
     )
+    vector = acquisition_vector(scan.sampling.reported, scan.sampling.zooms, _TARGET, scan.noise.reported, known)
+    return Example(channels, vector.to(device), truth[0], truth[1:])

@@ -15,7 +15,7 @@ from attrs import field, frozen, validators
 from torch import nn
 
 from ..sr.models.mixture import MixtureNetwork, parameters
-from ..sr.models.network import NetworkOutput, ResidualNetwork, network_output
+from ..sr.models.network import ResidualNetwork
 from .losses import LossWeights, charbonnier_ratio, loss_weights, student_loss
 
 LARGEST_SHARE = 0.25
@@ -145,7 +145,7 @@ def distillation_loss(
         Share of the run that is done: it names the stage.
     """
     features = pupil.student.features(channels, acquisition)
-    output: NetworkOutput = network_output(features, pupil.student.tail)
+    output = pupil.student.output(features, acquisition)
     truth, terms = student_loss(output, start, sharp, weights.image)
     residual, hint = taught
     target = smoothed(residual, weights.stage(share).blur)

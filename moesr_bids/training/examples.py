@@ -20,12 +20,16 @@ _SCALE_ERROR = 0.1  # of the 99th percentile: head and brain differ in it
 
 
 class Batch(NamedTuple):
-    """Examples, stacked: see :class:`.acquisition.Example`; ``sharp`` is (batch, 1, n, n, n)."""
+    """Examples, stacked: see :class:`.acquisition.Example`; ``sharp`` is (batch, 1, n, n, n).
+
+    ``first`` is the number of the first of them.
+    """
 
     channels: torch.Tensor
     acquisition: torch.Tensor
     sharp: torch.Tensor
     tissue: torch.Tensor
+    first: int = 0
 
     @property
     def start(self) -> torch.Tensor:
@@ -84,6 +88,7 @@ class Examples:
             torch.stack([e.acquisition for e in some]),
             torch.stack([e.sharp for e in some])[:, None],
             torch.stack([e.tissue for e in some]),
+            first,
         )
 
     def _anatomy_of(self, number: int) -> tuple[int, int]:

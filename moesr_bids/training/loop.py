@@ -22,7 +22,8 @@ from torch.utils.tensorboard import SummaryWriter
 from ..atomic import temporary_beside
 from ..sr.precision import fast_dtype
 from .examples import Examples
-from .objectives import objective_of
+from .objectives import Objective, objective_of
+from .recall import GateMemory
 from .recipe import Recipe, recipe_from
 from .synthesis import LabelMap
 from .validation import validate
@@ -177,8 +178,12 @@ def train(
     """
     team = Team.join(device)
     try:
-        run = _Run(recipe, folder, team, seed, start, teacher)
         examples = Examples(volumes, labels, recipe, seed=seed, device=team.device)
+        memory = None
+        if recipe.recall.count:
+            first, stride = team.rank * recipe.batch, team.size * recipe.batch
+            memory = GateMemory(examples, recipe.recall, first=first, stride=stride, batch=recipe.batch)
+        run = _Run(recipe, folder, team, seed, start, objective_of(recipe, teacher, memory))
         return run.loop(examples, held_out, budget, validate_minutes, say)
     finally:
         team.leave()
@@ -186,18 +191,16 @@ def train(
 
 class _Run:
     def __init__(
-        self, recipe: Recipe, folder: Path, team: Team, seed: int, start: nn.Module | None, teacher: nn.Module | None
+        self, recipe: Recipe, folder: Path, team: Team, seed: int, start: nn.Module | None, objective: Objective
     ) -> None:
         self.recipe, self.folder, self.team = recipe, folder, team
         torch.manual_seed(seed)
-        self.seed, self.objective = seed, objective_of(recipe, teacher)
+        self.seed, self.objective = seed, objective
         self.network = self.objective.build(start).to(team.device)
         self.network = self.network.to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            trained, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.step, self.seconds, self.first_step = 0, 0.0, 0
         self.reached = 0.0  # share of the longest run: what is resumed does not go back
         self.board: SummaryWriter | None = None

@@ -151,8 +151,8 @@ def gate_losses(
     sure = tokens(confidence)
     shares = (log_gate.exp() * head).sum(dim=(0, 2, 3, 4)) / (head.sum() + 1)
     return {
-        "gate_error": _cross_entropy(better, log_gate, head),
-        "gate_tissue": _cross_entropy(tokens(bands), log_gate, sure),
+        "gate_error": cross_entropy(better, log_gate, head),
+        "gate_tissue": cross_entropy(tokens(bands), log_gate, sure),
         "balance": 3 * shares.square().sum() - shares.sum().square(),
     }
 
@@ -165,7 +165,8 @@ def similarity(corrections: torch.Tensor) -> torch.Tensor:
     return torch.stack(products).square().mean()
 
 
-def _cross_entropy(target: torch.Tensor, log_gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def cross_entropy(target: torch.Tensor, log_gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of the cross-entropy of the gate, all per token."""
     return -(target * log_gate * weight).sum() / (weight.sum() + 1)
 
 

@@ -13,7 +13,8 @@ from ..sr.models.mixture import MixtureNetwork, MixtureShape
 from ..sr.models.network import NetworkOutput, NetworkShape, ResidualNetwork
 from .distillation import DistillationLossWeights, Pupil, distillation_loss, teach
 from .losses import LossWeights, student_loss
-from .mixture_loss import Mixed, MixtureLossWeights, mixture_loss
+from .mixture_loss import Mixed, MixtureLossWeights, cross_entropy, mixture_loss
+from .recall import GateMemory, gate_inputs
 
 if TYPE_CHECKING:
     from ..sr.weights import Network
@@ -78,9 +79,10 @@ class StudentObjective:
 class MixtureObjective:
     """A step of the chain, drawn at random, by the mixture of experts."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, memory: GateMemory | None = None) -> None:
         assert isinstance(recipe.network, MixtureShape) and isinstance(recipe.loss, MixtureLossWeights)
         self.shape, self.weights, self.frozen = recipe.network, recipe.loss, recipe.frozen
+        self.memory = memory
 
     def build(self, start: nn.Module | None) -> nn.Module:
         """Make the network, from a mixture or with the weights of a one-step network as its trunk."""
@@ -98,7 +100,7 @@ class MixtureObjective:
     def loss(
         self, network: nn.Module, batch: Batch, generator: torch.Generator, share: float
     ) -> tuple[torch.Tensor, Terms]:
-        """Loss at one step of the chain per example."""
+        """Loss at one step of the chain per example, and of the gate on earlier examples if it has a memory."""
         del share
         assert isinstance(network, MixtureNetwork)
         schedule = self.shape.schedule
@@ -111,10 +113,19 @@ class MixtureObjective:
             [noisy_state(residual[n : n + 1], float(etas[n]), schedule.kappa, noise[n : n + 1]) for n in range(count)]
         )
         scene = network.look(batch.channels, batch.acquisition)
-        embedding = network.embedding(batch.acquisition, etas)
-        base, corrections = network(scene.features, scene.trunk, state, etas, embedding)
+        told = network.told(batch.acquisition, etas)
+        base, corrections = network(scene.features, scene.trunk, state, etas, told)
         mixed = Mixed(base, corrections, scene.logits, scene.trunk.log_scale)
-        return mixture_loss(mixed, batch.start, batch.sharp, batch.tissue, self.weights)
+        total, terms = mixture_loss(mixed, batch.start, batch.sharp, batch.tissue, self.weights)
+        if self.memory is None:
+            return total, terms
+        earlier = self.memory.draw(batch.first, network, generator)
+        self.memory.keep(batch.first, gate_inputs(batch, scene.cells))
+        recalled = total.new_zeros(())
+        if earlier is not None:
+            _, logits = network.context(earlier.cells.float())
+            recalled = cross_entropy(earlier.bands, logits.float().log_softmax(dim=1), earlier.sure)
+        return total + self.weights.gate_tissue * recalled, {**terms, "gate_recalled": recalled.detach()}
 
     def product(self, network: nn.Module) -> Network:
         """Return the network."""
@@ -177,8 +188,17 @@ def _one_step(network: nn.Module) -> Estimator:
     return estimate
 
 
-def objective_of(recipe: Recipe, teacher: nn.Module | None = None) -> Objective:
+def objective_of(recipe: Recipe, teacher: nn.Module | None = None, memory: GateMemory | None = None) -> Objective:
     """Return the objective of a recipe.
+
+    Parameters
+    ----------
+    recipe
+        Settings.
+    teacher
+        Mixture to learn from, of a distillation.
+    memory
+        Of the gate of a mixture; None if it sees nothing again.
 
     Raises
     ------
@@ -190,7 +210,7 @@ def objective_of(recipe: Recipe, teacher: nn.Module | None = None) -> Objective:
     if teacher is not None:
         raise ValueError(f"a recipe of kind {recipe.kind} has no use for --teacher; leave it out")
     if recipe.kind == "moediff":
-        return MixtureObjective(recipe)
+        return MixtureObjective(recipe, memory)
     assert isinstance(recipe.network, NetworkShape)
     assert isinstance(recipe.loss, LossWeights)
     return StudentObjective(recipe.network, recipe.loss)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..sr.models.network import FACTOR, GUIDANCE, NetworkShape
 from .distillation import DistillationLossWeights
 from .losses import LossWeights
 from .mixture_loss import MixtureLossWeights
+from .recall import Recall
 
 RECIPES = Path(__file__).resolve().parents[1] / "data" / "recipes"
 
@@ -33,6 +34,10 @@ def _multiple(recipe: Recipe, attribute: Any, value: int) -> None:
     multiple = FACTOR if recipe.kind == "student" else TOKEN
     if value < multiple or value % multiple:
         raise ValueError(f"{attribute.name} is a positive multiple of {multiple}, got {value}")
+
+
+def _recall(value: Recall | Mapping[str, Any]) -> Recall:
+    return Recall(**value) if isinstance(value, Mapping) else value
 
 
 @frozen(kw_only=True)
@@ -54,9 +59,14 @@ class Recipe:
     clip: float = field(validator=_positive)
     loss: LossWeights | MixtureLossWeights | DistillationLossWeights
     frozen: tuple[str, ...] = field(default=(), converter=tuple)
+    recall: Recall = field(factory=Recall, converter=_recall)
     guidance: tuple[str, ...] = field(
         default=GUIDANCE, converter=tuple, validator=validators.deep_iterable(validators.in_(GUIDANCE))
     )
+
+    def __attrs_post_init__(self) -> None:
+        if self.recall.count and "trunk" not in self.frozen:
+            raise ValueError("recall needs a frozen trunk: what the gate is given again would have changed")
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON-serialisable facts."""

@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .network import FACTOR, ModulatedBlock, depth_to_space, space_to_depth
+from .network import FACTOR, ConditionalConv, ModulatedBlock, depth_to_space, space_to_depth
 
 STATE_CHANNELS = 2
 _STATE_SCALE = 0.02  # of the residual, in units of the image's 99th percentile
@@ -21,8 +23,8 @@ _HALO_PER_BLOCK = 3  # inner voxels that a block of any kind sees to each side
 class DilatedBlock(ModulatedBlock):
     """Block whose first convolution skips every other voxel."""
 
-    def __init__(self, width: int, embedding: int) -> None:
-        super().__init__(width, embedding, dilation=2)
+    def __init__(self, width: int, embedding: int, kernels: int = 1) -> None:
+        super().__init__(width, embedding, dilation=2, kernels=kernels)
 
 
 class DetailBlock(ModulatedBlock):
@@ -34,7 +36,11 @@ class DetailBlock(ModulatedBlock):
         return x - functional.conv3d(x, mean, padding=1, groups=x.shape[1])
 
 
-_BLOCKS: dict[str, type[ModulatedBlock]] = {"centrum": DilatedBlock, "cortex": ModulatedBlock, "junction": DetailBlock}
+_BLOCKS: dict[str, Callable[..., ModulatedBlock]] = {
+    "centrum": DilatedBlock,
+    "cortex": ModulatedBlock,
+    "junction": DetailBlock,
+}
 
 
 class Expert(nn.Module):
@@ -50,19 +56,27 @@ class Expert(nn.Module):
         Residual blocks.
     embedding
         Length of the embedding of acquisition and step.
+    kernels
+        Of each convolution.
     """
 
-    def __init__(self, name: str, width: int, blocks: int, embedding: int) -> None:
+    def __init__(self, name: str, width: int, blocks: int, embedding: int, kernels: int = 1) -> None:
         super().__init__()
         cells = FACTOR**3
-        self.head = nn.Conv3d(STATE_CHANNELS * cells, width, 3, padding=1)
-        self.body = nn.ModuleList(_BLOCKS[name](width, embedding) for _ in range(blocks))
-        self.tail = nn.Conv3d(width, cells, 3, padding=1)
+        self.head = ConditionalConv(STATE_CHANNELS * cells, width, kernels)
+        self.body = nn.ModuleList(_BLOCKS[name](width, embedding, kernels=kernels) for _ in range(blocks))
+        self.tail = ConditionalConv(width, cells, kernels)
         nn.init.zeros_(self.tail.weight)
         assert self.tail.bias is not None
         nn.init.zeros_(self.tail.bias)
 
-    def forward(self, features: torch.Tensor, state: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        features: torch.Tensor,
+        state: torch.Tensor,
+        embedding: torch.Tensor,
+        shares: Sequence[torch.Tensor | None],
+    ) -> torch.Tensor:
         """Return the correction, float32 (batch, 1, i, j, k).
 
         Parameters
@@ -73,12 +87,14 @@ class Expert(nn.Module):
             From :func:`state_cells`.
         embedding
             Of acquisition and step.
+        shares
+            Of the kernels, as of :meth:`.network.ResidualNetwork.shares`.
         """
-        inner = features + self.head(state)
-        for block in self.body:
-            inner = block(inner, embedding)
+        inner = features + self.head(state, shares[0])
+        for block, first, second in zip(self.body, shares[2::2], shares[3::2], strict=True):
+            inner = block(inner, embedding, first, second)
         with torch.autocast(inner.device.type, enabled=False):
-            cells = self.tail(inner.float())
+            cells = self.tail(inner.float(), shares[1])
         return depth_to_space(cells) * _STATE_SCALE
 
 

@@ -12,7 +12,7 @@ from ..operator import AcquisitionOperator, apply_axes, axis_matrix
 from ..psf import AxisPSF
 from ..windows import Box
 from .base import Problem
-from .network import GUIDANCE, acquisition_vector, data_correction
+from .network import GUIDANCE, acquisition_vector, axis_order, data_correction
 
 _HEAD_LEVEL = 0.05  # of the 99th percentile: below is background
 _CELL = 8  # voxels per side of the cells in which the head is looked for
@@ -20,7 +20,7 @@ _CELL = 8  # voxels per side of the cells in which the head is looked for
 
 @frozen(eq=False)
 class Inputs:
-    """Volumes on the target grid, their ends padded to multiples of the network's cells.
+    """Volumes on the target grid, axes as the network gets them, their ends padded to multiples of its cells.
 
     Parameters
     ----------
@@ -35,7 +35,9 @@ class Inputs:
     acquisition
         From :func:`.network.acquisition_vector`.
     shape
-        Shape of the target grid, without the padding.
+        Shape of the target grid in the order of the network, without the padding.
+    order
+        From :func:`.network.axis_order`.
     """
 
     image: torch.Tensor
@@ -44,6 +46,7 @@ class Inputs:
     maps: dict[str, torch.Tensor]
     acquisition: torch.Tensor
     shape: tuple[int, int, int]
+    order: tuple[int, int, int]
 
     @classmethod
     def of(cls, problem: Problem, multiple: int) -> Inputs:
@@ -59,12 +62,13 @@ class Inputs:
             problem.sigma * _noise_kept(operator),
             [name in maps for name in GUIDANCE],
         )
-        padding = [n for size in reversed(image.shape) for n in (0, -size % multiple)]
+        order = axis_order(operator.input_grid.zooms, operator.target_grid.zooms)
+        i, j, k = (image.shape[axis] for axis in order)
+        padding = [n for size in (k, j, i) for n in (0, -size % multiple)]
 
         def padded(volume: torch.Tensor) -> torch.Tensor:
-            return functional.pad(volume[None, None], padding, mode="replicate")[0, 0]
+            return functional.pad(volume.permute(order)[None, None], padding, mode="replicate")[0, 0].contiguous()
 
-        i, j, k = image.shape
         head = padded(head_weight(image))
         return cls(
             padded(image),
@@ -73,6 +77,7 @@ class Inputs:
             {name: padded(volume) for name, volume in maps.items()},
             vector.to(image.device),
             (i, j, k),
+            order,
         )
 
     def channels(self, box: Box | None = None) -> torch.Tensor:
@@ -84,9 +89,9 @@ class Inputs:
         return torch.stack(parts)[None]
 
     def unpadded(self, volume: torch.Tensor) -> torch.Tensor:
-        """Cut the padding off."""
+        """Cut the padding off, and put the axes back."""
         i, j, k = self.shape
-        return volume[..., :i, :j, :k].contiguous()
+        return volume[:i, :j, :k].permute([self.order.index(axis) for axis in range(3)]).contiguous()
 
 
 def network_image(volume: torch.Tensor, operator: AcquisitionOperator) -> torch.Tensor:

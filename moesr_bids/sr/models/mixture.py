@@ -12,7 +12,7 @@ experts start from zero corrections, so that training starts from the trunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,8 +32,8 @@ from .network import (
     NetworkOutput,
     NetworkShape,
     ResidualNetwork,
+    kernel_shares,
     network_cells,
-    network_output,
 )
 
 _STEP_FACTS = 3
@@ -59,7 +59,7 @@ class MixtureShape:
     Parameters
     ----------
     trunk
-        Size of the trunk.
+        Size of the trunk; the experts have as many channels, and kernels of a convolution.
     context
         Size of context network and gate.
     blocks
@@ -81,13 +81,24 @@ class MixtureShape:
 class Scene(NamedTuple):
     """What the network knows of an image before the first step.
 
-    ``features`` at half resolution; ``trunk`` the trunk's output on the target grid; ``logits`` of the gate per token
-    of 4 voxels.
+    ``features`` at half resolution; ``trunk`` the trunk's output on the target grid; ``cells`` what the context was
+    given, and ``logits`` what it made of it: those of the gate, per token of 4 voxels.
     """
 
     features: torch.Tensor
     trunk: NetworkOutput
+    cells: torch.Tensor
     logits: torch.Tensor
+
+
+class Told(NamedTuple):
+    """What the experts are told of acquisition and step.
+
+    ``embedding`` is (batch, length); ``shares`` those of the kernels, for each expert.
+    """
+
+    embedding: torch.Tensor
+    shares: Sequence[Sequence[torch.Tensor | None]]
 
 
 class MixtureNetwork(nn.Module):
@@ -101,7 +112,14 @@ class MixtureNetwork(nn.Module):
         self.trunk = ResidualNetwork(shape.trunk)
         self.context = Context(shape.context, channels, width, len(EXPERTS))
         self.embed_step = nn.Sequential(nn.Linear(_STEP_FACTS, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.experts = nn.ModuleList(Expert(name, width, shape.blocks, embedding) for name in EXPERTS)
+        kernels = shape.trunk.kernels
+        self.experts = nn.ModuleList(Expert(name, width, shape.blocks, embedding, kernels) for name in EXPERTS)
+        self.mix = kernel_shares(len(EXPERTS) * self._convolutions, kernels)
+
+    @property
+    def _convolutions(self) -> int:
+        """Number of convolutions of an expert."""
+        return 2 * self.shape.blocks + 2
 
     def look(self, channels: torch.Tensor, acquisition: torch.Tensor) -> Scene:
         """Everything that does not depend on the step.
@@ -112,14 +130,20 @@ class MixtureNetwork(nn.Module):
             As of :meth:`.network.ResidualNetwork.forward`; i, j, k are multiples of 8.
         """
         features = self.trunk.features(channels, acquisition)
-        tokens, logits = self.context(context_cells(network_cells(channels), features))
-        return Scene(with_context(features, tokens), network_output(features, self.trunk.tail), logits)
+        cells = context_cells(network_cells(channels), features)
+        tokens, logits = self.context(cells)
+        return Scene(with_context(features, tokens), self.trunk.output(features, acquisition), cells, logits)
 
-    def embedding(self, acquisition: torch.Tensor, etas: torch.Tensor) -> torch.Tensor:
-        """Embedding of acquisition and step, one of each per example of the batch."""
+    def told(self, acquisition: torch.Tensor, etas: torch.Tensor) -> Told:
+        """Embed acquisition and step for the experts, one of each per example of the batch."""
         noise = self.shape.schedule.kappa * etas.sqrt() / (1 - etas)
         facts = torch.stack([etas, (noise / _TYPICAL_STATE_NOISE).log(), (1 - etas).log()], dim=1) / 3
-        return self.trunk.embed(acquisition) + self.embed_step(facts)
+        count = self._convolutions
+        shares = [None] * (len(EXPERTS) * count) if self.mix is None else self.mix(acquisition)
+        return Told(
+            self.trunk.embed(acquisition) + self.embed_step(facts),
+            [shares[k * count : (k + 1) * count] for k in range(len(EXPERTS))],
+        )
 
     def base(self, trunk: NetworkOutput, state: torch.Tensor, etas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Combine trunk and state: the estimate b of the module's formula, and what the state adds to m."""
@@ -136,7 +160,7 @@ class MixtureNetwork(nn.Module):
         trunk: NetworkOutput,
         state: torch.Tensor,
         etas: torch.Tensor,
-        embedding: torch.Tensor,
+        told: Told,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One step: the estimate b and the correction of each expert.
 
@@ -148,8 +172,8 @@ class MixtureNetwork(nn.Module):
             z_t, (batch, 1, i, j, k).
         etas
             eta_t of each example of the batch.
-        embedding
-            From :meth:`embedding`.
+        told
+            From :meth:`told`.
 
         Returns
         -------
@@ -158,7 +182,10 @@ class MixtureNetwork(nn.Module):
         """
         base, innovation = self.base(trunk, state, etas)
         cells = state_cells(base, innovation)
-        corrections = [expert(features, cells, embedding) for expert in self.experts]
+        corrections = [
+            expert(features, cells, told.embedding, shares)
+            for expert, shares in zip(self.experts, told.shares, strict=True)
+        ]
         return base, torch.cat(corrections, dim=1)
 
     def denoise(
@@ -176,8 +203,7 @@ class MixtureNetwork(nn.Module):
             z_t and eta_t.
         """
         etas = state.new_full((len(state),), eta)
-        embedding = self.embedding(acquisition, etas)
-        base, corrections = self(scene.features, scene.trunk, state, etas, embedding)
+        base, corrections = self(scene.features, scene.trunk, state, etas, self.told(acquisition, etas))
         return gated_sum(base, corrections, gate)
 
     def denoiser(self, scene: Scene, acquisition: torch.Tensor) -> Denoiser:

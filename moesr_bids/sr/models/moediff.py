@@ -202,7 +202,7 @@ class _Chain:
     def denoise(self, state: torch.Tensor, eta: float) -> torch.Tensor:
         """Estimate the residual of the whole volume from a state of the chain."""
         etas = state.new_full((1,), eta)
-        embedding = self.network.embedding(self.inputs.acquisition[None], etas)
+        told = self.network.told(self.inputs.acquisition[None], etas)
         base, innovation = self.network.base(self.trunk, state[None, None], etas)
         out = base[0, 0].clone()
         differences = torch.zeros_like(self.gate[0]) if eta == self.differences_at else None
@@ -220,7 +220,7 @@ class _Chain:
                     continue
                 self.evaluated += 1
                 with torch.autocast(state.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    correction = expert(features, cells, embedding)[0, 0][window.inner]
+                    correction = expert(features, cells, told.embedding, told.shares[k])[0, 0][window.inner]
                 if weighs:  # what is evaluated for the map alone does not change the image
                     out[window.core].addcmul_(gate[k], correction)
                 if differences is not None:

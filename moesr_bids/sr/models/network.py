@@ -3,14 +3,16 @@
 It works on the target grid at half resolution (space-to-depth), so that compute goes into channels rather than voxels,
 and returns the residual over the image and the logarithm of the scale of its error. The acquisition (voxel
 sizes, point-spread function, noise) and the presence of each guidance map reach every block as a feature-wise affine
-modulation (FiLM, Perez et al. 2018), so one set of weights serves all resolutions and slice axes.
+modulation (FiLM, Perez et al. 2018), and mixes the kernels of each convolution from several (CondConv, Yang et al.
+2019), so one set of weights serves all resolutions. It serves all slice axes because the axes come in the order of
+their voxel sizes, the coarsest last (:func:`axis_order`).
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import attrs
@@ -42,6 +44,7 @@ _BLUR = 7  # voxels: what is finer is detail
 _DETAIL_IN, _CORRECTION_IN, _MIDDLE, _DETAIL_OUT = 5.0, 10.0, 0.5, 0.2
 _LOG_SCALE_START = math.log(0.03)
 _LEAST_LOG_SCALE = -7.0
+_TYPICAL_OCTAVES = {"isotropic": (0.0, 1.8), "slices": (0.8, 3.0)}  # of the factors that kernels start for
 
 
 @frozen
@@ -56,16 +59,24 @@ class NetworkShape:
         Residual blocks of two 3 x 3 x 3 convolutions each.
     embedding
         Width of the embedding of the acquisition.
+    kernels
+        Kernels that each convolution of a block is mixed from.
     """
 
     channels: int = 48
     blocks: int = 6
     embedding: int = 64
+    kernels: int = 1
 
     @property
     def receptive_field(self) -> int:
         """Target voxels that an output voxel sees to each side, a multiple of :data:`FACTOR`."""
         return FACTOR * (2 * self.blocks + 2) + FACTOR * -(-_BLUR // (2 * FACTOR))
+
+    @property
+    def convolutions(self) -> int:
+        """Number of convolutions."""
+        return 2 * self.blocks + 2
 
     def record(self) -> dict[str, int]:
         """Return the sizes as JSON-serialisable facts."""
@@ -96,25 +107,40 @@ class ResidualNetwork(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(CONDITIONS, shape.embedding), nn.SiLU(), nn.Linear(shape.embedding, shape.embedding), nn.SiLU()
         )
-        self.head = nn.Conv3d((INPUTS + 1 + len(GUIDANCE)) * cells, width, 3, padding=1)
-        self.body = nn.ModuleList(ModulatedBlock(width, shape.embedding) for _ in range(shape.blocks))
-        self.tail = nn.Conv3d(width, 2 * cells, 3, padding=1)
+        self.head = ConditionalConv((INPUTS + 1 + len(GUIDANCE)) * cells, width, shape.kernels)
+        self.body = nn.ModuleList(
+            ModulatedBlock(width, shape.embedding, kernels=shape.kernels) for _ in range(shape.blocks)
+        )
+        self.mix = kernel_shares(shape.convolutions, shape.kernels)
+        self.tail = ConditionalConv(width, 2 * cells, shape.kernels)
         nn.init.zeros_(self.tail.weight)
         with torch.no_grad():
-            self.tail.bias.copy_(torch.tensor([0.0, _LOG_SCALE_START]).repeat_interleave(cells))  # type: ignore[union-attr]
+            start = torch.tensor([0.0, _LOG_SCALE_START]).repeat_interleave(cells)
+            self.tail.bias.copy_(start.repeat(shape.kernels))  # type: ignore[union-attr]
 
     def grown(self, shape: NetworkShape) -> ResidualNetwork:
-        """Return a trainable copy with as many blocks as ``shape`` says; those that are new leave their input as it is.
+        """Return a trainable copy with as many blocks and kernels as ``shape`` says; it computes the same at first.
+
+        New blocks leave their input as it is; new kernels are copies, which differ once they were trained, because
+        each acquisition mixes them in another way.
 
         Raises
         ------
         ValueError
-            If ``shape`` has fewer blocks, or another width.
+            If ``shape`` has fewer blocks, other kernels that are not copies of one, or another width.
         """
-        if shape.blocks < self.shape.blocks or attrs.evolve(shape, blocks=self.shape.blocks) != self.shape:
+        same = attrs.evolve(shape, blocks=self.shape.blocks, kernels=self.shape.kernels) == self.shape
+        if shape.blocks < self.shape.blocks or self.shape.kernels not in (1, shape.kernels) or not same:
             raise ValueError(f"a network of {self.shape.record()} cannot grow to {shape.record()}")
         network = ResidualNetwork(shape)
-        network.load_state_dict(self.state_dict(), strict=False)
+        state, copies = self.state_dict(), shape.kernels // self.shape.kernels
+        for name, value in state.items():
+            if isinstance(self.get_submodule(name.rpartition(".")[0]), ConditionalConv):
+                state[name] = torch.cat([value] * copies)
+        if self.mix is not None:  # the rows of new blocks, which are the last, stay as they are
+            for name, value in network.mix.state_dict().items():  # type: ignore[union-attr]
+                state[f"mix.{name}"] = torch.cat([state[f"mix.{name}"], value[len(state[f"mix.{name}"]) :]])
+        network.load_state_dict(state, strict=False)
         for block in network.body[self.shape.blocks :]:
             nn.init.zeros_(block.second.weight)  # type: ignore[union-attr, arg-type]
             nn.init.zeros_(block.second.bias)  # type: ignore[union-attr, arg-type]
@@ -132,16 +158,26 @@ class ResidualNetwork(nn.Module):
         acquisition
             float32, (batch, CONDITIONS), from :func:`acquisition_vector`.
         """
-        return network_output(self.features(channels, acquisition), self.tail)
+        return self.output(self.features(channels, acquisition), acquisition)
 
     def features(self, channels: torch.Tensor, acquisition: torch.Tensor) -> torch.Tensor:
         """Return what the last convolution is given: (batch, width, i / 2, j / 2, k / 2)."""
-        embedding = self.embed(acquisition)
-        features = self.head(network_cells(channels))
-        inner = features
-        for block in self.body:
-            inner = block(inner, embedding)
+        embedding, shares = self.embed(acquisition), self.shares(acquisition)
+        features = inner = self.head(network_cells(channels), shares[0])
+        for block, first, second in zip(self.body, shares[2::2], shares[3::2], strict=True):
+            inner = block(inner, embedding, first, second)
         return features + inner
+
+    def output(self, features: torch.Tensor, acquisition: torch.Tensor) -> NetworkOutput:
+        """Apply the last convolution to :meth:`features`."""
+        return network_output(features, partial(self.tail, shares=self.shares(acquisition)[1]))
+
+    def shares(self, acquisition: torch.Tensor) -> Sequence[torch.Tensor | None]:
+        """Shares of the kernels, (batch, kernels) each: of the head, of the tail, of both convolutions of each block.
+
+        None where there is but one kernel.
+        """
+        return [None] * self.shape.convolutions if self.mix is None else self.mix(acquisition)
 
 
 class FoldedNetwork(nn.Module):
@@ -161,8 +197,12 @@ class FoldedNetwork(nn.Module):
     def __init__(self, network: ResidualNetwork, acquisition: torch.Tensor) -> None:
         super().__init__()
         embedding = network.embed(acquisition)
-        self.head, self.tail = network.head, network.tail
-        pairs = [block.folded(embedding) for block in network.body]  # type: ignore[operator]
+        shares = [None if share is None else share[0] for share in network.shares(acquisition[None])]
+        self.head, self.tail = network.head.folded(shares[0]), network.tail.folded(shares[1])
+        pairs = [
+            block.folded(embedding, first, second)  # type: ignore[operator]
+            for block, first, second in zip(network.body, shares[2::2], shares[3::2], strict=True)
+        ]
         self.first = nn.ModuleList(first for first, _ in pairs)
         self.second = nn.ModuleList(second for _, second in pairs)
 
@@ -179,7 +219,7 @@ def network_cells(channels: torch.Tensor) -> torch.Tensor:
     return space_to_depth(_spread(channels))
 
 
-def network_output(features: torch.Tensor, tail: nn.Module) -> NetworkOutput:
+def network_output(features: torch.Tensor, tail: Callable[[torch.Tensor], torch.Tensor]) -> NetworkOutput:
     """Apply the last convolution; it stays in float32, or its rounding would be seen in the image."""
     with torch.autocast(features.device.type, enabled=False):
         cells = tail(features.float())
@@ -204,6 +244,85 @@ def _level(image: torch.Tensor) -> torch.Tensor:
     return image
 
 
+class KernelShares(nn.Linear):
+    """Shares of the kernels of several :class:`ConditionalConv`, from the vector of the acquisition.
+
+    They begin as softmax(-|facts - typical|^2 / 2) for some typical acquisitions, a kernel for each of them. Kernels
+    that are copies of one at first only come to differ because each acquisition mixes them in another way.
+
+    Parameters
+    ----------
+    convolutions
+        Number of convolutions.
+    kernels
+        Kernels of each.
+    """
+
+    def __init__(self, convolutions: int, kernels: int) -> None:
+        super().__init__(CONDITIONS, convolutions * kernels)
+        self.sizes = convolutions, kernels
+        typical = typical_acquisitions(kernels).repeat(convolutions, 1)
+        with torch.no_grad():
+            self.weight.copy_(typical)
+            self.bias.copy_(-typical.square().sum(dim=1) / 2)
+
+    def forward(self, acquisition: torch.Tensor) -> Sequence[torch.Tensor]:  # type: ignore[override]
+        """Return (batch, kernels) for each convolution."""
+        logits = super().forward(acquisition).float()
+        return logits.unflatten(1, self.sizes).softmax(dim=-1).unbind(dim=1)
+
+
+def kernel_shares(convolutions: int, kernels: int) -> KernelShares | None:
+    """Return what mixes the kernels; None where there is but one."""
+    return KernelShares(convolutions, kernels) if kernels > 1 else None
+
+
+class ConditionalConv(nn.Conv3d):
+    """3 x 3 x 3 convolution whose kernel is a mixture of several (CondConv, Yang et al. 2019).
+
+    The kernels lie one after the other in ``weight``, their biases in ``bias``.
+
+    Parameters
+    ----------
+    inside, outside
+        Channels of input and output.
+    kernels
+        Kernels; with one it is a plain convolution.
+    dilation
+        Of the convolution.
+    """
+
+    def __init__(self, inside: int, outside: int, kernels: int = 1, dilation: int = 1) -> None:
+        super().__init__(inside, kernels * outside, 3, padding=dilation, dilation=dilation)
+        self.kernels = kernels
+
+    def mixed(self, shares: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return kernel and bias, (outside, inside, 3, 3, 3) and (outside,), for the shares of the kernels."""
+        assert self.bias is not None
+        if shares is None:
+            return self.weight, self.bias
+        kernels, biases = (part.unflatten(0, (self.kernels, -1)) for part in (self.weight, self.bias))
+        return (shares[:, None, None, None, None, None] * kernels).sum(dim=0), shares @ biases
+
+    def forward(self, x: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+        """Apply the mixture of each example, (batch, inside, i, j, k), by its shares, (batch, kernels)."""
+        if shares is None:
+            return super().forward(x)
+        parts = [
+            functional.conv3d(one[None], *self.mixed(share), padding=self.padding, dilation=self.dilation)
+            for one, share in zip(x, shares, strict=True)
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def folded(self, shares: torch.Tensor | None) -> nn.Conv3d:
+        """Return a plain convolution with the mixture of one acquisition."""
+        kernel, bias = self.mixed(shares)
+        outside, inside = kernel.shape[:2]
+        plain = nn.Conv3d(inside, outside, 3, padding=self.padding, dilation=self.dilation, device=kernel.device)  # type: ignore[arg-type]
+        plain.load_state_dict({"weight": kernel, "bias": bias})
+        return plain.to(memory_format=torch.channels_last_3d).requires_grad_(False)  # type: ignore[call-overload]
+
+
 class ModulatedBlock(nn.Module):
     """x + conv(relu(scale * conv(x) + shift)), scale and shift from an embedding of the acquisition.
 
@@ -215,36 +334,45 @@ class ModulatedBlock(nn.Module):
         Length of the embedding.
     dilation
         Of the first convolution.
+    kernels
+        Of each convolution.
     """
 
-    def __init__(self, width: int, embedding: int, dilation: int = 1) -> None:
+    def __init__(self, width: int, embedding: int, dilation: int = 1, kernels: int = 1) -> None:
         super().__init__()
-        self.first = nn.Conv3d(width, width, 3, padding=dilation, dilation=dilation)
-        self.second = nn.Conv3d(width, width, 3, padding=1)
+        self.first = ConditionalConv(width, width, kernels, dilation)
+        self.second = ConditionalConv(width, width, kernels)
         self.modulate = nn.Linear(embedding, 2 * width)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
         with torch.no_grad():
             self.second.weight.mul_(0.1)
 
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        """Apply the block."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        embedding: torch.Tensor,
+        first: torch.Tensor | None = None,
+        second: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Apply the block; ``first`` and ``second`` are the shares of the kernels, None where there is one."""
         scale, shift = self.modulate(embedding)[:, :, None, None, None].chunk(2, dim=1)
-        inner = torch.addcmul(shift.to(x.dtype), self.first(self.seen(x)), (1 + scale).to(x.dtype))
-        return x + self.second(functional.relu(inner, inplace=True))
+        inner = torch.addcmul(shift.to(x.dtype), self.first(self.seen(x), first), (1 + scale).to(x.dtype))
+        return x + self.second(functional.relu(inner, inplace=True), second)
 
     def seen(self, x: torch.Tensor) -> torch.Tensor:
         """Part of the features that the block looks at."""
         return x
 
-    def folded(self, embedding: torch.Tensor) -> tuple[nn.Conv3d, nn.Conv3d]:
-        """Return both convolutions, scale and shift within the first."""
+    def folded(
+        self, embedding: torch.Tensor, first: torch.Tensor | None, second: torch.Tensor | None
+    ) -> tuple[nn.Conv3d, nn.Conv3d]:
+        """Return both convolutions for one acquisition, scale and shift within the first."""
         scale, shift = self.modulate(embedding).chunk(2)
-        first = copy.deepcopy(self.first)
-        first.weight.mul_((1 + scale)[:, None, None, None, None])
-        assert first.bias is not None
-        first.bias.mul_(1 + scale).add_(shift)
-        return first, self.second
+        plain = self.first.folded(first)
+        plain.weight.mul_((1 + scale)[:, None, None, None, None])
+        plain.bias.mul_(1 + scale).add_(shift)  # type: ignore[union-attr]
+        return plain, self.second.folded(second)
 
 
 def space_to_depth(volume: torch.Tensor) -> torch.Tensor:
@@ -282,6 +410,36 @@ def data_correction(image: torch.Tensor, acquired: torch.Tensor, factors: Factor
     return data_prox(image, factors.to_left(acquired), factors, (_DETAIL / max(sigma, _LEAST_NOISE)) ** 2) - image
 
 
+def typical_acquisitions(count: int) -> torch.Tensor:
+    """Acquisitions that kernels start for: half of them isotropic, half slices, at even steps of their factor.
+
+    Returns
+    -------
+    facts
+        float32 (count, :data:`CONDITIONS`), as of :func:`acquisition_vector`; 0 for noise and guidance maps.
+    """
+    rows = []
+    for number in range(count):
+        isotropic = number < count // 2
+        low, high = _TYPICAL_OCTAVES["isotropic" if isotropic else "slices"]
+        first, last = (0, count // 2) if isotropic else (count // 2, count)
+        factor = low + (number - first + 0.5) / (last - first) * (high - low)
+        in_plane = [factor, factor, 1.0] if isotropic else [0.0, 0.0, 1.0]
+        along = [factor, factor, 1.0 if isotropic else -1.0]
+        rows.append([*in_plane, *in_plane, *along, *[0.0] * (CONDITIONS - 9)])
+    return torch.tensor(rows)
+
+
+def axis_order(input_zooms: Sequence[float], target_zooms: Sequence[float]) -> tuple[int, int, int]:
+    """Order in which the network gets the axes: from the finest to the coarsest input voxel, the slice axis last.
+
+    Input finer than the target counts as equal to it; equal axes keep their order.
+    """
+    octaves = [max(0.0, math.log2(zoom / target)) for zoom, target in zip(input_zooms, target_zooms, strict=True)]
+    i, j, k = sorted(range(3), key=octaves.__getitem__)
+    return i, j, k
+
+
 def acquisition_vector(
     psf: PSF, input_zooms: Sequence[float], target_zooms: Sequence[float], sigma: float, present: Sequence[bool]
 ) -> torch.Tensor:
@@ -301,14 +459,16 @@ def acquisition_vector(
     Returns
     -------
     vector
-        float32, length :data:`CONDITIONS`: per axis the octaves between target voxel and input voxel, between target
-        voxel and PSF width, and whether the profile is a k-space window; then noise in octaves of 2 per cent, and
-        the presence flags. Input finer than the target counts as equal to it, since the image is low-passed first.
+        float32, length :data:`CONDITIONS`: per axis, in the order of :func:`axis_order`, the octaves between target
+        voxel and input voxel, between target voxel and PSF width, and whether the profile is a k-space window; then
+        noise in octaves of 2 per cent, and the presence flags. Input finer than the target counts as equal to it, since
+        the image is low-passed first.
     """
     facts: list[float] = []
-    for profile, zoom, target in zip(psf.axes, input_zooms, target_zooms, strict=True):
+    for axis in axis_order(input_zooms, target_zooms):
+        profile, target = psf.axes[axis], target_zooms[axis]
         facts += [
-            max(0.0, math.log2(zoom / target)),
+            max(0.0, math.log2(input_zooms[axis] / target)),
             max(0.0, math.log2(profile.fwhm / target)),
             1.0 if profile.kind == "kspace" else -1.0,
         ]

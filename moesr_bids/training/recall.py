@@ -1,0 +1,103 @@
+"""Earlier examples that the gate sees again: it learns slowly, and they cost a tenth of new ones.
+
+What the context was given is kept by the number of the example. What is not there, as after a resumption, is made
+again, so a resumed training sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from attrs import field, frozen, validators
+from torch.nn import functional
+
+from ..sr.models.context import FINE
+from ..sr.models.mixture import MixtureNetwork, context_cells
+from ..sr.models.network import network_cells
+from .tissue import tissue_bands
+
+if TYPE_CHECKING:
+    from .examples import Batch, Examples
+
+
+@frozen
+class Recall:
+    """How much the gate sees again.
+
+    Parameters
+    ----------
+    count
+        Earlier steps that are drawn for each step; those of examples without known tissue count for nothing.
+    memory
+        Steps that are kept: about 4 MB for each example of 56 voxels with known tissue.
+    """
+
+    count: int = field(default=0, validator=validators.ge(0))
+    memory: int = field(default=256, validator=validators.gt(0))
+
+
+class GateInputs(NamedTuple):
+    """What the gate needs to learn tissue from.
+
+    ``cells`` as of :func:`.mixture.context_cells`; the tissue ``bands`` and how much they count (``sure``), per token
+    of 4 voxels.
+    """
+
+    cells: torch.Tensor
+    bands: torch.Tensor
+    sure: torch.Tensor
+
+
+class GateMemory:
+    """Inputs of the gate of the steps before this one.
+
+    Parameters
+    ----------
+    examples
+        Where what was forgotten is made again.
+    recall
+        Sizes.
+    first, stride
+        Number of the first example of this process, and between those of two steps.
+    batch
+        Examples per step and process.
+    """
+
+    def __init__(self, examples: Examples, recall: Recall, *, first: int, stride: int, batch: int) -> None:
+        self._examples, self._recall = examples, recall
+        self._first, self._stride, self._batch = first, stride, batch
+        self._kept: dict[int, GateInputs | None] = {}
+
+    def keep(self, number: int, inputs: GateInputs | None) -> None:
+        """Keep the inputs of the step whose first example has this number; forget those that are too old."""
+        self._kept[number] = inputs
+        oldest = number - self._recall.memory * self._stride
+        self._kept = {n: kept for n, kept in self._kept.items() if n >= oldest}
+
+    def draw(self, number: int, network: MixtureNetwork, generator: torch.Generator) -> GateInputs | None:
+        """Draw earlier steps, stacked; None if no tissue is known in any of them."""
+        reach = min(self._recall.memory, (number - self._first) // self._stride)
+        if reach < 1:
+            return None
+        back = torch.randint(1, reach + 1, (self._recall.count,), generator=generator).tolist()
+        found = [inputs for n in back if (inputs := self._of(number - n * self._stride, network)) is not None]
+        return GateInputs(*(torch.cat(parts) for parts in zip(*found, strict=True))) if found else None
+
+    def _of(self, number: int, network: MixtureNetwork) -> GateInputs | None:
+        if number not in self._kept:
+            with torch.autocast(self._examples.device.type, enabled=False):  # scans are simulated in float32
+                batch = self._examples.batch(number, self._batch)
+            with torch.no_grad():
+                features = network.trunk.features(batch.channels, batch.acquisition)
+                self._kept[number] = gate_inputs(batch, context_cells(network_cells(batch.channels), features))
+        return self._kept[number]
+
+
+def gate_inputs(batch: Batch, cells: torch.Tensor) -> GateInputs | None:
+    """Return the inputs of the examples with known tissue, the cells in bfloat16; None if there are none."""
+    known = batch.tissue.flatten(1).any(dim=1)
+    if not known.any():
+        return None
+    bands, confidence = (functional.avg_pool3d(part, FINE) for part in tissue_bands(batch.tissue[known]))
+    return GateInputs(cells.detach()[known].to(torch.bfloat16), bands, confidence)
