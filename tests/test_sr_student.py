@@ -190,7 +190,7 @@ def test_the_slice_axis_comes_last_and_fine_axes_keep_their_order(zooms: list[fl
 
 
 @pytest.mark.parametrize("order", [(2, 0, 1), (0, 2, 1)])  # in-plane axes keep their order
-def test_a_scan_with_its_slices_along_another_axis_has_the_same_result(order: tuple[int, int, int], learned: Path) -> None:
+def test_slices_along_another_axis_have_the_same_result(order: tuple[int, int, int], learned: Path) -> None:
     image = thick(shape=(36, 40, 32))
     turned = nib.Nifti1Image(np.transpose(image.get_fdata(dtype=np.float32), order), image.affine[:, [*order, 3]])
     one, other = (super_resolve(scan, resolution=1.0, model=str(learned), contrast="T1w") for scan in (image, turned))
