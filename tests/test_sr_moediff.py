@@ -68,15 +68,17 @@ def test_gate_weights_sum_to_one_everywhere(seed: int, scale: float) -> None:
 @pytest.mark.parametrize("name", EXPERTS)
 def test_experts_see_no_further_than_they_say(name: str) -> None:
     torch.manual_seed(0)
-    expert = Expert(name, width=8, blocks=1, embedding=8)
+    expert = Expert(name, width=8, blocks=1, embedding=8, kernels=2)
     torch.nn.init.normal_(expert.tail.weight)
     reach = expert_halo(1)
     n = 2 * reach  # at half resolution
     features, state, embedding = torch.zeros(1, 8, n, n, n), torch.zeros(1, 16, n, n, n), torch.zeros(1, 8)
     changed = features.clone()
     changed[..., n // 2, n // 2, n // 2] = 1.0
+    shares = [torch.tensor([[0.3, 0.7]])] * 4  # head, tail, and two of the block
     with torch.no_grad():
-        moved = (expert(changed, state, embedding) - expert(features, state, embedding))[0, 0].abs() > 0
+        before, after = (expert(volume, state, embedding, shares) for volume in (features, changed))
+    moved = (after - before)[0, 0].abs() > 0
     touched = torch.nonzero(moved)
     assert len(touched) > 0
     assert int((touched - n).abs().max()) <= reach
