@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from moesr_bids.cli.moesr import main
-from moesr_bids.sr.models.mixture import MixtureNetwork
+from moesr_bids.sr.models.mixture import MixtureNetwork, parameters
 from moesr_bids.sr.models.network import CONDITIONS, NetworkShape, ResidualNetwork
 from moesr_bids.sr.weights import Weights, write_weights
 from moesr_bids.training.distillation import (
+    LARGEST_SHARE,
     DistillationLossWeights,
     Pupil,
     distillation_loss,
@@ -71,7 +72,7 @@ def test_hints_and_teacher_reach_the_student() -> None:
     taught = teach(teacher, channels, vector)
     optimizer = torch.optim.Adam(pupil.parameters(), 1e-2)
     history = []
-    for _ in range(90):
+    for _ in range(120):
         loss, terms = distillation_loss(
             pupil, channels, vector, start, start + taught[0], taught, DistillationLossWeights(**LOSS), 0.9
         )
@@ -80,7 +81,7 @@ def test_hints_and_teacher_reach_the_student() -> None:
         optimizer.step()
         history.append({name: float(value) for name, value in terms.items()})
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert history[-1]["hints"] < 0.8 * history[0]["hints"]
+    assert history[-1]["hints"] < 0.7 * history[0]["hints"]
     assert history[-1]["teacher"] < history[0]["teacher"]
 
 
@@ -119,6 +120,6 @@ def test_recipe_of_the_package_is_what_it_says() -> None:
     assert [stage.name for stage in recipe.loss.stages] == ["smooth", "medium", "sharp"]
     assert recipe.network == read_recipe("student").network
     teacher = MixtureNetwork(read_recipe("moediff").network)
-    assert isinstance(Pupil(ResidualNetwork(recipe.network), teacher), torch.nn.Module)  # it is small enough
+    assert parameters(ResidualNetwork(recipe.network)) <= LARGEST_SHARE * parameters(teacher)
     assert recipe_from(json.loads(json.dumps(recipe.record()))) == recipe
     assert recipe_from(json.loads(json.dumps(read_recipe("moediff").record()))) == read_recipe("moediff")

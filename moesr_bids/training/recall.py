@@ -70,10 +70,9 @@ class GateMemory:
         self._kept: dict[int, GateInputs | None] = {}
 
     def keep(self, number: int, inputs: GateInputs | None) -> None:
-        """Keep the inputs of the step whose first example has this number; forget those that are too old."""
+        """Keep the inputs of the step whose first example has this number; forget the one that is too old now."""
         self._kept[number] = inputs
-        oldest = number - self._recall.memory * self._stride
-        self._kept = {n: kept for n, kept in self._kept.items() if n >= oldest}
+        self._kept.pop(number - (self._recall.memory + 1) * self._stride, None)
 
     def draw(self, number: int, network: MixtureNetwork, generator: torch.Generator) -> GateInputs | None:
         """Draw earlier steps, stacked; None if no tissue is known in any of them."""

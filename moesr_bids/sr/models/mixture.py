@@ -29,10 +29,10 @@ from .network import (
     FACTOR,
     GUIDANCE,
     INPUTS,
+    KernelShares,
     NetworkOutput,
     NetworkShape,
     ResidualNetwork,
-    kernel_shares,
     network_cells,
 )
 
@@ -114,7 +114,7 @@ class MixtureNetwork(nn.Module):
         self.embed_step = nn.Sequential(nn.Linear(_STEP_FACTS, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         kernels = shape.trunk.kernels
         self.experts = nn.ModuleList(Expert(name, width, shape.blocks, embedding, kernels) for name in EXPERTS)
-        self.mix = kernel_shares(len(EXPERTS) * self._convolutions, kernels)
+        self.mix = KernelShares(len(EXPERTS) * self._convolutions, kernels)
 
     @property
     def _convolutions(self) -> int:
@@ -139,7 +139,7 @@ class MixtureNetwork(nn.Module):
         noise = self.shape.schedule.kappa * etas.sqrt() / (1 - etas)
         facts = torch.stack([etas, (noise / _TYPICAL_STATE_NOISE).log(), (1 - etas).log()], dim=1) / 3
         count = self._convolutions
-        shares = [None] * (len(EXPERTS) * count) if self.mix is None else self.mix(acquisition)
+        shares = self.mix(acquisition)
         return Told(
             self.trunk.embed(acquisition) + self.embed_step(facts),
             [shares[k * count : (k + 1) * count] for k in range(len(EXPERTS))],

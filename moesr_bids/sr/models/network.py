@@ -111,7 +111,7 @@ class ResidualNetwork(nn.Module):
         self.body = nn.ModuleList(
             ModulatedBlock(width, shape.embedding, kernels=shape.kernels) for _ in range(shape.blocks)
         )
-        self.mix = kernel_shares(shape.convolutions, shape.kernels)
+        self.mix = KernelShares(shape.convolutions, shape.kernels)
         self.tail = ConditionalConv(width, 2 * cells, shape.kernels)
         nn.init.zeros_(self.tail.weight)
         with torch.no_grad():
@@ -137,8 +137,8 @@ class ResidualNetwork(nn.Module):
         for name, value in state.items():
             if isinstance(self.get_submodule(name.rpartition(".")[0]), ConditionalConv):
                 state[name] = torch.cat([value] * copies)
-        if self.mix is not None:  # the rows of new blocks, which are the last, stay as they are
-            for name, value in network.mix.state_dict().items():  # type: ignore[union-attr]
+        if self.shape.kernels > 1:  # the rows of new blocks, which are the last, stay as they are
+            for name, value in network.mix.state_dict().items():
                 state[f"mix.{name}"] = torch.cat([state[f"mix.{name}"], value[len(state[f"mix.{name}"]) :]])
         network.load_state_dict(state, strict=False)
         for block in network.body[self.shape.blocks :]:
@@ -173,11 +173,9 @@ class ResidualNetwork(nn.Module):
         return network_output(features, partial(self.tail, shares=self.shares(acquisition)[1]))
 
     def shares(self, acquisition: torch.Tensor) -> Sequence[torch.Tensor | None]:
-        """Shares of the kernels, (batch, kernels) each: of the head, of the tail, of both convolutions of each block.
-
-        None where there is but one kernel.
-        """
-        return [None] * self.shape.convolutions if self.mix is None else self.mix(acquisition)
+        """Shares of the kernels, as of :class:`KernelShares`: of head, tail, and both convolutions of each block."""
+        shares: Sequence[torch.Tensor | None] = self.mix(acquisition)
+        return shares
 
 
 class FoldedNetwork(nn.Module):
@@ -244,7 +242,7 @@ def _level(image: torch.Tensor) -> torch.Tensor:
     return image
 
 
-class KernelShares(nn.Linear):
+class KernelShares(nn.Module):
     """Shares of the kernels of several :class:`ConditionalConv`, from the vector of the acquisition.
 
     They begin as softmax(-|facts - typical|^2 / 2) for some typical acquisitions, a kernel for each of them. Kernels
@@ -255,26 +253,23 @@ class KernelShares(nn.Linear):
     convolutions
         Number of convolutions.
     kernels
-        Kernels of each.
+        Kernels of each; with one there is nothing to learn.
     """
 
     def __init__(self, convolutions: int, kernels: int) -> None:
-        super().__init__(CONDITIONS, convolutions * kernels)
-        self.sizes = convolutions, kernels
-        typical = typical_acquisitions(kernels).repeat(convolutions, 1)
-        with torch.no_grad():
-            self.weight.copy_(typical)
-            self.bias.copy_(-typical.square().sum(dim=1) / 2)
+        super().__init__()
+        self.convolutions, self.kernels = convolutions, kernels
+        if kernels > 1:
+            typical = typical_acquisitions(kernels).repeat(convolutions, 1)
+            self.weight = nn.Parameter(typical)
+            self.bias = nn.Parameter(-typical.square().sum(dim=1) / 2)
 
-    def forward(self, acquisition: torch.Tensor) -> Sequence[torch.Tensor]:  # type: ignore[override]
-        """Return (batch, kernels) for each convolution."""
-        logits = super().forward(acquisition).float()
-        return logits.unflatten(1, self.sizes).softmax(dim=-1).unbind(dim=1)
-
-
-def kernel_shares(convolutions: int, kernels: int) -> KernelShares | None:
-    """Return what mixes the kernels; None where there is but one."""
-    return KernelShares(convolutions, kernels) if kernels > 1 else None
+    def forward(self, acquisition: torch.Tensor) -> Sequence[torch.Tensor | None]:
+        """Return (batch, kernels) for each convolution; None where there is but one kernel."""
+        if self.kernels == 1:
+            return [None] * self.convolutions
+        logits = functional.linear(acquisition, self.weight, self.bias).float()
+        return logits.unflatten(1, (self.convolutions, self.kernels)).softmax(dim=-1).unbind(dim=1)
 
 
 class ConditionalConv(nn.Conv3d):
