@@ -120,8 +120,8 @@ def sidecars(
         },
         "uncertainty": {
             "Description": "Standard deviation of the error of the super-resolved image, in its units, as the model "
-            "predicts it, in steps of 2 % of its median in the brain; Moesr.UncertaintyCalibration says on which scans "
-            "intervals were checked",
+            "predicts it, in steps of 2 % of its median in the brain; Moesr.UncertaintyCalibration of the image says "
+            "by which factor it was multiplied, from scans of which contrasts, and how often intervals held",
             "Sources": [preproc, f"bids::{paths['moesr']}"],
             "SkullStripped": skull_stripped,
             "SpatialReference": "orig",

@@ -205,7 +205,8 @@ def build_parser() -> argparse.ArgumentParser:
         dest="mem_gb",
         type=memory_gb,
         metavar="SIZE",
-        help="memory that running steps may use together, e.g. 8G (units K, M, G, T; default: 90%% of what is free)",
+        help="memory that running steps may use together, e.g. 8G (units K, M, G, T; a bare number means megabytes; "
+        "default: 90%% of what is free)",
     )
     run.add_argument(
         "-w", "--work-dir", type=Path, metavar="DIR", help="folder for intermediate files (default: ./work)"

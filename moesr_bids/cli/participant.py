@@ -232,6 +232,8 @@ def _tell_unselected(settings: Settings, shown: set[str]) -> None:
     others = [label for label in participant_labels(settings) if label not in shown]
     if others:
         say(f"the options select no image of {len(others)} participants: {', '.join(others[:10])}")
+        if settings.bids_database_dir is not None:
+            say(f"{settings.bids_database_dir} may be older than the data set; delete it if images were added")
 
 
 def _write_reports(settings: Settings, participants: Sequence[str], *, quiet: bool = False) -> bool:

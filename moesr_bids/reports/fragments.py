@@ -75,10 +75,12 @@ def _uncertainty(moesr: Mapping[str, Any]) -> str:
     median = _block(moesr, "Uncertainty").get("MedianPercent")
     if median is None:
         return "this model states none"
-    coverage = _block(_block(moesr, "UncertaintyCalibration"), "Coverage").get("90")
+    calibration = _block(moesr, "UncertaintyCalibration")
+    contrasts = " and ".join(calibration.get("Contrasts", ())) or "no"
     return (
-        f"median standard deviation in the brain {number(median, 3)} % of the brightest; on scans that were not "
-        f"trained on, the 90 % interval held {percent(coverage)} of the voxels"
+        f"median standard deviation in the brain {number(median, 3)} % of the brightest, calibrated on {contrasts} "
+        "scans; on scans that were not trained on, the 90 % interval held "
+        f"{percent(_block(calibration, 'Coverage').get('90'))} of the voxels"
     )
 
 

@@ -72,7 +72,7 @@ class Weights:
         return str(self.card.get("kind", "student"))
 
     def calibration(self, contrast: str) -> dict[str, Any]:
-        """Return the factor of the predicted standard deviation and the coverage of its intervals.
+        """Return the factor of the predicted standard deviation, whose scans it is from, and the intervals' coverage.
 
         Parameters
         ----------
@@ -82,6 +82,7 @@ class Weights:
         factors = self.card.get("temperature", {})
         return {
             "Temperature": float(factors.get(contrast, factors.get("all", 1.0))),
+            "Contrasts": [contrast] if contrast in factors else sorted(set(factors) - {"all"}),
             "Coverage": self.card.get("coverage", {}),
         }
 
