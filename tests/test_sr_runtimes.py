@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 def some_network(seed: int, kernels: int = 1) -> ResidualNetwork:
     torch.manual_seed(seed)
-    network = ResidualNetwork(NetworkShape(channels=8, blocks=2, embedding=8, kernels=kernels)).eval()
+    network = ResidualNetwork(NetworkShape(channels=8, blocks=2, embedding=8, kernels=kernels, expansion=1.5)).eval()
     for layer in (network.tail, *(block.modulate for block in network.body)):
         torch.nn.init.normal_(layer.weight, std=0.1)
     return network

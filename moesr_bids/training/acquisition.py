@@ -22,7 +22,7 @@ from ..sr.interpolation import spline_matrix
 from ..sr.models.network import acquisition_vector, axis_order, data_correction
 from ..sr.operator import Factors, apply_axes, axis_matrix
 from ..sr.psf import PSF, AxisPSF
-from .volumes import log_uniform
+from .volumes import log_triangular, log_uniform
 
 Rng = np.random.Generator
 Range = tuple[float, float]
@@ -207,6 +207,8 @@ class RandomSampling:
     ----------
     isotropic
         Range of the factor of isotropic acquisitions.
+    usual
+        Their most frequent factor: near 1 there is little to learn.
     slices
         Range of the slice spacing of 2-D acquisitions.
     in_plane
@@ -220,10 +222,11 @@ class RandomSampling:
     """
 
     isotropic: Range = (1.0, 3.5)
+    usual: float = 2.0
     slices: Range = (1.8, 8.0)
     in_plane: Range = (1.0, 1.5)
     thickness: Range = (0.7, 1.15)
-    slice_probability: float = 0.45
+    slice_probability: float = 0.4
     truthful: float = 0.75
 
     def sample(self, rng: Rng) -> Sampling:
@@ -248,7 +251,7 @@ class RandomSampling:
         return zooms, axes
 
     def _three_dimensional(self, rng: Rng) -> tuple[list[float], list[AxisPSF]]:
-        factor = log_uniform(rng, *self.isotropic)
+        factor = log_triangular(rng, self.isotropic[0], self.usual, self.isotropic[1])
         zooms = [max(1.0, factor * float(rng.uniform(0.95, 1.05))) for _ in range(3)]
         kind = str(rng.choice(["kspace", "gaussian", "rect"], p=[0.8, 0.15, 0.05]))
         return zooms, [AxisPSF(kind, z) for z in zooms]  # type: ignore[arg-type]
@@ -279,8 +282,7 @@ class RandomRicianNoise:
 
     def sample(self, rng: Rng) -> RicianNoise:
         """Draw the parameters."""
-        low, mode, high = (math.log(s) for s in (self.sigma[0], self.usual, self.sigma[1]))
-        sigma = math.exp(rng.triangular(low, mode, high))
+        sigma = log_triangular(rng, self.sigma[0], self.usual, self.sigma[1])
         return RicianNoise(sigma, sigma * float(math.exp(rng.normal(scale=self.error))), int(rng.integers(2**31)))
 
 

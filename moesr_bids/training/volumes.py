@@ -89,6 +89,11 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
+def log_triangular(rng: np.random.Generator, low: float, mode: float, high: float) -> float:
+    """Draw a number whose logarithm has a triangular distribution."""
+    return float(math.exp(rng.triangular(math.log(low), math.log(mode), math.log(high))))
+
+
 def turned(cube: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Permute and flip the last three axes of a stack of cubes at random."""
     cube = cube.permute([0, *(1 + int(a) for a in rng.permutation(3))])

@@ -76,7 +76,7 @@ def _multiplications_per_cell(shape: MixtureShape) -> int:
 
 def _bytes_per_voxel(shape: MixtureShape, dtype: torch.dtype) -> int:
     """Peak memory of the network per voxel of a window: inner volumes, and volumes of the target grid."""
-    return _ACTIVATIONS * shape.trunk.channels * dtype.itemsize // FACTOR**3 + 8 * 4
+    return _ACTIVATIONS * shape.trunk.hidden * dtype.itemsize // FACTOR**3 + 8 * 4
 
 
 def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:

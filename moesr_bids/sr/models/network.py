@@ -61,12 +61,20 @@ class NetworkShape:
         Width of the embedding of the acquisition.
     kernels
         Kernels that each convolution of a block is mixed from.
+    expansion
+        Channels between the two convolutions of a block, over those of the body (Yu et al. 2018).
     """
 
     channels: int = 48
     blocks: int = 6
     embedding: int = 64
     kernels: int = 1
+    expansion: float = 1.0
+
+    @property
+    def hidden(self) -> int:
+        """Channels between the two convolutions of a block."""
+        return round(self.channels * self.expansion)
 
     @property
     def receptive_field(self) -> int:
@@ -78,7 +86,7 @@ class NetworkShape:
         """Number of convolutions."""
         return 2 * self.blocks + 2
 
-    def record(self) -> dict[str, int]:
+    def record(self) -> dict[str, float]:
         """Return the sizes as JSON-serialisable facts."""
         return asdict(self)
 
@@ -109,7 +117,8 @@ class ResidualNetwork(nn.Module):
         )
         self.head = ConditionalConv((INPUTS + 1 + len(GUIDANCE)) * cells, width, shape.kernels)
         self.body = nn.ModuleList(
-            ModulatedBlock(width, shape.embedding, kernels=shape.kernels) for _ in range(shape.blocks)
+            ModulatedBlock(width, shape.embedding, hidden=shape.hidden, kernels=shape.kernels)
+            for _ in range(shape.blocks)
         )
         self.mix = KernelShares(shape.convolutions, shape.kernels)
         self.tail = ConditionalConv(width, 2 * cells, shape.kernels)
@@ -119,31 +128,37 @@ class ResidualNetwork(nn.Module):
             self.tail.bias.copy_(start.repeat(shape.kernels))  # type: ignore[union-attr]
 
     def grown(self, shape: NetworkShape) -> ResidualNetwork:
-        """Return a trainable copy with as many blocks and kernels as ``shape`` says; it computes the same at first.
+        """Return a trainable copy of the size ``shape``, which computes the same at first.
 
-        New blocks leave their input as it is; new kernels are copies, which differ once they were trained, because
-        each acquisition mixes them in another way.
+        New blocks leave their input as it is, and nothing is read yet from new channels within a block; new kernels
+        are copies, which differ once they were trained, because each acquisition mixes them in another way.
 
         Raises
         ------
         ValueError
-            If ``shape`` has fewer blocks, other kernels that are not copies of one, or another width.
+            If ``shape`` has fewer blocks or channels within a block, other kernels that are not copies of one, or
+            another width.
         """
-        same = attrs.evolve(shape, blocks=self.shape.blocks, kernels=self.shape.kernels) == self.shape
-        if shape.blocks < self.shape.blocks or self.shape.kernels not in (1, shape.kernels) or not same:
-            raise ValueError(f"a network of {self.shape.record()} cannot grow to {shape.record()}")
+        mine = self.shape
+        same = attrs.evolve(shape, blocks=mine.blocks, kernels=mine.kernels, expansion=mine.expansion) == mine
+        smaller = shape.blocks < mine.blocks or shape.hidden < mine.hidden or mine.kernels not in (1, shape.kernels)
+        if smaller or not same:
+            raise ValueError(f"a network of {mine.record()} cannot grow to {shape.record()}")
         network = ResidualNetwork(shape)
-        state, copies = self.state_dict(), shape.kernels // self.shape.kernels
-        for name, value in state.items():
-            if isinstance(self.get_submodule(name.rpartition(".")[0]), ConditionalConv):
-                state[name] = torch.cat([value] * copies)
-        if self.shape.kernels > 1:  # the rows of new blocks, which are the last, stay as they are
-            for name, value in network.mix.state_dict().items():
-                state[f"mix.{name}"] = torch.cat([state[f"mix.{name}"], value[len(state[f"mix.{name}"]) :]])
-        network.load_state_dict(state, strict=False)
-        for block in network.body[self.shape.blocks :]:
-            nn.init.zeros_(block.second.weight)  # type: ignore[union-attr, arg-type]
-            nn.init.zeros_(block.second.bias)  # type: ignore[union-attr, arg-type]
+        with torch.no_grad():
+            for name, part in self.named_parameters():
+                module, whole = network.get_submodule(name.rpartition(".")[0]), network.get_parameter(name).data
+                if isinstance(module, ConditionalConv):
+                    whole, part = whole.unflatten(0, (shape.kernels, -1)), part.unflatten(0, (mine.kernels, -1))
+                    part = part.expand(shape.kernels, *part.shape[1:])
+                    if name.endswith("weight"):
+                        whole[:, :, part.shape[2] :] = 0
+                elif ".modulate." in name:
+                    whole, part = whole.unflatten(0, (2, -1)), part.unflatten(0, (2, -1))
+                whole[tuple(slice(n) for n in part.shape)] = part
+            for block in network.body[mine.blocks :]:
+                nn.init.zeros_(block.second.weight)  # type: ignore[union-attr, arg-type]
+                nn.init.zeros_(block.second.bias)  # type: ignore[union-attr, arg-type]
         return network
 
     def forward(self, channels: torch.Tensor, acquisition: torch.Tensor) -> NetworkOutput:
@@ -331,13 +346,18 @@ class ModulatedBlock(nn.Module):
         Of the first convolution.
     kernels
         Of each convolution.
+    hidden
+        Channels between the convolutions; as many as ``width`` if not given.
     """
 
-    def __init__(self, width: int, embedding: int, dilation: int = 1, kernels: int = 1) -> None:
+    def __init__(
+        self, width: int, embedding: int, dilation: int = 1, kernels: int = 1, hidden: int | None = None
+    ) -> None:
         super().__init__()
-        self.first = ConditionalConv(width, width, kernels, dilation)
-        self.second = ConditionalConv(width, width, kernels)
-        self.modulate = nn.Linear(embedding, 2 * width)
+        hidden = width if hidden is None else hidden
+        self.first = ConditionalConv(width, hidden, kernels, dilation)
+        self.second = ConditionalConv(hidden, width, kernels)
+        self.modulate = nn.Linear(embedding, 2 * hidden)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
         with torch.no_grad():

@@ -66,14 +66,14 @@ def student(name: str, path: Path) -> Model:
 def flops_per_voxel(shape: NetworkShape) -> float:
     """Return the floating-point operations of the network per voxel of its window."""
     cells = FACTOR**3
-    body = 2 * shape.blocks * shape.channels**2
+    body = 2 * shape.blocks * shape.channels * shape.hidden
     ends = shape.channels * cells * (INPUTS + 1 + len(GUIDANCE)) + shape.channels * cells * 2
     return 2 * 27 * (body + ends) / cells
 
 
 def _bytes_per_voxel(shape: NetworkShape, dtype: torch.dtype) -> int:
     """Peak memory of the network per voxel of a window: inner volumes, and volumes of the target grid."""
-    return _ACTIVATIONS * shape.channels * dtype.itemsize // FACTOR**3 + 8 * 4
+    return _ACTIVATIONS * shape.hidden * dtype.itemsize // FACTOR**3 + 8 * 4
 
 
 def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
