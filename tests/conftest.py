@@ -10,6 +10,10 @@ import pytest
 # With a worker per core, the threads of one would wait for those of the others. PyTorch reads it when it is imported.
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+
+# The files that take longest go first, or a worker would still be at one of them when the other has nothing left.
+_LONG = ("test_sessions", "test_app", "test_failures", "test_gradients", "test_preproc_brainmask", "test_sr_student")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -20,3 +24,9 @@ def shared_data() -> Path:
     if not (SHARED_DATA / "bids").is_dir():
         pytest.skip(f"real scans not found at {SHARED_DATA}")
     return SHARED_DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first, in their order."""
+    rank = {name: number for number, name in enumerate(_LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))

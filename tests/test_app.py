@@ -16,7 +16,7 @@ from benchmarks.demo import compare
 from benchmarks.phantom import ACQUISITIONS, build
 from moesr_bids.cli.moesr import main as moesr
 from moesr_bids.sr.models import DEFAULT_MODEL, weights_sha256
-from tests.app import expected_outputs, files_below, outputs_of, rerun, run_app, statuses, validation_errors
+from tests.app import expected_outputs, files_below, outputs_of, rerun, run_app, statuses, validation_errors, work_of
 
 TEMPLATE = "MNI152NLin2009aSym"
 MAIN_02 = "sub-02/anat/sub-02_res-1mm_desc-moesr_T1w.json"
@@ -158,7 +158,7 @@ def test_second_run_skips_what_is_complete_and_redoes_the_rest(phantom: Path, fi
     lost.unlink()
     untouched = other / "sub-01/anat/sub-01_res-1mm_desc-moesr_T1w.nii.gz"
     before = untouched.stat().st_mtime_ns
-    done = run_app(phantom / "bids", other, "--resolution", "1")
+    done = run_app(phantom / "bids", other, "--resolution", "1", "-w", str(work_of(finished)))
     assert done.returncode == 0, done.stdout + done.stderr
     assert {name: row["state"] for name, row in statuses(other).items()} == {
         "sub-01_T1w": "skipped",

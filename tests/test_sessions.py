@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -121,18 +124,26 @@ def test_a_complete_reference_serves_an_image_that_is_not(session: Path, finishe
     assert reference.stat().st_mtime_ns == before
 
 
+@contextmanager
+def kept(path: Path) -> Iterator[bytes]:
+    """Put a file back afterwards, with its times, by which Nipype tells whether it changed."""
+    content, status = path.read_bytes(), path.stat()
+    try:
+        yield content
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def test_a_broken_reference_does_not_stop_the_others(session: Path) -> None:
     out = session / "out-broken"
     path = session / "bids/sub-01/anat/sub-01_T1w.nii.gz"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    try:
+    with kept(path) as whole:
+        path.write_bytes(whole[: len(whole) // 2])
         done = run_app(session / "bids", out, *OPTIONS, "--skip-bids-validation")
         plan = run_app(session / "bids", out, *OPTIONS, "--dry-run").stdout
         # As long as the reference is broken in the same way, there is nothing to do again.
         assert "sub-01_FLAIR: complete, would be skipped" in plan
-    finally:
-        path.write_bytes(whole)
     assert done.returncode == 1
     assert "done again without the reference of their session: sub-01_FLAIR" in done.stdout
     assert {name: row["state"] for name, row in statuses(out).items()} == {
@@ -150,7 +161,6 @@ def test_an_image_that_does_not_fit_its_reference_is_registered_by_itself(sessio
     """A FLAIR of a much smaller head, as of somebody else."""
     out = session / "out-other"
     path = session / "bids/sub-01/anat/sub-01_FLAIR.nii.gz"
-    whole = path.read_bytes()
     image = nib.load(path)
     affine = image.affine @ np.diag([0.8, 0.8, 0.8, 1.0])
     affine[:3, 3] += apply_affine(image.affine, np.array(image.shape) / 2) - apply_affine(
@@ -160,12 +170,10 @@ def test_an_image_that_does_not_fit_its_reference_is_registered_by_itself(sessio
     small.set_sform(affine, code=1)
     small.set_qform(affine, code=1)
     options = (*OPTIONS, "--skip-bids-validation", "-w", str(work_of(finished)))
-    small.to_filename(path)
-    try:
+    with kept(path):
+        small.to_filename(path)
         done = run_app(session / "bids", out, *options)
         plan = run_app(session / "bids", out, *options, "--dry-run").stdout
-    finally:
-        path.write_bytes(whole)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sub-01_FLAIR: coregister failed" in done.stdout
     assert {name: row["state"] for name, row in statuses(out).items()} == {"sub-01_T1w": "done", "sub-01_FLAIR": "done"}
