@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from moesr_bids.cli.main import main
 from moesr_bids.cli.parser import build_parser, memory_gb, parse_settings
 from moesr_bids.config import OutputSpace
 
@@ -61,6 +62,30 @@ def test_refusals_are_one_clear_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_folder_of_another_data_set_is_no_output_folder(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    description = other / "dataset_description.json"
+    description.write_text(json.dumps({"Name": "precious", "BIDSVersion": "1.10.0", "GeneratedBy": [{"Name": "x"}]}))
+    assert "holds another data set (precious)" in refusal([str(dataset), str(other), "participant"], capsys)
+    assert list(other.iterdir()) == [description]
+
+
+def test_an_entity_that_does_not_exist_is_named(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "filter.json"
+    path.write_text('{"T1w": {"acq": "mprage"}}')
+    (dataset / "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz").touch()
+    arguments = [str(dataset), str(tmp_path / "out"), "participant", "--bids-filter-file", str(path), "--dry-run"]
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert f"{path}: 'acq' is not a recognized entity" in message
+    assert "invalid_filters" not in message
+
+
 def test_input_that_is_no_data_set_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not exist" in refusal([str(tmp_path / "none"), str(tmp_path / "out"), "participant"], capsys)
     (tmp_path / "empty").mkdir()
@@ -72,6 +97,8 @@ def test_broken_filter_and_configuration_files_are_refused(
 ) -> None:
     base = [str(dataset), str(tmp_path / "out"), "participant"]
     path = tmp_path / "file"
+    path.write_text('{"T1w": {"datatype": "anat", "suffix": "T2w"}}')
+    assert "the suffix of T1w is T1w, not T2w" in refusal([*base, "--bids-filter-file", str(path)], capsys)
     path.write_text('{"bold": {}}')
     assert "bold is none of" in refusal([*base, "--bids-filter-file", str(path)], capsys)
     path.write_text("{")

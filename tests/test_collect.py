@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -13,6 +14,7 @@ from moesr_bids.bids.outputs import derivative_path, output_paths
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.sidecars import read_metadata, sidecar_files
 from moesr_bids.bids.status import ImageStatus, read_statuses, write_status, write_table
+from moesr_bids.cli.outcomes import forget_what_is_gone
 from moesr_bids.config import Settings
 
 FILES = (
@@ -65,6 +67,61 @@ def test_database_serves_later_runs_with_other_selections(settings: Settings, tm
     assert names(attrs.evolve(with_database, participant_label=("02",))) == [FILES[3], FILES[4]]
 
 
+def test_database_that_was_never_finished_is_made_again(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bids.layout import BIDSLayoutIndexer
+
+    with_database = attrs.evolve(settings, bids_database_dir=tmp_path / "db")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BIDSLayoutIndexer, "_index_dir", killed)
+        with pytest.raises(KeyboardInterrupt):
+            names(with_database)
+    assert names(with_database) == [FILES[0], FILES[1], FILES[3], FILES[4]]
+    moved = settings.bids_dir.rename(tmp_path / "moved")
+    settings.bids_dir.mkdir()
+    with pytest.raises(ValueError, match="the database is that of"):
+        names(attrs.evolve(with_database, bids_dir=moved))
+
+
+def problems(settings: Settings, *files: str, **changes: Any) -> dict[str, str]:
+    for name in files:
+        path = settings.bids_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return {image.relative: image.problem for image in collect_images(attrs.evolve(settings, **changes))}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sub-ABC-001/anat/sub-ABC-001_T1w.nii.gz", "letters and digits only"),
+        ("sub-3/ses-pre-op/anat/sub-3_ses-pre-op_T1w.nii.gz", "letters and digits only"),
+        ("sub-3/anat/sub-3_acq-0.8mm_T1w.nii.gz", "letters and digits only"),
+        ("sub-3/anat/sub-4_T1w.nii.gz", "does not repeat the labels of its folders"),
+        ("sub-01/anat/sub-01_desc-defaced_T1w.nii.gz", "outputs of another image would have the same names"),
+    ],
+)
+def test_names_that_cannot_be_used_are_told(settings: Settings, name: str, words: str) -> None:
+    label = name.split("/", 1)[0].removeprefix("sub-")
+    for chosen in ((), (label,)):
+        assert words in problems(settings, name, participant_label=chosen)[name]
+
+
+def test_only_the_anat_folders_of_participants_count(tmp_path: Path, settings: Settings) -> None:
+    others = ("old/sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/old/sub-01_T1w.nii.gz", "sub-01/sub-01_T1w.nii.gz")
+    assert set(problems(settings, *others)) == {FILES[0], FILES[1], FILES[3], FILES[4]}
+    # PyBIDS takes the first folder that is named like a data type, wherever it is.
+    below = tmp_path / "pet" / "data"
+    below.parent.mkdir()
+    settings.bids_dir.rename(below)
+    assert len(collect_images(attrs.evolve(settings, bids_dir=below))) == 4
+
+
 def test_dangling_links_and_broken_sidecars_do_not_hide_images(settings: Settings) -> None:
     anat = settings.bids_dir / "sub-01" / "anat"
     (anat / "sub-01_T1w.nii.gz").unlink()
@@ -110,6 +167,29 @@ def test_outputs_of_several_images_never_share_a_name(settings: Settings) -> Non
     # All but the reference have transforms to it and back.
     assert len(paths) == 11 * len(stems) + 2 * (len(stems) - 1)
     assert len(set(paths)) == len(paths)
+
+
+@pytest.mark.parametrize(
+    ("relative", "key"),
+    [
+        ("sub-01/ses-02/anat/sub-01_ses-02_run-1_T1w.nii.gz", "sub-01_ses-02_run-1_T1w"),
+        ("sub-01/ses-02/anat/sub-01_ses-01_T1w.nii.gz", "sub-01_ses-02_name-sub01ses01_T1w"),
+        ("sub-02/anat/sub-01_T1w.nii.gz", "sub-02_name-sub01_T1w"),
+        ("sub-02/anat/T1w.nii", "sub-02_T1w"),
+    ],
+)
+def test_a_misnamed_file_has_a_status_of_its_own(relative: str, key: str) -> None:
+    assert ImageStatus(participant_id=relative.split("/", 1)[0], image=relative).key == key
+
+
+def test_status_of_what_is_gone_is_forgotten(settings: Settings) -> None:
+    kept = ImageStatus(participant_id="sub-01", image=FILES[0], state="done")
+    gone = ImageStatus(participant_id="sub-01", image="sub-01/anat/sub-01_acq-x_T1w.nii.gz", state="failed")
+    other = ImageStatus(participant_id="sub-09", image="sub-09/anat/sub-09_T1w.nii.gz", state="failed")
+    for status in (kept, gone, other, ImageStatus(participant_id="sub-01", state="failed")):
+        write_status(settings.output_dir, status)
+    forget_what_is_gone(settings, collect_images(settings))
+    assert read_statuses(settings.output_dir) == [kept, other]
 
 
 def test_status_table_has_a_row_per_image_and_one_line_reasons(tmp_path: Path) -> None:

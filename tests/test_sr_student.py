@@ -273,6 +273,18 @@ def test_uncertainty_is_calibrated_by_contrast_and_has_the_images_units(learned:
     np.testing.assert_allclose(scaled.uncertainty.get_fdata(), 10 * std, rtol=1e-2)
 
 
+def test_command_takes_the_contrast_from_the_name(learned: Path, tmp_path: Path) -> None:
+    used = {}
+    for name, options in (("sub-1_T1w", []), ("scan", []), ("sub-1_FLAIR", ["--contrast", "T1w"])):
+        nib.save(thick(), tmp_path / f"{name}.nii.gz")
+        outputs = [str(tmp_path / "out.nii.gz"), "--record", str(tmp_path / "out.json")]
+        arguments = [str(tmp_path / f"{name}.nii.gz"), *outputs, "--model", str(learned), "--resolution", "1", *options]
+        assert main(["sr", *arguments]) == 0
+        used[name] = json.loads((tmp_path / "out.json").read_text())["UncertaintyCalibration"]
+    assert [used[name]["Temperature"] for name in used] == [2.0, 1.5, 2.0]
+    assert [used[name]["Contrasts"] for name in used] == [["T1w"]] * 3
+
+
 def test_error_ratios_find_the_factor_and_the_coverage() -> None:
     random = np.random.default_rng(0)
     std = random.uniform(1, 3, size=(40, 40, 40))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,10 @@ from moesr_bids.bids.sidecars import read_metadata
 from moesr_bids.config import Settings
 
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")
+_DATABASE = "layout_index.sqlite"  # as PyBIDS names it
+_NAME = re.compile(r"([a-z]+-[0-9A-Za-z+]+_)*[0-9A-Za-z]+\.nii(\.gz)?")
+# Entities that outputs have for themselves: what a raw image says there does not reach their names.
+_OVERWRITTEN = ("space", "res", "label", "desc", "from", "to", "mode")
 
 
 @attrs.frozen(kw_only=True)
@@ -96,15 +101,26 @@ def participant_labels(settings: Settings) -> list[str]:
 def _layout(settings: Settings) -> Any:
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
-    ignore: list[Any] = ["code", "stimuli", "sourcedata", "models", "derivatives", re.compile(r"^\.")]
+    # Only participants' folders, and of these only where anatomy may be.
+    ignore = [re.compile(r"^/(?!sub-)")]
     ignore.append(re.compile(r"/(func|dwi|fmap|perf|meg|eeg|ieeg|pet|micr|beh|motion|nirs)(/|$)"))
-    if settings.participant_label and settings.bids_database_dir is None:
+    database = settings.bids_database_dir
+    if settings.participant_label and database is None:
         # A database outlives this run and its selection, so it must hold everybody.
         chosen = "|".join(map(re.escape, settings.participant_label))
-        ignore.append(re.compile(rf"/sub-(?!({chosen})(/|_|$))"))
+        ignore.append(re.compile(rf"^/sub-(?!({chosen})(/|$))"))
     # Metadata is read per image by `read_metadata`: indexing it stops at the first broken JSON.
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore)
-    return BIDSLayout(settings.bids_dir, validate=False, indexer=indexer, database_path=settings.bids_database_dir)
+    if database is not None and not (database / _DATABASE).exists():
+        database.mkdir(parents=True, exist_ok=True)
+        # PyBIDS writes the files last: what a killed run leaves behind would be an index of nothing.
+        with tempfile.TemporaryDirectory(dir=database, prefix=".") as temporary:
+            BIDSLayout(settings.bids_dir, validate=False, indexer=indexer, database_path=temporary).session.close()
+            (Path(temporary) / _DATABASE).replace(database / _DATABASE)
+    layout = BIDSLayout(settings.bids_dir, validate=False, indexer=indexer, database_path=database)
+    if Path(layout.root) != settings.bids_dir:
+        raise ValueError(f"the database is that of {layout.root}, not of {settings.bids_dir}; give another folder")
+    return layout
 
 
 def collect_images(settings: Settings) -> list[RawImage]:
@@ -121,30 +137,48 @@ def collect_images(settings: Settings) -> list[RawImage]:
         Sorted by path. Dangling links are included: what they lack is told per image. Images whose names cannot be
         used have their `RawImage.problem` stated.
 
+    Raises
+    ------
+    ValueError
+        If the filters name an entity that PyBIDS does not know, or the database is that of another data set.
+
     """
     layout = _layout(settings)
     images = []
     for suffix in settings.suffixes:
-        filters: dict[str, Any] = {
-            "datatype": "anat",
-            **settings.bids_filters.get("anat", {}),
-            **settings.bids_filters.get(suffix, {}),
-            "suffix": suffix,
-            "extension": list(NIFTI_EXTENSIONS),
-            "subject": participant_labels(settings),
-        }
-        if settings.session_label:
-            filters["session"] = list(settings.session_label)
-        for file in layout.get(**filters):
+        # PyBIDS answers what the filters ask. Participant, session and folder are judged here: it finds them anywhere
+        # in the path, that of the data set included, and reads labels that are not alphanumeric only in part.
+        filters = {**settings.bids_filters.get("anat", {}), **settings.bids_filters.get(suffix, {})}
+        for file in layout.get(**{**filters, "suffix": suffix}):
             path = Path(file.path)
-            metadata, warnings = read_metadata(path, settings.bids_dir)
-            images.append(RawImage(path=path, root=settings.bids_dir, metadata=metadata, warnings=warnings))
+            if _is_selected(path, settings):
+                metadata, warnings = read_metadata(path, settings.bids_dir)
+                images.append(RawImage(path=path, root=settings.bids_dir, metadata=metadata, warnings=warnings))
     stems = Counter((image.path.parent, image.stem) for image in images)
-    named = [attrs.evolve(image, problem=_name_problem(image, stems)) for image in images]
+    outputs = Counter(_output_name(image) for image in images)
+    named = [attrs.evolve(image, problem=_name_problem(image, stems, outputs)) for image in images]
     return sorted(named, key=lambda image: image.path)
 
 
-def _name_problem(image: RawImage, stems: Counter[tuple[Path, str]]) -> str:
+def _is_selected(path: Path, settings: Settings) -> bool:
+    """Whether a file is an image in an ``anat`` folder of a participant and a session that were asked for."""
+    participant, *folders = path.relative_to(settings.bids_dir).parts[:-1]
+    sessions = {f"ses-{label}" for label in settings.session_label}
+    return (
+        path.name.endswith(NIFTI_EXTENSIONS)
+        and folders[-1:] == ["anat"]
+        and (not settings.participant_label or participant.removeprefix("sub-") in settings.participant_label)
+        and (not sessions or not sessions.isdisjoint(folders))
+    )
+
+
+def _output_name(image: RawImage) -> tuple[str, ...]:
+    """Return what the names of an image's outputs are made of."""
+    kept = [f"{key}-{label}" for key, label in image.entities.items() if key not in _OVERWRITTEN]
+    return image.participant, *kept, image.suffix
+
+
+def _name_problem(image: RawImage, stems: Counter[tuple[Path, str]], outputs: Counter[tuple[str, ...]]) -> str:
     """Say why the outputs of an image could not be named after it, or nothing."""
     if stems[image.path.parent, image.stem] > 1:
         return f"{image.path}: there is a .nii and a .nii.gz of this name; remove one of them"
@@ -152,4 +186,8 @@ def _name_problem(image: RawImage, stems: Counter[tuple[Path, str]]) -> str:
     stated = [f"{key}-{image.entities[key]}" for key in ("sub", "ses") if key in image.entities]
     if stated != [folder for folder in folders if folder.startswith(("sub-", "ses-"))]:
         return f"{image.path}: the file name does not repeat the labels of its folders; rename it as BIDS asks"
+    if not _NAME.fullmatch(image.path.name):
+        return f"{image.path}: labels may hold letters and digits only; rename it as BIDS asks"
+    if outputs[_output_name(image)] > 1:
+        return f"{image.path}: outputs of another image would have the same names; rename or remove one of them"
     return ""

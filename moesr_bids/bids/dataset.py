@@ -10,6 +10,7 @@ from typing import Any
 
 from moesr_bids import __version__
 from moesr_bids.atomic import write_text
+from moesr_bids.bids.sidecars import read_sidecar
 from moesr_bids.config import Settings
 
 BIDS_VERSION = "1.10.0"
@@ -45,6 +46,16 @@ def dataset_description(settings: Settings) -> dict[str, Any]:
         "SourceDatasets": [{"URL": settings.bids_dir.as_uri()}],
         "HowToAcknowledge": "Cite the works listed in logs/CITATION.md.",
     }
+
+
+def other_dataset(output_dir: Path) -> str:
+    """Return the name of the data set in a folder, if it is not one of this app; empty if there is none."""
+    path = output_dir / "dataset_description.json"
+    if not path.exists():
+        return ""
+    told = read_sidecar(path)
+    makers = [maker.get("Name") for maker in told.get("GeneratedBy") or () if isinstance(maker, Mapping)]
+    return "" if "moesr-bids" in makers else str(told.get("Name") or path.name)
 
 
 def prepare_output_folder(settings: Settings) -> None:

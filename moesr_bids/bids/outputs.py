@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import attrs
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.gradients import plan_gradunwarp
-from moesr_bids.bids.sidecars import read_metadata
+from moesr_bids.bids.sidecars import read_metadata, read_sidecar
 from moesr_bids.config import Settings
 from moesr_bids.sr.models import EXPERTS, weights_sha256
 
@@ -111,7 +111,13 @@ def sidecar_of(path: str) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
+    """Return the SHA-256 of a file as hexadecimal digits; a file that did not change is read once."""
+    status = path.stat()
+    return _sha256(path, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _sha256(path: Path, mtime_ns: int, size: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -169,15 +175,6 @@ def _as_it_was_made(image: RawImage, record: Mapping[str, Any], settings: Settin
     path = image.root / str(told["Used"])
     used = RawImage(path=path, root=image.root, metadata=read_metadata(path, image.root)[0])
     return attrs.evolve(image, reference=used, instead_of=planned)
-
-
-def read_sidecar(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty dictionary where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def finished_record(image: RawImage, settings: Settings) -> Mapping[str, Any] | None:

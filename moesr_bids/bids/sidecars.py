@@ -7,6 +7,7 @@ its metadata, and the reason is kept for the report.
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,30 @@ def sidecar_files(image: Path, root: Path) -> list[Path]:
     entities, suffix = _entities(image.name)
     found: list[Path] = []
     for folder in reversed([parent for parent in image.parents if parent.is_relative_to(root)]):
-        here = [path for path in folder.glob(f"*{suffix}.json") if _applies(path, entities, suffix)]
+        here = [path for path in _json_files(folder, folder.stat().st_mtime_ns) if _applies(path, entities, suffix)]
         found += sorted(here, key=lambda path: len(_entities(path.name)[0]))
     return found
+
+
+@lru_cache(maxsize=8)
+def _json_files(folder: Path, mtime_ns: int) -> list[Path]:
+    """JSON files of a folder as it was at this time: the root, with all its participants, is listed once."""
+    del mtime_ns
+    return sorted(folder.glob("*.json"))
 
 
 def _applies(path: Path, entities: frozenset[str], suffix: str) -> bool:
     candidate, candidate_suffix = _entities(path.name)
     return candidate_suffix == suffix and candidate <= entities
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty dictionary where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_metadata(image: Path, root: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

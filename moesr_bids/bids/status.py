@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import time
 from pathlib import Path
 
 import attrs
@@ -63,11 +65,20 @@ class ImageStatus:
 
     @property
     def key(self) -> str:
-        """Name of the status file without extension."""
+        """Name of the status file without extension.
+
+        It is the image's stem, unless its name does not repeat its folders: then it could be that of another image.
+        """
         if self.image == "n/a":
             return self.participant_id
-        stem = Path(self.image).name.split(".", 1)[0]
-        return stem if stem.startswith("sub-") else f"{self.participant_id}_{stem}"
+        *folders, name = self.image.split("/")
+        stem = re.sub(r"\.nii(\.gz)?$", "", name).replace(".", "")
+        labels = [folder for folder in folders if folder.startswith(("sub-", "ses-"))]
+        if stem.startswith("_".join(labels) + "_"):
+            return stem
+        told, _, suffix = stem.rpartition("_")
+        plain = re.sub(r"[^0-9A-Za-z]", "", told)
+        return "_".join([*labels, *([f"name-{plain}"] if plain else []), suffix])
 
 
 def write_status(output_dir: Path, status: ImageStatus) -> None:
@@ -90,15 +101,26 @@ def read_statuses(output_dir: Path) -> list[ImageStatus]:
     return statuses
 
 
-def write_table(output_dir: Path) -> Path:
-    """Write ``logs/status.tsv`` from all status files, with its data dictionary, and return its path."""
+def write_table(output_dir: Path, *, unless_younger_s: float = 0.0) -> Path:
+    """Write ``logs/status.tsv`` from all status files, with its data dictionary, and return its path.
+
+    Parameters
+    ----------
+    output_dir : pathlib.Path
+        Output folder.
+    unless_younger_s : float
+        A table of fewer seconds stays as it is: it takes a read of every status file of the data set.
+
+    """
+    path = output_dir / "logs" / "status.tsv"
+    if path.exists() and time.time() - path.stat().st_mtime < unless_younger_s:
+        return path
     stream = io.StringIO()
     writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
     writer.writerow(COLUMNS)
     for status in read_statuses(output_dir):
         row = attrs.asdict(status)
         writer.writerow(["n/a" if row[name] is None else " ".join(str(row[name]).split()) for name in COLUMNS])
-    path = output_dir / "logs" / "status.tsv"
     write_text(path, stream.getvalue())
     write_text(path.with_suffix(".json"), data_dictionary(COLUMNS))
     return path

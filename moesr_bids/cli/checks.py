@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moesr_bids.bids.dataset import other_dataset
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADIENT_EXTENSIONS, SUFFIXES, OutputSpace, Settings
 from moesr_bids.sr.sampling import ESTIMATES
 
@@ -40,7 +41,15 @@ def read_filters(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
     if unknown := sorted(set(filters) - allowed):
         raise UsageError(f"BIDS filter file {path}: {unknown[0]} is none of {', '.join(SUFFIXES)}, anat")
     by_lower = {suffix.lower(): suffix for suffix in SUFFIXES}
-    return {by_lower.get(str(key).lower(), str(key)): value for key, value in filters.items()}
+    return {by_lower.get(str(key).lower(), str(key)): _plain_filter(path, key, value) for key, value in filters.items()}
+
+
+def _plain_filter(path: Path, name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what a filter says of itself, as those of fMRIPrep do; it must be true."""
+    for key, expected in (("datatype", "anat"), ("suffix", name)):
+        if key in chosen and name != "anat" and str(chosen[key]).lower() != expected.lower():
+            raise UsageError(f"BIDS filter file {path}: the {key} of {name} is {expected}, not {chosen[key]}")
+    return {key: value for key, value in chosen.items() if key not in ("datatype", "suffix")}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -65,6 +74,8 @@ def _check_folders(settings: Settings) -> None:
         raise UsageError(f"work folder {work_dir} lies inside the input {bids_dir}; choose another with --work-dir")
     if work_dir.resolve() == output_dir.resolve():
         raise UsageError(f"work folder and output folder are both {work_dir}; choose another with --work-dir")
+    if name := other_dataset(output_dir):
+        raise UsageError(f"{output_dir} holds another data set ({name}); choose another output folder")
     for folder, option in ((output_dir, "the output folder"), (work_dir, "--work-dir")):
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder}, given as {option}, is a file")

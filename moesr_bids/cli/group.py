@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moesr_bids.bids.status import write_table
 from moesr_bids.config import Settings
 
 
@@ -10,6 +11,8 @@ def run_group(settings: Settings) -> int:
     from moesr_bids.cli.console import say
     from moesr_bids.reports.group import build_group
 
+    if (settings.output_dir / "logs" / "status").is_dir():
+        write_table(settings.output_dir)  # of two jobs that end together, the older table may have come last
     try:
         paths = build_group(settings.output_dir)
     except ValueError as error:

@@ -65,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="log of the Jacobian determinant of the gradient-nonlinearity correction of IN",
     )
     sr.add_argument(
-        "--contrast", choices=SUFFIXES, default="", help="what IN is, for the calibration of the uncertainty"
+        "--contrast",
+        choices=SUFFIXES,
+        help="what IN is, for the calibration of the uncertainty (default: what its name ends with)",
     )
     sr.add_argument(
         "--uncertainty", type=Path, metavar="FILE", help="write the standard deviation of the error (learned models)"
@@ -177,6 +179,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _suffix(path: Path) -> str:
+    """BIDS suffix of a file name, if it is one of an image that can be used."""
+    suffix = path.name.split(".", 1)[0].rpartition("_")[2]
+    return suffix if suffix in SUFFIXES else ""
+
+
 def _usage_problem(options: argparse.Namespace) -> str | None:
     for path in (options.output, options.residual, options.uncertainty):
         if path is not None and not path.name.endswith(_IMAGE_SUFFIXES):
@@ -226,7 +234,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
             metadata=_read_metadata(options.metadata),
             mask=options.mask,
             guidance={name: path for name, path in guidance.items() if path is not None},
-            contrast=options.contrast,
+            contrast=options.contrast or _suffix(options.input),
             averaged=options.test_time_averaging,
             runtime=options.runtime,
             sampling=Sampling(samples=options.samples, estimate=options.estimate),

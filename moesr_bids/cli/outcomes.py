@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from moesr_bids.bids.collect import RawImage, participant_labels
 from moesr_bids.bids.crashes import Crash
 from moesr_bids.bids.outputs import finished_record
+from moesr_bids.bids.sidecars import read_sidecar
 from moesr_bids.bids.status import ImageStatus
 from moesr_bids.config import SUFFIXES, Settings
 
@@ -75,10 +77,17 @@ def _has_anatomy(folder: Path) -> bool:
     return any(path for suffix in SUFFIXES for path in folder.glob(f"**/anat/*_{suffix}.nii*"))
 
 
-def forget_participants(output_dir: Path, images: Iterable[RawImage]) -> None:
-    """Remove what an earlier run said of a participant as a whole, now that there are images."""
-    for label in {image.participant for image in images}:
-        (output_dir / "logs" / "status" / f"sub-{label}.json").unlink(missing_ok=True)
+def forget_what_is_gone(settings: Settings, images: Iterable[RawImage]) -> None:
+    """Remove what earlier runs said of these participants as a whole, and of images that they had and have no more."""
+    participants = {f"sub-{image.participant}" for image in images}
+    for path in (settings.output_dir / "logs" / "status").glob("sub-*.json"):
+        participant = path.stem.split("_", 1)[0]
+        if participant not in participants:
+            continue
+        image = read_sidecar(path).get("image", "n/a")
+        # A dangling link is still there: what it lacks is told of it.
+        if path.stem == participant or (image != "n/a" and not os.path.lexists(settings.bids_dir / image)):
+            path.unlink(missing_ok=True)
 
 
 def _measured(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from moesr_bids.bids.status import read_statuses, write_status, write_table
 from moesr_bids.cli.checks import UsageError
 from moesr_bids.cli.console import Progress, say
 from moesr_bids.cli.outcomes import (
-    forget_participants,
+    forget_what_is_gone,
     image_status,
     outcome,
     rejected_status,
@@ -46,7 +47,11 @@ def run_participants(settings: Settings) -> int:
     """
     if settings.reports_only:
         return _reports_only(settings)
-    found = with_references(collect_images(settings))
+    try:
+        found = with_references(collect_images(settings))
+    except ValueError as error:  # of PyBIDS, most often: an entity that it does not know
+        source = settings.bids_filter_file or settings.bids_database_dir or settings.bids_dir
+        raise UsageError(f"{source}: {str(error).partition(' If you')[0]}") from None
     _refuse_second_resolution(found, settings)
     images = [image for image in found if not image.problem]
     if settings.dry_run:
@@ -58,19 +63,20 @@ def run_participants(settings: Settings) -> int:
         say(f"wrote {settings.output_dir / 'logs' / 'CITATION.md'}")
         return 0
     if not settings.skip_bids_validation:
+        say(f"the BIDS validator reads {settings.bids_dir}; --skip-bids-validation goes without")
         _validate(settings)
     # Tasks of a cluster array start within one second of each other.
     save_settings(settings, f"run-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
 
     finished = {image: record for image in images if (record := finished_record(image, settings)) is not None}
     todo = [image for image in images if image not in finished]
-    forget_participants(settings.output_dir, found)
+    forget_what_is_gone(settings, found)
     for image in finished:
         write_status(settings.output_dir, skipped_status(image, finished[image]))
     for image in todo:
         write_status(settings.output_dir, image_status(image, state="running"))
-    # A run that is killed leaves this table behind, with the images it had begun.
-    write_table(settings.output_dir)
+    # A run that is killed leaves this table behind, with the images it had begun. The tasks of an array begin at once.
+    write_table(settings.output_dir, unless_younger_s=10)
     say(
         f"{len(found)} images of {len({image.participant for image in found})} participants: "
         f"{len(todo)} to process, {len(finished)} already complete"
@@ -93,7 +99,7 @@ def run_participants(settings: Settings) -> int:
     done = sum(status.state == "done" for status in statuses)
     say(f"{done} done, {len(finished)} skipped, {len(failed)} failed; status of every image: {table}")
     if settings.clean_workdir and not failed:
-        _clean(settings, {image.participant for image in images})
+        _clean(settings, images)
     return 1 if failed or not reports_written else 0
 
 
@@ -203,7 +209,7 @@ def _validate(settings: Settings) -> None:
 def _settle(image: RawImage, settings: Settings) -> None:
     """Write status and report as soon as an image is published: a long run shows what it has."""
     write_status(settings.output_dir, outcome(image, settings, None, None))
-    write_table(settings.output_dir)
+    write_table(settings.output_dir, unless_younger_s=60)
     _write_reports(settings, [image.participant], quiet=True)
 
 
@@ -254,12 +260,15 @@ def _write_reports(settings: Settings, participants: Sequence[str], *, quiet: bo
     return written
 
 
-def _clean(settings: Settings, participants: set[str]) -> None:
+def _clean(settings: Settings, images: Sequence[RawImage]) -> None:
+    """Remove the intermediate files of these images; other runs may have theirs beside them."""
     from moesr_bids.workflows.base import WORKFLOW_NAME, participant_workflow_name
 
     folder: Path = settings.work_dir / WORKFLOW_NAME
-    for label in participants:
-        shutil.rmtree(folder / participant_workflow_name(label), ignore_errors=True)
-    if folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
-        shutil.rmtree(folder, ignore_errors=True)
+    for image in images:
+        participant = folder / participant_workflow_name(image.participant)
+        shutil.rmtree(participant / image.workflow_name, ignore_errors=True)
+        for empty in (participant, folder):
+            with suppress(OSError):  # it is not empty
+                empty.rmdir()
     say(f"removed the intermediate files in {folder}")

@@ -16,8 +16,9 @@ import attrs
 
 from moesr_bids import __version__
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.bids.outputs import output_paths, read_sidecar, settings_hash, sha256, sidecar_of
-from moesr_bids.bids.sidecars import read_metadata
+from moesr_bids.bids.dataset import other_dataset
+from moesr_bids.bids.outputs import output_paths, settings_hash, sha256, sidecar_of
+from moesr_bids.bids.sidecars import read_metadata, read_sidecar
 from moesr_bids.config import Settings
 from moesr_bids.sr.models import weights_sha256
 
@@ -175,6 +176,8 @@ def _refuse_old_outputs(recipe: Recipe, settings: Settings) -> None:
     there = settings.output_dir / output_paths(recipe.image, settings)["moesr"]
     if there.exists():
         raise ValueError(f"{there} exists; give another --output-dir")
+    if name := other_dataset(settings.output_dir):
+        raise ValueError(f"{settings.output_dir} holds another data set ({name}); give another --output-dir")
 
 
 def _raw_root(sidecar: Path) -> Path:

@@ -18,13 +18,13 @@ from moesr_bids import atomic
 from moesr_bids.bids.outputs import (
     figure_path,
     output_paths,
-    read_sidecar,
     reference_block,
     settings_hash,
     sha256,
     sidecar_of,
 )
 from moesr_bids.bids.provenance import moesr_block, sidecars
+from moesr_bids.bids.sidecars import read_sidecar
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.sr.storage import write_compact
 
