@@ -140,6 +140,30 @@ def test_images_that_are_refused(tmp_path: Path, data: np.ndarray, message: str)
     assert "bad.nii.gz" in str(caught.value)
 
 
+def test_geometry_and_numbers_that_are_refused() -> None:
+    data = np.random.default_rng(0).uniform(1, 100, (12, 12, 12)).astype(np.float32)
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.2
+    metres = nib.Nifti1Image(data, np.eye(4))
+    metres.header.set_xyzt_units("meter")
+    for image, message in (
+        (nib.Nifti1Image(data, sheared), "not at right angles"),
+        (nib.Nifti1Image(data.astype(np.complex64), np.eye(4)), "complex"),
+        (metres, "not in mm"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            super_resolve(image, resolution=1.0, model="cubic")
+
+
+def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
+    image, path = _image(), tmp_path / "mask.nii.gz"
+    noise = np.random.default_rng(0).integers(0, 255, image.shape).astype(np.uint8)
+    nib.Nifti1Image(noise, image.affine).to_filename(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=r"mask\.nii\.gz: the voxels cannot be read"):
+        super_resolve(image, resolution=1.0, model="cubic", mask=path)
+
+
 def test_device_is_never_replaced_in_silence():
     assert choose_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match="unknown device"):

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from benchmarks.degrade import all_cases, degrade
 from benchmarks.quality import load_truths
@@ -97,6 +98,10 @@ def test_weights_that_are_not_what_their_card_says_are_refused(learned: Path, tm
     learned.with_suffix(".json").write_text(json.dumps(facts))
     with pytest.raises(ValueError, match="not of the network"):
         Weights.read(learned).network(torch.device("cpu"))
+    facts["network"]["of the future"] = 1
+    learned.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="this version does not know"):
+        get_model(str(learned))
 
 
 def test_space_to_depth_is_undone() -> None:
@@ -180,6 +185,17 @@ def test_typical_acquisitions_are_as_scans_are_described() -> None:
         psf = PSF.from_acquisition(zooms)
         vector = acquisition_vector(psf, zooms, (1, 1, 1), 0.02, (False, False))
         torch.testing.assert_close(found[number, :9], vector[:9], rtol=0, atol=1e-5)
+
+
+@given(angles=st.tuples(*[st.floats(-40, 40)] * 3))
+@settings(deadline=None)
+def test_the_angle_of_the_head_decides_nothing(angles: tuple[float, float, float]) -> None:
+    for zooms in ((1.0, 1.0, 1.0), (1.0, 1.0, 1.5), (0.9, 3.0, 0.9)):
+        turned = np.eye(4)
+        turned[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(zooms)
+        seen = nib.affines.voxel_sizes(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), turned.astype(np.float32)).affine)
+        assert axis_order(seen, (0.7,) * 3) == axis_order(zooms, (0.7,) * 3)
+        assert PSF.from_acquisition(seen) == PSF.from_acquisition(zooms)
 
 
 @given(zooms=st.permutations([0.6, 1.0, 3.0]), target=st.floats(0.5, 1.2))

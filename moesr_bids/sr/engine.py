@@ -35,6 +35,7 @@ DEFAULT_RESOLUTION = 0.7
 _WAY_OUT = "--device cpu or a coarser --resolution"
 _PERCENTILE = 99.0
 # Each projection undoes part of the other one; after some turns what is left is small.
+_LARGEST_SHEAR = 0.05  # cosine of the angle between two axes
 _PROJECTIONS = 4
 
 
@@ -281,7 +282,13 @@ def _load(image: SpatialImage | str | Path) -> tuple[SpatialImage, str]:
         return nib.load(image), str(image)
     except FileNotFoundError:
         raise ImageError(f"{image}: no such file; check the path") from None
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+    except (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:
         raise ImageError(f"{image}: not a readable NIfTI image ({error}); convert or fetch it again") from error
 
 
@@ -290,16 +297,27 @@ def _checked_data(image: SpatialImage, name: str) -> NDArray[np.float32]:
         raise ImageError(f"{name}: a 3-D image is needed, this one has shape {image.shape}; extract one volume")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise ImageError(f"{name}: the affine is not invertible; repair the header")
-    try:
-        data = np.array(np.asanyarray(image.dataobj), dtype=np.float32, order="C")
-    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
-        raise ImageError(f"{name}: the voxels cannot be read ({error}); the file may be truncated") from error
+    directions = image.affine[:3, :3] / nib.affines.voxel_sizes(image.affine)
+    if np.abs(directions.T @ directions - np.eye(3)).max() > _LARGEST_SHEAR:
+        raise ImageError(f"{name}: the axes of the affine are not at right angles; convert the image again")
+    if isinstance(image, nib.Nifti1Image) and image.header.get_xyzt_units()[0] in ("meter", "micron"):
+        raise ImageError(f"{name}: voxel sizes are not in mm; convert the image again")
+    if np.issubdtype(image.get_data_dtype(), np.complexfloating):
+        raise ImageError(f"{name}: the voxels are complex numbers; export a magnitude image")
+    data = _voxels(image, name)
     if not np.isfinite(data).all():
         count = int(np.count_nonzero(~np.isfinite(data)))
         raise ImageError(f"{name}: {count} voxels are NaN or infinite; replace them first")
     if data.min() == data.max():
         raise ImageError(f"{name}: all voxels have the value {data.flat[0]:g}; there is no image in this file")
     return data
+
+
+def _voxels(image: SpatialImage, name: str) -> NDArray[np.float32]:
+    try:
+        return np.array(np.asanyarray(image.dataobj), dtype=np.float32, order="C")
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
+        raise ImageError(f"{name}: the voxels cannot be read ({error}); the file may be truncated") from error
 
 
 def _load_on_grid(
@@ -313,7 +331,7 @@ def _load_on_grid(
 
 def _checked_mask(mask: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.bool_]:
     source, mask_name = _load_on_grid(mask, image, name, "mask")
-    inside = np.asanyarray(source.dataobj) > 0.5
+    inside = _voxels(source, mask_name) > 0.5
     if np.count_nonzero(inside) < 100:
         raise ImageError(f"{mask_name}: the mask has fewer than 100 voxels; check the brain extraction")
     return inside
@@ -321,7 +339,7 @@ def _checked_mask(mask: SpatialImage | str | Path, image: SpatialImage, name: st
 
 def _checked_map(value: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.float32]:
     source, map_name = _load_on_grid(value, image, name, "map")
-    data = np.array(np.asanyarray(source.dataobj), dtype=np.float32, order="C")
+    data = _voxels(source, map_name)
     if not np.isfinite(data).all():
         raise ImageError(f"{map_name}: the map has voxels that are NaN or infinite; replace them first")
     return data

@@ -84,7 +84,7 @@ def foreground(data: NDArray[np.floating]) -> NDArray[np.bool_]:
     if positive.size == 0 or positive.min() == positive.max():
         return data != 0 if (data != 0).any() else np.ones(data.shape, dtype=bool)
     # Every fourth voxel is enough for a histogram.
-    threshold = 0.5 * threshold_otsu(np.clip(positive[:: max(1, positive.size // 2_000_000)], 0, None))
+    threshold = 0.5 * threshold_otsu(positive[:: max(1, positive.size // 2_000_000)])
     return np.asarray(ndimage.binary_fill_holes(data > threshold), dtype=bool)
 
 

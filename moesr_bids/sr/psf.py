@@ -79,7 +79,8 @@ class PSF:
             BIDS sidecar; ``MRAcquisitionType``, ``SliceThickness`` and ``SpacingBetweenSlices`` (mm) are looked at.
         """
         metadata = metadata or {}
-        sizes = [float(z) for z in zooms]
+        # Oblique affines give equal voxel sizes that differ by rounding.
+        sizes = [round(float(z), 5) for z in zooms]
         dimension = str(metadata.get("MRAcquisitionType", "")).upper()
         thickness, spacing = (_millimetres(metadata.get(k)) for k in ("SliceThickness", "SpacingBetweenSlices"))
         axis = int(np.argmax(sizes))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from attrs import field, frozen
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .models.network import ResidualNetwork
 
     Network: TypeAlias = ResidualNetwork | MixtureNetwork
+
+Shape = TypeVar("Shape")
 
 PACKAGED = Path(__file__).resolve().parents[1] / "data" / "weights"
 SUFFIX = ".safetensors"
@@ -86,6 +88,22 @@ class Weights:
             "Coverage": self.card.get("coverage", {}),
         }
 
+    def shape(self, kind: Callable[..., Shape]) -> Shape:
+        """Return the sizes of the network that the card names.
+
+        Raises
+        ------
+        ValueError
+            If this version does not know such a network.
+        """
+        try:
+            return kind(**self.card["network"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"weights {self.path}: their card names a network that this version does not know ({error}); update "
+                "moesr-bids, or train again"
+            ) from error
+
     def network(self, device: torch.device) -> Network:
         """Build the network, in evaluation mode, float32.
 
@@ -98,22 +116,21 @@ class Weights:
         from safetensors.torch import load_file
 
         try:
-            network = _blank(self.kind, self.card["network"])
+            network = self._blank()
             network.load_state_dict(load_file(self.path))
-        except (KeyError, TypeError, RuntimeError) as error:
+        except RuntimeError as error:
             raise ValueError(f"weights {self.path}: not of the network that the card names ({error})") from error
         return network.to(device, memory_format=torch.channels_last_3d).eval().requires_grad_(False)  # type: ignore[call-overload]
 
+    def _blank(self) -> Network:
+        """Build the network without its weights."""
+        if self.kind == "moediff":
+            from .models.mixture import MixtureNetwork, MixtureShape
 
-def _blank(kind: str, sizes: Mapping[str, Any]) -> Network:
-    """Build a network of a kind without its weights."""
-    if kind == "moediff":
-        from .models.mixture import MixtureNetwork, MixtureShape
+            return MixtureNetwork(self.shape(MixtureShape))
+        from .models.network import NetworkShape, ResidualNetwork
 
-        return MixtureNetwork(MixtureShape(**sizes))
-    from .models.network import NetworkShape, ResidualNetwork
-
-    return ResidualNetwork(NetworkShape(**sizes))
+        return ResidualNetwork(self.shape(NetworkShape))
 
 
 def write_weights(path: Path, network: Network, card: Mapping[str, Any]) -> Weights:

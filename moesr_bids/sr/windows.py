@@ -74,7 +74,7 @@ def plan_windows(shape: Sequence[int], box: Box, *, halo: int, largest: int, mul
 
     Raises
     ------
-    ValueError
+    MemoryError
         If even the smallest window is larger than ``largest``.
     """
     snapped = [
@@ -89,7 +89,10 @@ def plan_windows(shape: Sequence[int], box: Box, *, halo: int, largest: int, mul
         lengths = [(high - low) / n for (low, high), n in zip(snapped, parts, strict=True)]
         axis = max(range(3), key=lambda a: lengths[a])
         if lengths[axis] <= _LEAST_CORE:
-            raise ValueError(f"a window of {largest} voxels is too small: the network sees {halo} to each side")
+            raise MemoryError(
+                f"memory is free for windows of {largest} voxels, which is too small: the network sees {halo} to each "
+                "side; free some, or use --device cpu or a coarser --resolution"
+            )
         parts[axis] += 1
 
 

@@ -51,7 +51,7 @@ def moediff(name: str, path: Path) -> Model:
         If the weights cannot be used.
     """
     weights = Weights.read(path)
-    shape = MixtureShape(**weights.card["network"])
+    shape = weights.shape(MixtureShape)
     per_step = 2 * 27 / FACTOR**3 * len(EXPERTS) * _multiplications_per_cell(shape)
     card = ModelCard(
         "mixture-of-experts diffusion model, in several steps",
@@ -86,6 +86,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
     network = weights.network(inputs.image.device)
     assert isinstance(network, MixtureNetwork)
     options, schedule = problem.sampling, network.shape.schedule
+    rule = "deterministic" if options.noiseless else options.rule
     with torch.no_grad():  # not inference mode: the engine works on the result in place
         chain = _Chain.look(network, inputs, problem)
         looked = time.perf_counter()
@@ -95,9 +96,9 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
                 chain.denoise,
                 inputs.image.shape,
                 schedule,
-                rule=options.rule,
+                rule=rule,
                 temperature=0.0 if options.noiseless else SAMPLE_TEMPERATURE,
-                seed=problem.seed * 10_000 + number,
+                seed=(problem.seed * 10_000 + number) % 2**63,
                 device=inputs.image.device,
             )
             mean.add_(residual)
@@ -119,7 +120,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
             "Estimate": options.estimate,
             "Samples": options.samples,
             "Steps": schedule.steps,
-            "Rule": "deterministic" if options.noiseless else options.rule,
+            "Rule": rule,
             "NoiseTemperature": 0.0 if options.noiseless else SAMPLE_TEMPERATURE,
         },
         "Windows": len(chain.windows),

@@ -448,9 +448,12 @@ def typical_acquisitions(count: int) -> torch.Tensor:
 def axis_order(input_zooms: Sequence[float], target_zooms: Sequence[float]) -> tuple[int, int, int]:
     """Order in which the network gets the axes: from the finest to the coarsest input voxel, the slice axis last.
 
-    Input finer than the target counts as equal to it; equal axes keep their order.
+    Input finer than the target counts as equal to it; equal axes keep their order, and count as equal when they differ
+    by rounding, as those of oblique affines do.
     """
-    octaves = [max(0.0, math.log2(zoom / target)) for zoom, target in zip(input_zooms, target_zooms, strict=True)]
+    octaves = [
+        round(max(0.0, math.log2(zoom / target)), 3) for zoom, target in zip(input_zooms, target_zooms, strict=True)
+    ]
     i, j, k = sorted(range(3), key=octaves.__getitem__)
     return i, j, k
 

@@ -47,7 +47,7 @@ def student(name: str, path: Path) -> Model:
         If the weights cannot be used.
     """
     weights = Weights.read(path)
-    shape = NetworkShape(**weights.card["network"])
+    shape = weights.shape(NetworkShape)
     card = ModelCard(
         "one-step residual network",
         methods=_METHODS,
