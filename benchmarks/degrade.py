@@ -16,11 +16,15 @@ FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 @frozen
 class Case:
-    """A degradation: ``kspace`` halves the resolution of all axes, ``slices`` makes thick slices along one."""
+    """A degradation: ``kspace`` halves the resolution of all axes, ``slices`` makes thick slices along one.
+
+    ``profile`` is that of the slices, ``share`` their thickness over their spacing.
+    """
 
     name: str
     factors: tuple[int, int, int]
     profile: str
+    share: float = 1.0
 
     @property
     def group(self) -> str:
@@ -45,6 +49,17 @@ def all_cases() -> list[Case]:
     return cases
 
 
+def mismatched_cases() -> list[Case]:
+    """4 mm slices whose profile is not what the app takes for granted: a rectangle, or 3 mm thick with gaps."""
+    cases = []
+    for name, profile, share in (("rect", "rect", 1.0), ("gap", "gaussian", 0.75)):
+        for axis in range(3):
+            factors = [1, 1, 1]
+            factors[axis] = 4
+            cases.append(Case(f"slices4{name}{'ijk'[axis]}", (factors[0], factors[1], factors[2]), profile, share))
+    return cases
+
+
 def crop_kspace(volume: Volume, axis: int, factor: int) -> Volume:
     """Keep the middle ``1 / factor`` of k-space along an axis; samples at the centres of ``factor`` voxels."""
     n = volume.shape[axis]
@@ -63,15 +78,22 @@ def crop_kspace(volume: Volume, axis: int, factor: int) -> Volume:
     return np.moveaxis(np.fft.ifft(kept, axis=-1).real / factor, -1, axis).astype(np.float32)
 
 
-def thick_slices(volume: Volume, axis: int, thickness: int) -> Volume:
-    """Contiguous slices with a Gaussian profile of FWHM ``thickness`` voxels, outside of the image is zero."""
+def thick_slices(volume: Volume, axis: int, spacing: int, *, profile: str = "gaussian", share: float = 1.0) -> Volume:
+    """Slices every ``spacing`` voxels, ``share`` times as thick, with a Gaussian or rectangular profile.
+
+    Outside of the image is zero.
+    """
     moved = np.moveaxis(volume, axis, -1)
-    n = moved.shape[-1]
-    centres = np.arange(n // thickness) * thickness + (thickness - 1) / 2
+    n, width = moved.shape[-1], share * spacing
+    centres = np.arange(n // spacing) * spacing + (spacing - 1) / 2
     distance = np.arange(n)[:, None] - centres[None, :]
-    profile = np.exp(-0.5 * (distance / (thickness * FWHM_TO_SIGMA)) ** 2)
-    profile /= np.sqrt(2 * np.pi) * thickness * FWHM_TO_SIGMA
-    return np.moveaxis(moved.astype(np.float64) @ profile, -1, axis).astype(np.float32)
+    if profile == "rect":
+        weights = (np.abs(distance) <= width / 2) / width
+    else:
+        weights = np.exp(-0.5 * (distance / (width * FWHM_TO_SIGMA)) ** 2) / (
+            np.sqrt(2 * np.pi) * width * FWHM_TO_SIGMA
+        )
+    return np.moveaxis(moved.astype(np.float64) @ weights, -1, axis).astype(np.float32)
 
 
 def rician(volume: Volume, sigma: float, seed: int) -> Volume:
@@ -86,7 +108,10 @@ def degrade(truth: nib.Nifti1Image, case: Case, sigma: float, seed: int) -> nib.
     volume = np.asanyarray(truth.dataobj, dtype=np.float32)
     for axis, factor in enumerate(case.factors):
         if factor > 1:
-            volume = (crop_kspace if case.profile == "kspace" else thick_slices)(volume, axis, factor)
+            if case.profile == "kspace":
+                volume = crop_kspace(volume, axis, factor)
+            else:
+                volume = thick_slices(volume, axis, factor, profile=case.profile, share=case.share)
     scale = np.diag([*case.factors, 1.0])
     scale[:3, 3] = (np.array(case.factors) - 1) / 2
     return nib.Nifti1Image(rician(volume, sigma, seed), truth.affine @ scale)

@@ -31,7 +31,7 @@ from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import contrast_to_noise, psnr, ssim
 from moesr_bids.sr.models import weights_path
 
-from .degrade import Case, all_cases, degrade
+from .degrade import Case, all_cases, degrade, mismatched_cases
 
 _MARGIN_VOXELS = 10
 _LCM = 60  # of all factors, so that every degraded image has the truth's field of view
@@ -230,11 +230,11 @@ def _on_grid(image: nib.Nifti1Image, truth: Truth, name: str) -> NDArray[np.floa
 def summary(rows: Sequence[Row]) -> str:
     """Tables: PSNR/SSIM per case, and the gain against cubic per group, mean and spread over subjects."""
     methods = list(dict.fromkeys(row.method for row in rows))
-    cases = {case.name: case.group for case in all_cases()}
+    cases = {case.name: case.group for case in (*all_cases(), *mismatched_cases())}
     lines = ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
-    for participant, case in dict.fromkeys((row.participant, row.case) for row in rows):
-        cells = [f"{r.psnr:.2f} / {r.ssim:.3f}" for r in rows if (r.participant, r.case) == (participant, case)]
-        lines.append(f"| {participant} | {case} | " + " | ".join(cells) + " |")
+    for of_one in _by_image(rows):
+        cells = [f"{row.psnr:.2f} / {row.ssim:.3f}" for row in of_one]
+        lines.append(f"| {of_one[0].participant} {of_one[0].suffix} | {of_one[0].case} | " + " | ".join(cells) + " |")
     lines += ["", "Gain against cubic: PSNR in dB and SSIM, mean +- standard deviation over subjects [worst case]", ""]
     lines += ["| case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
     for group in [*dict.fromkeys(cases[row.case] for row in rows), "all"]:
@@ -244,9 +244,16 @@ def summary(rows: Sequence[Row]) -> str:
             subjects = dict.fromkeys(r.participant for r in chosen)
             means = [np.mean([r.gain_psnr for r in chosen if r.participant == s]) for s in subjects]
             worst, similarity = min(r.gain_psnr for r in chosen), np.mean([r.gain_ssim for r in chosen])
-            cells.append(f"{np.mean(means):+.2f} +- {np.std(means):.2f} [{worst:+.2f}], {similarity:+.3f}")
+            spread = f" +- {np.std(means, ddof=1):.2f}" if len(means) > 1 else ""
+            cells.append(f"{np.mean(means):+.2f}{spread} [{worst:+.2f}], {similarity:+.3f}")
         lines.append(f"| {group} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _by_image(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Yield the rows of each degraded image, one for each method."""
+    for key in dict.fromkeys((row.participant, row.suffix, row.case) for row in rows):
+        yield [row for row in rows if (row.participant, row.suffix, row.case) == key]
 
 
 def lesion_table(rows: Sequence[Row]) -> str:
@@ -257,16 +264,16 @@ def lesion_table(rows: Sequence[Row]) -> str:
     methods = list(dict.fromkeys(row.method for row in some))
     lines = ["", "Lesions: contrast-to-noise against their rim, % of the truth's", ""]
     lines += ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
-    for participant, case in dict.fromkeys((row.participant, row.case) for row in some):
-        cells = [f"{100 * r.lesion_ratio:.0f}" for r in some if (r.participant, r.case) == (participant, case)]
-        lines.append(f"| {participant} | {case} | " + " | ".join(cells) + " |")
+    for of_one in _by_image(some):
+        cells = [f"{100 * row.lesion_ratio:.0f}" for row in of_one]
+        lines.append(f"| {of_one[0].participant} {of_one[0].suffix} | {of_one[0].case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def coverage_table(model: str, rows: Sequence[Row]) -> str:
     """Share of the brain's voxels inside the predicted intervals, per contrast: as calibrated, and left out.
 
-    Left out means that the factor of the standard deviation is that of the other participants.
+    Left out means that the factor of the standard deviation is that of the other participants with this contrast.
     """
     if not rows:
         return f"\n{model}: no uncertainty"
@@ -275,9 +282,8 @@ def coverage_table(model: str, rows: Sequence[Row]) -> str:
     for suffix in dict.fromkeys(row.suffix for row in rows):
         held = _mean_coverage([_ratios(row).coverage(row.temperature) for row in rows if row.suffix == suffix])
         lines.append(f"| {suffix} | " + " | ".join(f"{100 * held[str(p)]:.1f}" for p in LEVELS) + " |")
-    left_out = _left_out_coverage(rows)
-    if left_out:
-        lines.append("| left out | " + " | ".join(f"{100 * left_out[str(p)]:.1f}" for p in LEVELS) + " |")
+    for suffix, left_out in _left_out_coverage(rows).items():
+        lines.append(f"| {suffix}, left out | " + " | ".join(f"{100 * left_out[str(p)]:.1f}" for p in LEVELS) + " |")
     return "\n".join(lines)
 
 
@@ -290,14 +296,17 @@ def _mean_coverage(some: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([one[key] for one in some])) for key in some[0]}
 
 
-def _left_out_coverage(rows: Sequence[Row]) -> dict[str, float]:
-    found = []
-    for participant in dict.fromkeys(row.participant for row in rows):
-        others = [_ratios(row) for row in rows if row.participant != participant]
+def _left_out_coverage(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Coverage per contrast of scans with the factor of the other participants: of one alone nothing can be said."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for participant, suffix in dict.fromkeys((row.participant, row.suffix) for row in rows):
+        same = [row for row in rows if row.suffix == suffix]
+        others = [_ratios(row) for row in same if row.participant != participant]
         if others:
             temperature = ErrorRatios.pooled(others).temperature()
-            found += [_ratios(row).coverage(temperature) for row in rows if row.participant == participant]
-    return _mean_coverage(found) if found else {}
+            held = [_ratios(row).coverage(temperature) for row in same if row.participant == participant]
+            found.setdefault(suffix, []).extend(held)
+    return {suffix: _mean_coverage(some) for suffix, some in found.items()}
 
 
 def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
@@ -309,7 +318,10 @@ def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
     card["temperature"] = {
         name: round(ErrorRatios.pooled([_ratios(row) for row in some]).temperature(), 4) for name, some in pools.items()
     }
-    card["coverage"] = {level: round(share, 4) for level, share in _left_out_coverage(rows).items()}
+    card["coverage"] = {
+        suffix: {level: round(share, 4) for level, share in held.items()}
+        for suffix, held in _left_out_coverage(rows).items()
+    }
     groups = {case.name: case.group for case in all_cases()}
     card["validation"] = {
         group: {
@@ -335,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--splits", type=Path, required=True, help="TSV with participant_id and role")
     parser.add_argument("--role", default="validation", help="(default: validation)")
     parser.add_argument("--participants", nargs="*", default=[], help="only these participants of the role")
-    parser.add_argument("--cases", nargs="*", help="only these cases, e.g. kspace2 slices5k")
+    parser.add_argument("--cases", nargs="*", help="only these cases, e.g. kspace2 slices5k slices4rectk")
     parser.add_argument("--interpolators", nargs="*", choices=list(INTERPOLATORS), default=list(INTERPOLATORS))
     parser.add_argument("--models", nargs="*", default=["classical", "student"], help="models of moesr-bids")
     parser.add_argument("--external", nargs="*", default=[], metavar="NAME=FOLDER", help="results of other methods")
@@ -356,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--calibrate {options.calibrate}: none of the models {', '.join(options.models)} has these weights"
         )
     external = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.external)}
-    cases = [case for case in all_cases() if not options.cases or case.name in options.cases]
+    cases = [case for case in (*all_cases(), *mismatched_cases()) if case.name in (options.cases or ())] or all_cases()
     if options.save_inputs:
         options.save_inputs.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []

@@ -78,7 +78,7 @@ def test_the_student_comes_with_weights_and_a_card() -> None:
     assert parameters < 4_000_000
     card = weights.card
     assert not {"sub-bert_T1w", "sub-seeg_T1w", "sub-ljubms07_FLAIR"} & set(card["data"]["scans"])
-    assert set(card["coverage"]) == {str(level) for level in LEVELS}
+    assert set(card["coverage"]["T1w"]) == {str(level) for level in LEVELS}
     assert card["training"]["steps"] > 0
     assert set(card["validation"]) == {"kspace2", "slices3", "slices4", "slices5"}
 

@@ -70,9 +70,11 @@ def _facts(weights: Any) -> list[str]:
             f"{case}: {gain['gain_psnr_db']:+.2f} dB PSNR over cubic (worst scan {gain['worst_gain_psnr_db']:+.2f}), "
             f"{gain['gain_ssim']:+.3f} SSIM"
         )
-    if coverage := card.get("coverage"):
+    contrasts = sorted(set(card.get("temperature", {})) - {"all"})
+    lines.append(
+        f"uncertainty: calibrated on {' and '.join(contrasts)} scans" if contrasts else "uncertainty: not calibrated"
+    )
+    for contrast, coverage in card.get("coverage", {}).items():
         held = ", ".join(f"{level} % interval holds {100 * share:.0f} %" for level, share in coverage.items())
-        lines.append(f"uncertainty on scans that had no part in its calibration: {held}")
-    else:
-        lines.append("uncertainty: not calibrated")
+        lines.append(f"uncertainty of {contrast} scans that had no part in its calibration: {held}")
     return lines

@@ -111,7 +111,8 @@ def run(options: argparse.Namespace) -> int:
     volumes = list(_volumes(options, lambda label: label in chosen if chosen else label not in held_out_labels))
     held_out = list(_volumes(options, held_out_labels.__contains__))
     maps = [path for folder in options.labels for path in sorted(folder.rglob("*_dseg.nii.gz"))]
-    maps = [path for path in maps if _label(path.name.split("_", 1)[0]) not in held_out_labels]
+    others = {_label(folder.name) for folder in options.data.glob("sub-*")} - chosen if chosen else set()
+    maps = [path for path in maps if _label(path.name.split("_", 1)[0]) not in held_out_labels | others]
     if not volumes and not maps:
         raise ImageError(f"{options.data}: no scan is sharp enough to train on")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -125,8 +126,8 @@ def run(options: argparse.Namespace) -> int:
             budget=Budget(minutes=options.minutes, steps=options.steps),
             device=device,
             seed=options.random_seed,
-            start=Weights.read(options.start).network(device) if options.start else None,
-            teacher=Weights.read(options.teacher).network(device) if options.teacher else None,
+            start=Weights.read(options.start).network(torch.device("cpu")) if options.start else None,
+            teacher=Weights.read(options.teacher).network(torch.device("cpu")) if options.teacher else None,
             say=_say,
         )
     if os.environ.get("RANK", "0") == "0":

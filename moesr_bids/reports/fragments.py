@@ -77,11 +77,11 @@ def _uncertainty(moesr: Mapping[str, Any]) -> str:
         return "this model states none"
     calibration = _block(moesr, "UncertaintyCalibration")
     contrasts = " and ".join(calibration.get("Contrasts", ())) or "no"
-    return (
-        f"median standard deviation in the brain {number(median, 3)} % of the brightest, calibrated on {contrasts} "
-        "scans; on scans that were not trained on, the 90 % interval held "
-        f"{percent(_block(calibration, 'Coverage').get('90'))} of the voxels"
-    )
+    text = f"median standard deviation in the brain {number(median, 3)} % of the brightest, calibrated on {contrasts} scans"
+    held = _block(calibration, "Coverage").get("90")
+    if held is None:
+        return f"{text}; not checked on others of this contrast"
+    return f"{text}; on others of this contrast the 90 % interval held {percent(held)} of the voxels"
 
 
 def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:

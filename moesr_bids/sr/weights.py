@@ -85,7 +85,7 @@ class Weights:
         return {
             "Temperature": float(factors.get(contrast, factors.get("all", 1.0))),
             "Contrasts": [contrast] if contrast in factors else sorted(set(factors) - {"all"}),
-            "Coverage": self.card.get("coverage", {}),
+            "Coverage": self.card.get("coverage", {}).get(contrast, {}),
         }
 
     def shape(self, kind: Callable[..., Shape]) -> Shape:

@@ -161,8 +161,8 @@ def train(
     held_out
         Volumes for validation, of other participants.
     budget
-        When to stop. The learning rate goes to zero with it. A killed run goes on where it was saved; after one that
-        ended, the rate warms up again.
+        When to stop. The learning rate goes to zero with it. A killed run goes on where it was saved, with the time that
+        it had left; after one that ended, a new run begins and the rate warms up again.
     device
         Where to train; one GPU per process under torchrun.
     seed
@@ -175,6 +175,12 @@ def train(
         Time between two validations.
     say
         Told a line now and then.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a training with another recipe, or one that has seen a participant of ``held_out``; if a
+        gradient is not finite.
     """
     team = Team.join(device)
     try:
@@ -183,10 +189,16 @@ def train(
         if recipe.recall.count:
             first, stride = team.rank * recipe.batch, team.size * recipe.batch
             memory = GateMemory(examples, recipe.recall, first=first, stride=stride, batch=recipe.batch)
-        run = _Run(recipe, folder, team, seed, start, objective_of(recipe, teacher, memory))
+        objective = objective_of(recipe, None if teacher is None else teacher.to(team.device), memory)
+        run = _Run(recipe, folder, team, seed, start, objective)
+        run.know({_participant(one.name) for one in (*volumes, *labels)}, {_participant(one.name) for one in held_out})
         return run.loop(examples, held_out, budget, validate_minutes, say)
     finally:
         team.leave()
+
+
+def _participant(name: str) -> str:
+    return name.split("_", 1)[0]
 
 
 class _Run:
@@ -202,10 +214,18 @@ class _Run:
         trained = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.step, self.seconds, self.first_step = 0, 0.0, 0
+        self.spent = 0.0  # seconds of the run that is under way
+        self.trained_on: set[str] = set()
         self.reached = 0.0  # share of the longest run: what is resumed does not go back
         self.board: SummaryWriter | None = None
         if (folder / STATE).is_file():
             self._load()
+
+    def know(self, trained_on: set[str], held_out: set[str]) -> None:
+        """Keep who is trained on; refuse to validate on who was, in this folder."""
+        self.trained_on |= trained_on
+        if both := sorted(self.trained_on & held_out):
+            raise ValueError(f"{self.folder}: {both[0]} was trained on, so it cannot tell how good the model is")
 
     def loop(
         self, examples: Examples, held_out: Sequence[Volume], budget: Budget, validate_minutes: float, say: Any
@@ -213,11 +233,12 @@ class _Run:
         recipe, team, begun = self.recipe, self.team, time.monotonic()
         dtype = fast_dtype(team.device)
         per_step = recipe.batch * team.size
-        before, saved, validated = self.seconds, begun, begun
+        before, earlier, saved, validated = self.seconds, self.spent, begun, begun
         sums: dict[str, torch.Tensor] = {}
+        counted = 0
         while True:
-            elapsed = time.monotonic() - begun
-            share = team.agree(budget.share(self.step, elapsed))
+            self.spent = earlier + time.monotonic() - begun
+            share = team.agree(budget.share(self.step, self.spent))
             if share >= 1:
                 break
             self._set_rate(share)
@@ -231,8 +252,14 @@ class _Run:
             loss.backward()
             team.average_gradients(self.network)
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
+            if not torch.isfinite(norm):
+                raise ValueError(
+                    f"step {self.step + 1}: the gradient is not finite; {self.folder / STATE} is as it was saved before. "
+                    "Train on with a smaller learning_rate, in a new folder from its weights"
+                )
             self.optimizer.step()
             self.step += 1
+            counted += 1
             self._average()
             for name, value in {**terms, "gradient_norm": norm}.items():
                 # Left where it is: reading it would make the processor wait for the GPU.
@@ -241,8 +268,8 @@ class _Run:
             if team.rank:
                 continue
             if self.step % _LOG_EVERY == 0:
-                self._log("train", {name: float(total) / _LOG_EVERY for name, total in sums.items()}, say)
-                sums = {}
+                self._log("train", {name: float(total) / counted for name, total in sums.items()}, say)
+                sums, counted = {}, 0
             if held_out and time.monotonic() - validated > 60 * validate_minutes:
                 self._log("validation", self._validate(held_out), say)
                 validated = time.monotonic()
@@ -251,7 +278,7 @@ class _Run:
                 saved = time.monotonic()
         gains: dict[str, float] = {}
         if not team.rank:
-            self.first_step = self.step  # the next run warms up again
+            self.first_step, self.spent = self.step, 0.0  # the next run warms up again
             self._save()
             gains = self._validate(held_out)
             self._log("validation", gains, say)
@@ -321,6 +348,8 @@ class _Run:
             "first_step": self.first_step,
             "reached": self.reached,
             "seconds": self.seconds,
+            "spent": self.spent,
+            "trained_on": sorted(self.trained_on),
             "recipe": self.recipe.record(),
         }
         with temporary_beside(self.folder / STATE) as path:
@@ -346,4 +375,4 @@ class _Run:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.first_step, self.seconds = facts["step"], facts["first_step"], facts["seconds"]
-        self.reached = facts["reached"]
+        self.reached, self.spent, self.trained_on = facts["reached"], facts["spent"], set(facts["trained_on"])

@@ -141,7 +141,7 @@ def read_3d(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     Raises
     ------
     ImageError
-        If it cannot be read or has more than one volume.
+        If it cannot be read, has more than one volume, or voxels that are not finite.
     """
     try:
         image = nib.load(path)
@@ -150,6 +150,8 @@ def read_3d(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         raise ImageError(f"{path}: not a readable NIfTI image ({error}); leave it out or fetch it again") from error
     if data.ndim != 3:
         raise ImageError(f"{path}: a 3-D image is needed, this one has shape {data.shape}; extract one volume")
+    if not np.isfinite(data).all():
+        raise ImageError(f"{path}: has voxels that are NaN or infinite; replace them first")
     return data, image.affine
 
 
