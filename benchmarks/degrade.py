@@ -90,9 +90,8 @@ def thick_slices(volume: Volume, axis: int, spacing: int, *, profile: str = "gau
     if profile == "rect":
         weights = (np.abs(distance) <= width / 2) / width
     else:
-        weights = np.exp(-0.5 * (distance / (width * FWHM_TO_SIGMA)) ** 2) / (
-            np.sqrt(2 * np.pi) * width * FWHM_TO_SIGMA
-        )
+        sigma = width * FWHM_TO_SIGMA
+        weights = np.exp(-0.5 * (distance / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma)
     return np.moveaxis(moved.astype(np.float64) @ weights, -1, axis).astype(np.float32)
 
 

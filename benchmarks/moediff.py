@@ -130,7 +130,7 @@ def side_table(truths: Sequence[Truth], cases: Sequence[Case], models: Sequence[
                 )
                 print(f"{truth.participant} {case.name} {name} {gain:+.2f}", file=sys.stderr, flush=True)
     yield (
-        "| model | gain, dB [worst] | SSIM | sharpness | in 90 % interval (calibrated on these scans) | million parameters | "
+        "| model | gain, dB [worst] | SSIM | sharpness | in 90 % interval, calibrated on them | million parameters | "
         "10^12 operations per head | seconds |"
     )
     yield "|---" * 8 + "|"

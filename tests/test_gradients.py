@@ -85,7 +85,14 @@ def test_positions_must_be_those_of_the_scanner(settings: Settings, tmp_path: Pa
 
 def test_slices_are_found(settings: Settings, tmp_path: Path) -> None:
     kind = {"ImageType": ["DIS2D"]}
-    assert plan_gradunwarp(scan(tmp_path, kind), settings).slice_axis == 2
+    unknown = plan_gradunwarp(scan(tmp_path, kind), settings)
+    assert unknown.slice_axis == 2
+    assert "no key tells along which axis the slices lie" in unknown.warnings[0]
+    assert unknown.record()["SliceAxis"] == "k"
+    # Sagittal partitions, stored as right, anterior, superior.
+    sagittal = {**kind, "ImageOrientationPatientDICOM": [0, 1, 0, 0, 0, -1], "PatientPosition": "HFS"}
+    known = plan_gradunwarp(scan(tmp_path, sagittal), settings)
+    assert (known.slice_axis, known.warnings) == (0, ())
     assert plan_gradunwarp(scan(tmp_path, kind, zooms=(1, 4, 1)), settings).slice_axis == 1
     stated = {**kind, "SliceEncodingDirection": "i-"}
     assert plan_gradunwarp(scan(tmp_path, stated, zooms=(1, 4, 1)), settings).slice_axis == 0

@@ -33,7 +33,29 @@ def test_good_image_keeps_voxels_and_affine(tmp_path: Path) -> None:
     assert conformed.warnings == ()
     assert np.array_equal(conformed.image.get_fdata(dtype=np.float32), head())
     assert np.allclose(conformed.image.affine, affine)
-    assert conformed.image.get_sform(coded=True)[1] == conformed.image.get_qform(coded=True)[1] == 1
+
+
+@pytest.mark.parametrize(("codes", "expected"), [((1, 1), 1), ((4, 0), 4), ((0, 1), 1), ((0, 0), 2)])
+def test_what_the_affine_refers_to_is_kept(tmp_path: Path, codes: tuple[int, int], expected: int) -> None:
+    affine = np.diag([4.0, 4.0, 5.0, 1.0])
+    image = nib.load(save(tmp_path / "a.nii.gz", head(), affine))
+    image.set_sform(affine, codes[0])
+    image.set_qform(affine, codes[1])
+    nib.save(image, tmp_path / "b.nii.gz")
+    conformed = conform(tmp_path / "b.nii.gz").image
+    assert conformed.get_sform(coded=True)[1] == conformed.get_qform(coded=True)[1] == expected
+
+
+def test_a_quaternion_too_long_by_a_rounding_costs_only_the_qform(tmp_path: Path) -> None:
+    affine = np.diag([-4.0, -4.0, 5.0, 1.0])
+    image = nib.load(save(tmp_path / "a.nii.gz", head(), affine))
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    image.header["quatern_d"] = 1 + 1e-6
+    nib.save(image, tmp_path / "b.nii.gz")
+    conformed = conform(tmp_path / "b.nii.gz")
+    assert np.allclose(conformed.image.affine, affine)
+    assert "the qform is no rotation" in conformed.warnings[0]
 
 
 def test_oblique_affine_is_kept(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import nibabel as nib
+import numpy as np
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import GRADIENT_EXTENSIONS, Settings
@@ -55,6 +56,8 @@ class GradientPlan:
         facts: dict[str, Any] = {"Action": self.action, "Reason": self.reason}
         if self.file is not None:
             facts |= {"File": self.file.name, "PatientPosition": self.patient_position}
+        if self.action == "through-plane":
+            facts["SliceAxis"] = "ijk"[self.slice_axis]
         return facts
 
 
@@ -93,8 +96,9 @@ def _by_scanner(plan: GradientPlan, image: RawImage) -> GradientPlan:
     # Before NonlinearGradientCorrection, which converters set for a correction in two dimensions as well.
     if "DIS2D" in kinds:
         reason = "the scanner corrected it within the slices only (ImageType DIS2D)"
-        axis = _slice_axis(image)
-        return _in_scanner_space(attrs.evolve(plan, action="through-plane", reason=reason, slice_axis=axis), image)
+        axis, doubt = _slice_axis(image)
+        plan = attrs.evolve(plan, action="through-plane", reason=reason, slice_axis=axis, warnings=doubt)
+        return _in_scanner_space(plan, image)
     if corrected is True:
         return GradientPlan(action="none", reason="the scanner corrected it (NonlinearGradientCorrection)")
     if corrected is False:
@@ -127,16 +131,26 @@ def _left(reason: str) -> GradientPlan:
     return GradientPlan(action="none", reason=reason, warnings=(f"gradient nonlinearity was not corrected: {reason}",))
 
 
-def _slice_axis(image: RawImage) -> int:
+def _slice_axis(image: RawImage) -> tuple[int, tuple[str, ...]]:
+    """Return the voxel axis of the slices, and a warning where nothing tells it."""
     stated = str(image.metadata.get("SliceEncodingDirection") or "")[:1]
     if stated in _SLICE_AXES:
-        return _SLICE_AXES[stated]
+        return _SLICE_AXES[stated], ()
     try:
-        zooms = nib.load(image.path).header.get_zooms()[:3]
+        affine = nib.load(image.path).affine
     except Exception:  # As above.
-        return _SLICE_AXES["k"]
+        return _SLICE_AXES["k"], ()
+    zooms = nib.affines.voxel_sizes(affine)
+    directions = image.metadata.get("ImageOrientationPatientDICOM")
+    if isinstance(directions, list) and len(directions) == 6:
+        # Of rows and columns; their normal is that of the slices however the file is stored. LPS to RAS.
+        normal = np.cross(directions[:3], directions[3:]) * (-1, -1, 1)
+        return int(np.abs(normal @ (affine[:3, :3] / zooms)).argmax()), ()
     # The thickest voxels; converters store slices along k, so k if all are alike.
-    return max(range(3), key=lambda axis: (round(float(zooms[axis]), 2), axis))
+    axis = max(range(3), key=lambda axis: (round(float(zooms[axis]), 2), axis))
+    if zooms[axis] > 1.05 * sorted(zooms)[1]:
+        return axis, ()
+    return axis, (f"no key tells along which axis the slices lie: taken to be {'ijk'[axis]}, as converters store them",)
 
 
 def is_coefficients(path: Path) -> bool:

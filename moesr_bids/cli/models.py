@@ -71,9 +71,8 @@ def _facts(weights: Any) -> list[str]:
             f"{gain['gain_ssim']:+.3f} SSIM"
         )
     contrasts = sorted(set(card.get("temperature", {})) - {"all"})
-    lines.append(
-        f"uncertainty: calibrated on {' and '.join(contrasts)} scans" if contrasts else "uncertainty: not calibrated"
-    )
+    calibrated = f"calibrated on {' and '.join(contrasts)} scans" if contrasts else "not calibrated"
+    lines.append(f"uncertainty: {calibrated}")
     for contrast, coverage in card.get("coverage", {}).items():
         held = ", ".join(f"{level} % interval holds {100 * share:.0f} %" for level, share in coverage.items())
         lines.append(f"uncertainty of {contrast} scans that had no part in its calibration: {held}")

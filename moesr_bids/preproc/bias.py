@@ -178,8 +178,11 @@ def estimate_log_field(
             spline_param=settings.spline_distance,
             return_bias_field=True,
         ).numpy()
+    # antspyx does not tell when N4 fails: it returns the image, which is no field.
+    if np.array_equal(field, cropped) or not np.isfinite(field).all() or (field <= 0).any():
+        raise ImageError("N4 found no bias field; look at the image and its mask in a viewer")
     log_low = np.zeros(low.shape, dtype=np.float64)
-    log_low[box] = np.log(np.clip(field, 1e-6, None))
+    log_low[box] = np.log(field)
     log_low = continue_outside(log_low, usable, zoom, settings)
     return _to_grid(log_low, low_affine, data.shape, affine)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 WORKING_MM = 2.0
 _RIM_MM = 6.0  # around the brain: its surface tells more than its inside
+_TOUCHING = 0.5  # Dice coefficient of the masks from which a start is one
 
 
 @attrs.frozen(eq=False)
@@ -166,12 +167,20 @@ def _align(
     moving: _Side,
     settings: RegistrationSettings,
 ) -> Path:
-    found = []
+    found, reasons = [], []
     for index, matrix in enumerate(starts):
         start = write_affine(matrix, pair.folder / f"start{index}.mat")
-        coarse = pair.affine(f"coarse{index}_", start, [(40, 4, 2)], kinds=("Rigid",))
-        found.append((_judge(pair, coarse, fixed, moving)[1], coarse))
-    best = max(found, key=lambda item: item[0])[1]
+        try:
+            coarse = pair.affine(f"coarse{index}_", start, [(40, 4, 2)], kinds=("Rigid",))
+        except AlignmentError as error:  # the two do not even touch from there
+            reasons.append(str(error))
+            continue
+        overlap, information = _judge(pair, coarse, fixed, moving)
+        # Between few common voxels there is information by chance.
+        found.append((overlap >= _TOUCHING, information, coarse))
+    if not found:
+        raise AlignmentError("; ".join(reasons))
+    best = max(found, key=lambda item: item[:2])[2]
     return pair.affine("fine_", best, settings.affine, kinds=("Rigid",))
 
 

@@ -299,13 +299,18 @@ def unwarp(
     Raises
     ------
     ImageError
-        If the image is not 3-D, finite and of perpendicular axes.
+        If the image is not 3-D, finite and of perpendicular axes, or reaches beyond the field.
 
     """
     import ants
 
     use_threads(threads)
     data = image_data(image)
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(data.shape) - 1)
+    index = apply_affine(np.linalg.inv(field.affine) @ image.affine, corners)
+    if (index < -0.5).any() or (index > np.array(field.vectors.shape[:3]) - 0.5).any():
+        # ANTs would move nothing there.
+        raise ImageError("the displacement field does not cover the image; make it over all that the scanner sees")
     path = folder / "displacement.nii.gz"
     field.to_image().to_filename(path)
     source = to_ants(data, image.affine)

@@ -58,7 +58,7 @@ def _load(path: Path) -> SpatialImage:
         raise ImageError(f"{path}: the file is empty; copy it again")
     try:
         return nib.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error) as e:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as e:
         raise ImageError(f"{path}: not a NIfTI image ({e}); convert or copy it again") from e
 
 
@@ -130,13 +130,22 @@ def _orthonormal(path: Path, affine: np.ndarray, warnings: list[str]) -> np.ndar
     return conformed
 
 
+def _qform(image: nib.Nifti1Image, warnings: list[str]) -> tuple[np.ndarray | None, int]:
+    """Return the qform and its code; none where its quaternion is no rotation, as of some converters."""
+    try:
+        return image.get_qform(coded=True)  # type: ignore[no-any-return]
+    except (ValueError, HeaderDataError) as error:
+        warnings.append(f"the qform is no rotation ({error}); the sform was taken")
+        return None, 0
+
+
 def _affine(path: Path, image: SpatialImage, warnings: list[str]) -> np.ndarray:
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         raise ImageError(f"{path}: the affine cannot be inverted; convert the image again")
     if isinstance(image, nib.Nifti1Image):
         sform, scode = image.get_sform(coded=True)
-        qform, qcode = image.get_qform(coded=True)
+        qform, qcode = _qform(image, warnings)
         if not scode and not qcode:
             warnings.append("neither sform nor qform is set: left and right, and the position, are not known for sure")
         elif scode and qcode:
@@ -166,6 +175,13 @@ def _check_geometry(path: Path, shape: tuple[int, ...], affine: np.ndarray, warn
         warnings.append(f"the field of view is only {extent.min():.0f} mm along one axis: a slab, not a whole head")
 
 
+def _xform_code(image: SpatialImage) -> int:
+    """Return what the affine refers to; where nobody says, not to the scanner but to some other scan (aligned)."""
+    if not isinstance(image, nib.Nifti1Image):
+        return 1
+    return int(image.header["sform_code"]) or int(image.header["qform_code"]) or 2
+
+
 def conform(path: Path) -> ConformedImage:
     """Check an image and bring it into one form.
 
@@ -192,7 +208,8 @@ def conform(path: Path) -> ConformedImage:
     affine = _affine(path, source, warnings)
     _check_geometry(path, data.shape, affine, warnings)
     image = nib.Nifti1Image(data, affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    code = _xform_code(source)
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
     image.header.set_xyzt_units("mm", "sec")
     return ConformedImage(image, tuple(warnings))

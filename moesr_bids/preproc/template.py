@@ -179,6 +179,10 @@ def _client_lookup(home: Path, name: str, resolution: int = 1, **entities: str |
         # A client for this very folder: the module-wide one keeps the folder that was set when it was imported.
         client = TemplateFlowClient(root=home, autoupdate=False)
         found = client.ls(name, resolution=resolution, atlas=None, extension=".nii.gz", **entities)
-    files = [Path(path) for path in found]
     # The client lays out empty files as promises of a download.
-    return next((path for path in sorted(files) if path.is_file() and path.stat().st_size > 0), None)
+    files = [path for path in sorted(map(Path, found)) if path.is_file() and path.stat().st_size > 0]
+    if len({path.parent for path in files}) > 1:
+        raise TemplateNotFoundError(
+            f"Template {name} has several cohorts, and none can be chosen: use {EMBEDDED} or another without cohorts"
+        )
+    return files[0] if files else None

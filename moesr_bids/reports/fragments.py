@@ -77,7 +77,8 @@ def _uncertainty(moesr: Mapping[str, Any]) -> str:
         return "this model states none"
     calibration = _block(moesr, "UncertaintyCalibration")
     contrasts = " and ".join(calibration.get("Contrasts", ())) or "no"
-    text = f"median standard deviation in the brain {number(median, 3)} % of the brightest, calibrated on {contrasts} scans"
+    brightest = f"median standard deviation in the brain {number(median, 3)} % of the brightest"
+    text = f"{brightest}, calibrated on {contrasts} scans"
     held = _block(calibration, "Coverage").get("90")
     if held is None:
         return f"{text}; not checked on others of this contrast"

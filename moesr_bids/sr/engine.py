@@ -287,6 +287,7 @@ def _load(image: SpatialImage | str | Path) -> tuple[SpatialImage, str]:
         nib.spatialimages.HeaderDataError,
         OSError,
         EOFError,
+        ValueError,
         zlib.error,
     ) as error:
         raise ImageError(f"{image}: not a readable NIfTI image ({error}); convert or fetch it again") from error

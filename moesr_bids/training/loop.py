@@ -161,8 +161,8 @@ def train(
     held_out
         Volumes for validation, of other participants.
     budget
-        When to stop. The learning rate goes to zero with it. A killed run goes on where it was saved, with the time that
-        it had left; after one that ended, a new run begins and the rate warms up again.
+        When to stop. The learning rate goes to zero with it. A killed run goes on where it was saved, with the time
+        that it had left; after one that ended, a new run begins and the rate warms up again.
     device
         Where to train; one GPU per process under torchrun.
     seed
@@ -254,8 +254,8 @@ class _Run:
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
             if not torch.isfinite(norm):
                 raise ValueError(
-                    f"step {self.step + 1}: the gradient is not finite; {self.folder / STATE} is as it was saved before. "
-                    "Train on with a smaller learning_rate, in a new folder from its weights"
+                    f"step {self.step + 1}: the gradient is not finite; {self.folder / STATE} is as it was saved "
+                    "before. Train with a smaller learning_rate"
                 )
             self.optimizer.step()
             self.step += 1
