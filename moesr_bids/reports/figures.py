@@ -7,7 +7,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
 
 from moesr_bids.preproc.images import resample_to
 from moesr_bids.reports.drawing import (
@@ -197,8 +196,8 @@ def plot_uncertainty(
     image_path : pathlib.Path
         Super-resolved image.
     std_path : pathlib.Path
-        Standard deviation of its error, same grid and units; shown in percent of the image's brightest (99.5th
-        percentile of the foreground).
+        Standard deviation of its error, same grid and units; shown in percent of the image's brightest (99th
+        percentile of the brain, without a mask of the foreground).
     out_file : pathlib.Path
         PNG to write.
     mask_path : pathlib.Path, optional
@@ -223,17 +222,15 @@ def plot_uncertainty(
     head = foreground(image)
     box = bounding_box(head, margin_mm=5)
     low, high = intensity_window(image, box)
-    percent = std.with_data(100 * std.data / high)
-    values = percent.data[head.data > 0]
+    inside = head.data > 0
     if mask_path is not None:
         mask = Volume.load(mask_path)
         box = box_on(mask, image, bounding_box(mask, margin_mm=8))
-        to_mask = np.linalg.inv(mask.affine) @ image.affine
-        inside = ndimage.affine_transform(
-            (mask.data > 0).astype(np.uint8), to_mask[:3, :3], to_mask[:3, 3], output_shape=image.data.shape, order=0
-        )
-        values = percent.data[inside > 0]
-        percent = percent.with_data(percent.data * inside)
+        inside = resample_to(mask.data, mask.affine, image.data.shape, image.affine, 0) > 0
+    # As in the numbers: skin and fat are brighter than the brain.
+    brightest = float(np.percentile(image.data[inside], 99)) if inside.any() else high
+    percent = std.with_data(100 * std.data / brightest * (inside if mask_path is not None else 1))
+    values = percent.data[inside]
     limit = max(1.0, float(np.ceil(np.percentile(values, 99)))) if values.size else 1.0
     figure = new_figure(12.0, 10.0)
     panels = figure.subplots(6, columns, squeeze=False)
