@@ -102,7 +102,7 @@ def make_truth(seed: int) -> nib.Nifti1Image:
     rng = np.random.default_rng(seed)
     shifts = [2.0 * _smooth_noise(data.shape, 50, rng) for _ in range(3)]
     reach = math.ceil(max(np.abs(shift).max() for shift in shifts)) + 1
-    brain = ndimage.find_objects(data > 0)[0]
+    brain = ndimage.find_objects((data > 0).astype(np.uint8))[0]
     box = tuple(slice(max(0, b.start - reach), b.stop + reach) for b in brain)  # the deformed brain is within
     moved = [axis[box] + shift[box] for axis, shift in zip(np.indices(data.shape, np.float32), shifts, strict=True)]
     inside = ndimage.map_coordinates((data > 0).astype(np.float32), moved, order=1) > 0.5

@@ -397,7 +397,8 @@ def test_models_are_listed_with_their_figures_and_checked(learned: Path, capsys:
     assert weights_sha256("student")[:12] in said
     assert "kspace2: +" in said
     assert f"{learned}: one-step residual network" in said
-    assert "not calibrated" in said
+    assert f"{learned}: one-step" in said
+    assert said.count("uncertainty: calibrated on") == 3
     learned.write_bytes(learned.read_bytes()[:-1] + b"x")
     assert main(["models", str(learned)]) == 1
     assert "not the file that its card" in capsys.readouterr().err

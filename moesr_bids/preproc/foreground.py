@@ -14,8 +14,8 @@ from moesr_bids.preproc.images import BoolArray, FloatArray
 
 # A brain that is larger than this, mL, is a head.
 LARGEST_BRAIN_ML = 2250.0
-# A head is bright at the scalp, dark in the skull: deepest such fall along the way in, in units of the brain's signal.
-LARGEST_FALL = 0.2
+# A head is bright at the scalp, dark in the skull: deepest such dip along the way in, in units of the brain's signal.
+LARGEST_DIP = 0.2
 # World point of the MNI brain's middle, and how far it lies under the top of an adult scalp (mm).
 BRAIN_CENTRE = (0.0, -18.0, 8.0)
 CENTRE_BELOW_TOP = 80.0
@@ -33,8 +33,8 @@ class Foreground:
     signal : float
         98th percentile of the intensity, a robust "bright".
     volume_ml : float
-    fall : float
-        Deepest fall of the 30th percentile of intensity from the surface inwards, relative to the signal 25 mm deep.
+    dip : float
+        Deepest dip of the 30th percentile of intensity from the surface inwards, relative to the signal 25 mm deep.
     stripped : bool
         Whether the skull is already gone.
 
@@ -43,7 +43,7 @@ class Foreground:
     region: BoolArray
     signal: float
     volume_ml: float
-    fall: float
+    dip: float
     stripped: bool
 
 
@@ -77,17 +77,19 @@ def find_foreground(data: FloatArray, affine: NDArray[np.float64]) -> Foreground
     if volume < 500:
         raise ImageError(f"nothing of the size of a brain stands out from the background ({volume:.0f} mL)")
     depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1, 1:-1] * zoom
-    fall = _deepest_fall(data, depth)
-    return Foreground(region, signal, volume, fall, stripped=volume <= LARGEST_BRAIN_ML and fall <= LARGEST_FALL)
+    dip = _deepest_dip(data, depth)
+    return Foreground(region, signal, volume, dip, stripped=volume <= LARGEST_BRAIN_ML and dip <= LARGEST_DIP)
 
 
-def _deepest_fall(data: FloatArray, depth: NDArray[np.float64]) -> float:
+def _deepest_dip(data: FloatArray, depth: NDArray[np.float64]) -> float:
     core = data[depth > 25]
     if core.size == 0:
         return 0.0
     shells = [data[(depth > mm) & (depth <= mm + 2)] for mm in range(0, 24, 2)]
     profile = np.array([np.percentile(shell, 30) for shell in shells if shell.size]) / max(float(np.median(core)), 1e-6)
-    return float((np.maximum.accumulate(profile) - profile).max())
+    # A skull is a dip: in a stripped T2w the fluid at the rim is brighter than the brain, and all falls inwards.
+    before, behind = np.maximum.accumulate(profile), np.maximum.accumulate(profile[::-1])[::-1]
+    return float((np.minimum(before, behind) - profile).max())
 
 
 def starting_positions(foreground: Foreground, affine: NDArray[np.float64]) -> list[Start]:

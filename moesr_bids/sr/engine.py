@@ -30,6 +30,7 @@ from .projection import project
 from .psf import PSF
 from .runtimes import RUNTIMES
 from .sampling import Sampling
+from .zerofilling import measured_shares, zero_filled
 
 DEFAULT_RESOLUTION = 0.7
 _WAY_OUT = "--device cpu or a coarser --resolution"
@@ -151,10 +152,10 @@ def super_resolve(
             grid = Grid.from_image(source)
             inside = foreground(data) if mask is None else _checked_mask(mask, source, name)
             profile = PSF.parse(psf, grid.zooms) if isinstance(psf, str) else psf
-            profile = profile or PSF.from_acquisition(grid.zooms, metadata)
+            profile = profile or zero_filled(PSF.from_acquisition(grid.zooms, metadata), data, grid.zooms)
             target = grid.isotropic(resolution)
             operator = AcquisitionOperator(grid, target, profile, where)
-            sigma = estimate_noise(data, inside, zooms=grid.zooms)
+            sigma = estimate_noise(data, inside, zooms=grid.zooms, shares=measured_shares(profile, grid.zooms))
             told = {key: _checked_map(value, source, name) for key, value in (guidance or {}).items()}
             scale = float(np.percentile(data[inside], _PERCENTILE))
             if scale <= 0:

@@ -4,7 +4,8 @@ The product of second differences along the axes is nearly blind to anatomy that
 normalised so that white noise keeps its standard deviation. Cortex is not smooth over three voxels of 2 mm, so only
 the most homogeneous windows of the mask count (compare the weak-texture patches of Liu, Tanaka and Okutomi 2013), and
 the median absolute deviation makes it robust. Nothing outside of the mask enters, so a zero background does no harm;
-inside the brain of usual scans Rician noise is Gaussian to within a per cent.
+inside the brain of usual scans Rician noise is Gaussian to within a per cent. Along zero-filled axes the noise is
+smooth as well, and the differences see little of it; how little is known from the share of frequencies that it fills.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ _FLAT = 1e-4  # of the 99th percentile: windows with less variation were clamped
 
 
 def estimate_noise(
-    data: NDArray[np.floating], mask: NDArray[np.bool_], *, zooms: Sequence[float] = (1.0, 1.0, 1.0)
+    data: NDArray[np.floating],
+    mask: NDArray[np.bool_],
+    *,
+    zooms: Sequence[float] = (1.0, 1.0, 1.0),
+    shares: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> float:
-    """Estimate the standard deviation of the noise.
+    """Estimate the standard deviation of the noise; along zero-filled axes that which it would have if it were white.
 
     Parameters
     ----------
@@ -39,6 +44,8 @@ def estimate_noise(
         Brain or foreground, same shape.
     zooms
         Voxel size per axis in mm: across thick slices neighbours are not compared.
+    shares
+        Share of the frequencies of each axis that the noise fills.
 
     Returns
     -------
@@ -74,8 +81,18 @@ def estimate_noise(
     sigma = 0.0
     if candidates.any():
         calm = candidates & (variance <= np.quantile(variance[candidates], _HOMOGENEOUS_SHARE))
-        sigma = float(np.median(np.abs(residual[calm]))) / _MAD_OF_NORMAL
+        seen = math.prod(_seen_variance(shares[axis]) for axis in along)
+        sigma = float(np.median(np.abs(residual[calm]))) / _MAD_OF_NORMAL / math.sqrt(seen)
     return max(sigma * level, _FLOOR * abs(level), _rounding_error(data[box][inside]))
+
+
+def _seen_variance(share: float) -> float:
+    """Variance of the second difference of unit white noise that was cut off at a share of the frequencies.
+
+    The integral of |H(w)|^2 / pi = (2 - 2 cos w)^2 / (6 pi) from 0 to pi share.
+    """
+    w = math.pi * share
+    return (6 * w - 8 * math.sin(w) + math.sin(2 * w)) / (6 * math.pi)
 
 
 def foreground(data: NDArray[np.floating]) -> NDArray[np.bool_]:
