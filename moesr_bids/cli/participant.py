@@ -49,9 +49,9 @@ def run_participants(settings: Settings) -> int:
         return _reports_only(settings)
     try:
         found = with_references(collect_images(settings))
-    except ValueError as error:  # of PyBIDS, most often: an entity that it does not know
+    except ValueError as refusal:  # of PyBIDS, most often: an entity that it does not know
         source = settings.bids_filter_file or settings.bids_database_dir or settings.bids_dir
-        raise UsageError(f"{source}: {str(error).partition(' If you')[0]}") from None
+        raise UsageError(f"{source}: {str(refusal).partition(' If you')[0]}") from None
     _refuse_second_resolution(found, settings)
     images = [image for image in found if not image.problem]
     if settings.dry_run:

@@ -133,7 +133,7 @@ def _orthonormal(path: Path, affine: np.ndarray, warnings: list[str]) -> np.ndar
 def _qform(image: nib.Nifti1Image, warnings: list[str]) -> tuple[np.ndarray | None, int]:
     """Return the qform and its code; none where its quaternion is no rotation, as of some converters."""
     try:
-        return image.get_qform(coded=True)  # type: ignore[no-any-return]
+        return image.get_qform(coded=True)
     except (ValueError, HeaderDataError) as error:
         warnings.append(f"the qform is no rotation ({error}); the sform was taken")
         return None, 0

@@ -191,7 +191,8 @@ def train(
             memory = GateMemory(examples, recipe.recall, first=first, stride=stride, batch=recipe.batch)
         objective = objective_of(recipe, None if teacher is None else teacher.to(team.device), memory)
         run = _Run(recipe, folder, team, seed, start, objective)
-        run.know({_participant(one.name) for one in (*volumes, *labels)}, {_participant(one.name) for one in held_out})
+        names = [volume.name for volume in volumes] + [label_map.name for label_map in labels]
+        run.know(set(map(_participant, names)), {_participant(volume.name) for volume in held_out})
         return run.loop(examples, held_out, budget, validate_minutes, say)
     finally:
         team.leave()
