@@ -31,33 +31,24 @@ class Case:
         """Name of the case without the axis."""
         return self.name.rstrip("ijk")
 
-    @property
-    def psf(self) -> str:
-        """The point-spread function as a user would state it (mm, for truth of 1 mm)."""
-        kinds = ["gaussian" if self.profile == "gaussian" and f > 1 else "kspace" for f in self.factors]
-        return ",".join(f"{k}:{f}" for k, f in zip(kinds, self.factors, strict=True))
-
 
 def all_cases() -> list[Case]:
     """k-space x2 and slices of 3, 4 and 5 mm along each axis."""
     cases = [Case("kspace2", (2, 2, 2), "kspace")]
     for thickness in (3, 4, 5):
-        for axis in range(3):
-            factors = [1, 1, 1]
-            factors[axis] = thickness
-            cases.append(Case(f"slices{thickness}{'ijk'[axis]}", (factors[0], factors[1], factors[2]), "gaussian"))
+        cases += _slices(f"slices{thickness}", thickness, "gaussian")
     return cases
 
 
 def mismatched_cases() -> list[Case]:
     """4 mm slices whose profile is not what the app takes for granted: a rectangle, or 3 mm thick with gaps."""
-    cases = []
-    for name, profile, share in (("rect", "rect", 1.0), ("gap", "gaussian", 0.75)):
-        for axis in range(3):
-            factors = [1, 1, 1]
-            factors[axis] = 4
-            cases.append(Case(f"slices4{name}{'ijk'[axis]}", (factors[0], factors[1], factors[2]), profile, share))
-    return cases
+    return [*_slices("slices4rect", 4, "rect"), *_slices("slices4gap", 4, "gaussian", share=0.75)]
+
+
+def _slices(name: str, spacing: int, profile: str, share: float = 1.0) -> list[Case]:
+    """Slices along each axis."""
+    factors = ((spacing, 1, 1), (1, spacing, 1), (1, 1, spacing))
+    return [Case(f"{name}{axis}", along, profile, share) for axis, along in zip("ijk", factors, strict=True)]
 
 
 def crop_kspace(volume: Volume, axis: int, factor: int) -> Volume:

@@ -347,7 +347,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--splits", type=Path, required=True, help="TSV with participant_id and role")
     parser.add_argument("--role", default="validation", help="(default: validation)")
     parser.add_argument("--participants", nargs="*", default=[], help="only these participants of the role")
-    parser.add_argument("--cases", nargs="*", help="only these cases, e.g. kspace2 slices5k slices4rectk")
+    known = {case.name: case for case in (*all_cases(), *mismatched_cases())}
+    parser.add_argument(
+        "--cases", nargs="*", choices=list(known), metavar="CASE", help="e.g. kspace2 slices5k slices4rectk"
+    )
     parser.add_argument("--interpolators", nargs="*", choices=list(INTERPOLATORS), default=list(INTERPOLATORS))
     parser.add_argument("--models", nargs="*", default=["classical", "student"], help="models of moesr-bids")
     parser.add_argument("--external", nargs="*", default=[], metavar="NAME=FOLDER", help="results of other methods")
@@ -368,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--calibrate {options.calibrate}: none of the models {', '.join(options.models)} has these weights"
         )
     external = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.external)}
-    cases = [case for case in (*all_cases(), *mismatched_cases()) if case.name in (options.cases or ())] or all_cases()
+    cases = [known[name] for name in options.cases] if options.cases else all_cases()
     if options.save_inputs:
         options.save_inputs.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []

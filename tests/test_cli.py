@@ -99,6 +99,8 @@ def test_broken_filter_and_configuration_files_are_refused(
     path = tmp_path / "file"
     path.write_text('{"T1w": {"datatype": "anat", "suffix": "T2w"}}')
     assert "the suffix of T1w is T1w, not T2w" in refusal([*base, "--bids-filter-file", str(path)], capsys)
+    path.write_text('{"anat": {"datatype": "func"}}')
+    assert "the datatype of anat is anat, not func" in refusal([*base, "--bids-filter-file", str(path)], capsys)
     path.write_text('{"bold": {}}')
     assert "bold is none of" in refusal([*base, "--bids-filter-file", str(path)], capsys)
     path.write_text("{")

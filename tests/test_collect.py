@@ -114,6 +114,7 @@ def test_names_that_cannot_be_used_are_told(settings: Settings, name: str, words
 
 def test_only_the_anat_folders_of_participants_count(tmp_path: Path, settings: Settings) -> None:
     others = ("old/sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/old/sub-01_T1w.nii.gz", "sub-01/sub-01_T1w.nii.gz")
+    others = (*others, "sub-01_T1w.nii.gz", "T1w.json", "anat/sub-01_T1w.nii.gz")
     assert set(problems(settings, *others)) == {FILES[0], FILES[1], FILES[3], FILES[4]}
     # PyBIDS takes the first folder that is named like a data type, wherever it is.
     below = tmp_path / "pet" / "data"

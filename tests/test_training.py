@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
@@ -327,6 +328,45 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     assert resumed.steps == 8
     for name, value in resumed.network.state_dict().items():
         torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
+
+
+def test_nobody_validates_who_was_trained_on(bids: Path, tmp_path: Path) -> None:
+    _train(bids, tmp_path / "run", 1)
+    first, other = (load_volume(bids / f"sub-{label}/anat/sub-{label}_T1w.nii.gz") for label in ("01", "02"))
+    with pytest.raises(ValueError, match="sub-01 was trained on"):
+        train(
+            recipe_from(TINY),
+            tmp_path / "run",
+            volumes=[other],
+            labels=[],
+            held_out=[first],
+            budget=Budget(steps=2),
+            device=CPU,
+        )
+
+
+def test_weights_that_are_not_finite_are_not_saved(bids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _train(bids, tmp_path / "run", 1)
+    good = (tmp_path / "run" / loop.STATE).read_bytes()
+    plain = loop.nn.utils.clip_grad_norm_
+
+    def spoiled(parameters: Iterable[torch.Tensor], largest: float) -> torch.Tensor:
+        parameters = list(parameters)
+        parameters[0].grad.fill_(float("inf"))
+        return plain(parameters, largest)
+
+    monkeypatch.setattr(loop.nn.utils, "clip_grad_norm_", spoiled)
+    with pytest.raises(ValueError, match="not finite any more"):
+        _train(bids, tmp_path / "run", 3)
+    assert (tmp_path / "run" / loop.STATE).read_bytes() == good
+
+
+def test_a_scan_with_nan_is_refused(bids: Path, tmp_path: Path) -> None:
+    data = brainlike().get_fdata()
+    data[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "sub-01_T1w.nii.gz")
+    with pytest.raises(ImageError, match=r"sub-01_T1w\.nii\.gz: has voxels that are NaN"):
+        load_volume(tmp_path / "sub-01_T1w.nii.gz")
 
 
 def test_another_recipe_is_not_resumed(bids: Path, tmp_path: Path) -> None:

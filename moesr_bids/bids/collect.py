@@ -162,12 +162,14 @@ def collect_images(settings: Settings) -> list[RawImage]:
 
 def _is_selected(path: Path, settings: Settings) -> bool:
     """Whether a file is an image in an ``anat`` folder of a participant and a session that were asked for."""
-    participant, *folders = path.relative_to(settings.bids_dir).parts[:-1]
+    folders = path.relative_to(settings.bids_dir).parts[:-1]
+    participants = {f"sub-{label}" for label in settings.participant_label}
     sessions = {f"ses-{label}" for label in settings.session_label}
     return (
         path.name.endswith(NIFTI_EXTENSIONS)
-        and folders[-1:] == ["anat"]
-        and (not settings.participant_label or participant.removeprefix("sub-") in settings.participant_label)
+        and folders[-1:] == ("anat",)
+        and folders[0].startswith("sub-")
+        and (not participants or folders[0] in participants)
         and (not sessions or not sessions.isdisjoint(folders))
     )
 

@@ -46,8 +46,9 @@ def read_filters(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
 
 def _plain_filter(path: Path, name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what a filter says of itself, as those of fMRIPrep do; it must be true."""
-    for key, expected in (("datatype", "anat"), ("suffix", name)):
-        if key in chosen and name != "anat" and str(chosen[key]).lower() != expected.lower():
+    of_itself = {"datatype": "anat"} if name == "anat" else {"datatype": "anat", "suffix": name}
+    for key, expected in of_itself.items():
+        if key in chosen and str(chosen[key]).lower() != expected.lower():
             raise UsageError(f"BIDS filter file {path}: the {key} of {name} is {expected}, not {chosen[key]}")
     return {key: value for key, value in chosen.items() if key not in ("datatype", "suffix")}
 

@@ -18,6 +18,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from scipy import ndimage
 
 from moesr_bids.errors import ImageError
+from moesr_bids.sr.grid import xform_code
 
 VOXEL_SIZE_MM = (0.2, 10.0)
 FIELD_OF_VIEW_MM = (60.0, 600.0)
@@ -175,13 +176,6 @@ def _check_geometry(path: Path, shape: tuple[int, ...], affine: np.ndarray, warn
         warnings.append(f"the field of view is only {extent.min():.0f} mm along one axis: a slab, not a whole head")
 
 
-def _xform_code(image: SpatialImage) -> int:
-    """Return what the affine refers to; where nobody says, not to the scanner but to some other scan (aligned)."""
-    if not isinstance(image, nib.Nifti1Image):
-        return 1
-    return int(image.header["sform_code"]) or int(image.header["qform_code"]) or 2
-
-
 def conform(path: Path) -> ConformedImage:
     """Check an image and bring it into one form.
 
@@ -208,7 +202,7 @@ def conform(path: Path) -> ConformedImage:
     affine = _affine(path, source, warnings)
     _check_geometry(path, data.shape, affine, warnings)
     image = nib.Nifti1Image(data, affine)
-    code = _xform_code(source)
+    code = xform_code(source)
     image.set_sform(affine, code)
     image.set_qform(affine, code)
     image.header.set_xyzt_units("mm", "sec")

@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import ImageError
 from ..resources import measured
 from .device import choose_device, device_name, full_gpu_told
-from .grid import Grid
+from .grid import Grid, xform_code
 from .models import DEFAULT_MODEL, get_model
 from .models.base import Model, Problem, Progress
 from .noise import estimate_noise, foreground
@@ -35,8 +35,8 @@ from .zerofilling import measured_shares, zero_filled
 DEFAULT_RESOLUTION = 0.7
 _WAY_OUT = "--device cpu or a coarser --resolution"
 _PERCENTILE = 99.0
-# Each projection undoes part of the other one; after some turns what is left is small.
 _LARGEST_SHEAR = 0.05  # cosine of the angle between two axes
+# Each projection undoes part of the other one; after some turns what is left is small.
 _PROJECTIONS = 4
 
 
@@ -370,9 +370,7 @@ def _warnings(grid: Grid, target: Grid, psf: PSF, faithfulness: Mapping[str, flo
 
 def _nifti(data: NDArray[np.float32], affine: NDArray[np.float64], like: SpatialImage, text: str) -> nib.Nifti1Image:
     image = nib.Nifti1Image(np.ascontiguousarray(data, dtype=np.float32), affine)
-    code = 1
-    if isinstance(like, nib.Nifti1Image):
-        code = int(like.header["sform_code"]) or int(like.header["qform_code"]) or 1
+    code = xform_code(like)
     image.set_sform(affine, code)
     image.set_qform(affine, code)
     image.header.set_xyzt_units("mm")

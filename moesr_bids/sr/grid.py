@@ -94,3 +94,10 @@ class Grid:
         affine[:3, :3] = self.affine[:3, :3] / np.array(self.zooms) * resolution
         affine[:3, 3] = self.centre - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
         return Grid(shape, affine)
+
+
+def xform_code(image: nib.spatialimages.SpatialImage) -> int:
+    """Return the NIfTI code of what an affine refers to; 2 (aligned) and not 1 (scanner) where nobody says."""
+    if not isinstance(image, nib.Nifti1Image):
+        return 1
+    return int(image.header["sform_code"]) or int(image.header["qform_code"]) or 2

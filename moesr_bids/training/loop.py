@@ -179,8 +179,8 @@ def train(
     Raises
     ------
     ValueError
-        If the folder holds a training with another recipe, or one that has seen a participant of ``held_out``; if a
-        gradient is not finite.
+        If the folder holds a training with another recipe, or one that has seen a participant of ``held_out``; if the
+        weights are not finite any more.
     """
     team = Team.join(device)
     try:
@@ -253,11 +253,6 @@ class _Run:
             loss.backward()
             team.average_gradients(self.network)
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
-            if not torch.isfinite(norm):
-                raise ValueError(
-                    f"step {self.step + 1}: the gradient is not finite; {self.folder / STATE} is as it was saved "
-                    "before. Train with a smaller learning_rate"
-                )
             self.optimizer.step()
             self.step += 1
             counted += 1
@@ -275,10 +270,12 @@ class _Run:
                 self._log("validation", self._validate(held_out), say)
                 validated = time.monotonic()
             if time.monotonic() - saved > _SAVE_SECONDS:
+                self._require_finite()
                 self._save()
                 saved = time.monotonic()
         gains: dict[str, float] = {}
         if not team.rank:
+            self._require_finite()
             self.first_step, self.spent = self.step, 0.0  # the next run warms up again
             self._save()
             gains = self._validate(held_out)
@@ -292,6 +289,15 @@ class _Run:
             minutes=round(self.seconds / 60, 1),
             gains=gains,
         )
+
+    def _require_finite(self) -> None:
+        """Keep the last good state: one gradient that is not finite stays in the weights for good."""
+        # Asked before saving only: an answer at each step would make the processor wait for the GPU.
+        if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
+            raise ValueError(
+                f"step {self.step}: the weights are not finite any more; {self.folder / STATE} is as it was saved "
+                "before. Train with a smaller learning_rate"
+            )
 
     def _set_rate(self, share: float) -> None:
         recipe = self.recipe
