@@ -32,7 +32,7 @@ def test_steps_keep_the_marginals(rule: str) -> None:
     torch.manual_seed(0)
     residual, kappa = torch.full((400_000,), 0.3), 0.5
     for eta, following in ((0.999, 0.4), (0.4, 0.05)):
-        state = noisy_state(residual, eta, kappa, torch.randn(len(residual)))
+        state = noisy_state(residual, torch.tensor(eta), kappa, torch.randn(len(residual)))
         moved = STEP_RULES[rule](state, residual, eta, following, kappa, torch.randn(len(residual)))
         assert float(moved.mean()) == pytest.approx((1 - following) * 0.3, abs=3e-3)
         assert float(moved.std()) == pytest.approx(kappa * math.sqrt(following), rel=0.01)
@@ -40,9 +40,9 @@ def test_steps_keep_the_marginals(rule: str) -> None:
 
 def test_the_deterministic_rule_keeps_the_noise() -> None:
     residual, noise = torch.randn(50), torch.randn(50)
-    state = noisy_state(residual, 0.7, 0.2, noise)
+    state = noisy_state(residual, torch.tensor(0.7), 0.2, noise)
     moved = deterministic_step(state, residual, 0.7, 0.1, 0.2, torch.full((50,), torch.nan))
-    torch.testing.assert_close(moved, noisy_state(residual, 0.1, 0.2, noise))
+    torch.testing.assert_close(moved, noisy_state(residual, torch.tensor(0.1), 0.2, noise))
 
 
 @pytest.mark.parametrize("rule", RULES)

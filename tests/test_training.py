@@ -25,6 +25,7 @@ from moesr_bids.errors import ImageError
 from moesr_bids.sr.models.network import GUIDANCE, INPUTS, NetworkOutput
 from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.weights import Weights
+from moesr_bids.sr.zerofilling import acquired_share
 from moesr_bids.training import loop
 from moesr_bids.training.acquisition import (
     Contrast,
@@ -130,6 +131,10 @@ def test_noise_is_rician_and_contrast_keeps_the_background() -> None:
     noisy = RicianNoise(0.05, 0.05, 1).apply(torch.full((40, 40, 40), 1.0))
     assert float(noisy.std()) == pytest.approx(0.05, rel=0.05)
     assert float(RicianNoise(0.05, 0.05, 1).apply(torch.zeros(40, 40, 40)).mean()) == pytest.approx(0.0627, rel=0.02)
+    volume = torch.full((64, 160, 64), 1.0)
+    cut_off = RicianNoise(0.05, 0.05, 1).apply(volume, (1.0, 0.6, 1.0))
+    assert float(cut_off.std()) == pytest.approx(0.05 * math.sqrt(0.6), rel=0.05)
+    assert [acquired_share(cut_off.numpy(), axis) for axis in range(3)] == pytest.approx([1.0, 0.6, 1.0], abs=0.04)
     for seed in range(20):
         contrast = RandomContrast(probability=1.0).sample(np.random.default_rng(seed))
         mapped = contrast.apply(torch.tensor([0.0, 0.5, 1.0, 3.0]))
@@ -231,11 +236,11 @@ def test_synthesis_draws_lesions_in_white_matter_and_partial_volume(bids: Path) 
     anatomy = RandomAnatomy(lesions=1.0, bare=0.0)
     with_lesions = anatomy.draw(labels, 32, np.random.default_rng(2), CPU)
     without = RandomAnatomy(lesions=0.0, bare=0.0).draw(labels, 32, np.random.default_rng(2), CPU)
-    lesion = with_lesions == 255
+    lesion = with_lesions.fine == 255
     assert 0 < int(lesion.sum()) < lesion.numel() / 2
-    assert torch.isin(without[lesion], torch.tensor(labels.indices([2]), dtype=torch.uint8)).all()
-    assert torch.equal(with_lesions[~lesion], without[~lesion])
-    image = RandomAnatomy(texture=(1e-6, 2e-6)).paint(labels, without, np.random.default_rng(0))
+    assert torch.isin(without.fine[lesion], torch.tensor(labels.indices([2]), dtype=torch.uint8)).all()
+    assert torch.equal(with_lesions.fine[~lesion], without.fine[~lesion])
+    image = RandomAnatomy(texture=(1e-6, 2e-6)).palette(labels, np.random.default_rng(0)).paint(without)
     assert image.shape == (3, 32, 32, 32)
     assert float(image[1:].sum(dim=0).max()) == 1.0
     image = image[0]
@@ -248,11 +253,11 @@ def test_synthesis_draws_lesions_in_white_matter_and_partial_volume(bids: Path) 
 
 def test_synthesis_has_the_contrasts_of_brain_scans(bids: Path) -> None:
     labels = load_label_map(bids / "labels/sub-09_dseg.nii.gz")
-    fine = RandomAnatomy(lesions=0.0, bare=0.0).draw(labels, 32, np.random.default_rng(2), CPU)
+    drawn = RandomAnatomy(lesions=0.0, bare=0.0).draw(labels, 32, np.random.default_rng(2), CPU)
     whiter = set()
     for seed in range(12):
         anatomy = RandomAnatomy(texture=(1e-6, 2e-6), natural=1.0)
-        image, white, cortex = anatomy.paint(labels, fine, np.random.default_rng(seed))
+        image, white, cortex = anatomy.palette(labels, np.random.default_rng(seed)).paint(drawn)
         levels = float(image[white == 1].mean()), float(image[cortex == 1].mean())
         assert 0.2 < levels[1] < 0.95 and abs(levels[0] - levels[1]) < 0.8
         whiter.add(levels[0] > levels[1] + 0.02)
@@ -273,11 +278,17 @@ def test_examples_are_the_same_by_number(bids: Path) -> None:
     )
     recipe = recipe_from(TINY)
     one, other = (Examples(volumes, labels, recipe, seed=3, device=CPU) for _ in range(2))
-    later = other[17]  # whatever was asked for before
+    later = other.batch(17)  # whatever was asked for before
     for number in range(3):
-        one[number]
-    torch.testing.assert_close(one[17].channels, later.channels, rtol=0, atol=0)
-    assert not torch.equal(one[17].channels, one[18].channels)
+        one.batch(number)
+    torch.testing.assert_close(one.batch(17).channels, later.channels, rtol=0, atol=0)
+    assert not torch.equal(later.channels[0], later.channels[1])
+    planned = one.batches(13, 4, workers=2)  # by other processes
+    for _ in range(2):
+        batch = next(planned)
+    assert batch.first == 17
+    for name in ("channels", "acquisition", "sharp", "tissue"):
+        torch.testing.assert_close(getattr(batch, name), getattr(later, name), rtol=0, atol=0)
     with pytest.raises(ValueError, match="volumes or label maps"):
         Examples([], [], recipe, seed=0, device=CPU)
 

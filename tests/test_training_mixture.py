@@ -183,15 +183,14 @@ def test_a_memory_forgets_and_counts_known_tissue_alone() -> None:
     class Numbered:
         device = torch.device("cpu")
 
-        def batch(self, first: int, count: int) -> Batch:
+        def batch(self, first: int) -> Batch:
             made.append(first)
-            assert count == 2
             tissue = torch.zeros(2, 2, 8, 8, 8)
             tissue[1] = 0.5 * (first % 4 == 0)
             return Batch(torch.zeros(2, 4, 8, 8, 8), torch.zeros(2, 12), torch.zeros(2, 1, 8, 8, 8), tissue, first)
 
     network = random_mixture()
-    memory = GateMemory(Numbered(), Recall(count=50, memory=3), first=0, stride=2, batch=2)
+    memory = GateMemory(Numbered(), Recall(count=50, memory=3), first=0, stride=2)
     random = torch.Generator().manual_seed(0)
     assert memory.draw(0, network, random) is None
     found = memory.draw(10, network, random)

@@ -128,6 +128,8 @@ def run(options: argparse.Namespace) -> int:
             seed=options.random_seed,
             start=Weights.read(options.start).network(torch.device("cpu")) if options.start else None,
             teacher=Weights.read(options.teacher).network(torch.device("cpu")) if options.teacher else None,
+            workers=_workers(device.type, options.omp_nthreads),
+            validate_minutes=min(10.0, options.minutes / 8) if options.minutes else 10.0,
             say=_say,
         )
     if os.environ.get("RANK", "0") == "0":
@@ -141,6 +143,15 @@ def run(options: argparse.Namespace) -> int:
         weights = write_weights(options.out / WEIGHTS, trained.network, _card(trained, facts, device, options))
         _say(f"wrote {weights.path}")
     return 0
+
+
+def _workers(device: str, threads: int | None) -> int:
+    """Processes that plan examples for a GPU, one processor left to feed it; a CPU plans as it goes."""
+    from ..resources import available_cpus
+
+    if device == "cpu":
+        return 0
+    return max(1, (threads or available_cpus()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 def _volumes(options: argparse.Namespace, wanted: Any) -> Iterable[Volume]:

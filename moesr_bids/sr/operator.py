@@ -13,6 +13,7 @@ own band limit, so that A is band-limited interpolation there and nothing aliase
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -151,6 +152,16 @@ class AcquisitionOperator:
         return rows[0], rows[1], rows[2]
 
 
+def axis_factors(matrix: NDArray[np.float64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Thin singular value decomposition of the matrix of one axis: U, the values and V, float32."""
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    keep = s > 1e-6 * s[0]
+    left, values, right = (
+        torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in (u[:, keep], s[keep], vt[keep].T)
+    )
+    return left, values, right
+
+
 class Factors:
     """Singular value decomposition A = U S V^T of a Kronecker product, kept per axis.
 
@@ -165,15 +176,14 @@ class Factors:
     @classmethod
     def of(cls, matrices: tuple[NDArray[np.float64], ...], device: torch.device) -> Factors:
         """Decompose one matrix per axis (float64 inside, float32 out)."""
-        left, single, right = [], [], []
-        for matrix in matrices:
-            u, s, vt = np.linalg.svd(matrix, full_matrices=False)
-            keep = s > 1e-6 * s[0]
-            left.append(torch.from_numpy(u[:, keep].astype(np.float32)).to(device))
-            single.append(s[keep])
-            right.append(torch.from_numpy(np.ascontiguousarray(vt[keep].T, dtype=np.float32)).to(device))
-        values = np.einsum("i,j,k->ijk", *single).astype(np.float32)
-        return cls(tuple(left), torch.from_numpy(values).to(device), tuple(right))
+        return cls.joined([tuple(part.to(device) for part in axis_factors(matrix)) for matrix in matrices])
+
+    @classmethod
+    def joined(cls, axes: Sequence[tuple[torch.Tensor, ...]]) -> Factors:
+        """Join the decompositions of three axes, each from :func:`axis_factors`."""
+        left, single, right = zip(*axes, strict=True)
+        i, j, k = single
+        return cls(left, i[:, None, None] * j[:, None] * k, right)
 
     def seen_from(self, box: tuple[slice, slice, slice]) -> Factors:
         """Return the same decomposition for the input voxels of a box alone: fewer rows of U."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from ..sr.interpolation import spline_matrix
 from ..sr.models.network import acquisition_vector, axis_order, data_correction
-from ..sr.operator import Factors, apply_axes, axis_matrix
+from ..sr.operator import Factors, apply_axes, axis_factors, axis_matrix
 from ..sr.psf import PSF, AxisPSF
+from ..sr.zerofilling import measured_shares
 from .volumes import log_triangular, log_uniform
 
 Rng = np.random.Generator
@@ -97,14 +98,11 @@ class SmoothField:
 
     ORDER = 3
 
-    def log_field(self, positions: Sequence[torch.Tensor], extent: float) -> torch.Tensor:
-        """Evaluate f at positions (one vector per axis) of a volume that reaches from -extent to extent."""
-        powers = [torch.stack([(p / extent) ** n for n in range(self.ORDER + 1)]) for p in positions]
-        cube = positions[0].new_zeros((self.ORDER + 1,) * 3)
-        terms = _terms(self.ORDER)
-        for (i, j, k), value in zip(terms, self.coefficients, strict=True):
-            cube[i, j, k] = value
-        return torch.einsum("abc,ai,bj,ck->ijk", cube, *powers)
+    def cube(self) -> NDArray[np.float64]:
+        """Coefficients by the powers of the three positions, (4, 4, 4)."""
+        cube = np.zeros((self.ORDER + 1,) * 3)
+        cube[tuple(zip(*_terms(self.ORDER), strict=True))] = self.coefficients
+        return cube
 
 
 def _terms(order: int) -> list[tuple[int, int, int]]:
@@ -217,17 +215,27 @@ class RandomSampling:
         Range of the slice thickness as a share of the spacing; below 1 there are gaps.
     slice_probability
         Share of 2-D acquisitions.
+    acquired
+        Range of the share of k-space that was acquired along a zero-filled axis.
+    zero_filled
+        Probability that an axis is zero-filled, of the two in plane and of the three of a 3-D acquisition.
     truthful
-        Probability that the network is told the true profile, and not the one that voxel sizes suggest.
+        Probability that the network is told the true profile.
+    measured
+        Probability that it is told the true width and the kind that voxel sizes suggest; otherwise both are what voxel
+        sizes suggest.
     """
 
     isotropic: Range = (1.0, 3.5)
     usual: float = 2.0
     slices: Range = (1.8, 8.0)
     in_plane: Range = (1.0, 1.5)
-    thickness: Range = (0.7, 1.15)
+    thickness: Range = (0.6, 1.25)
     slice_probability: float = 0.4
-    truthful: float = 0.75
+    acquired: Range = (0.55, 0.95)
+    zero_filled: tuple[float, float] = (0.35, 0.1)
+    truthful: float = 0.5
+    measured: float = 0.3
 
     def sample(self, rng: Rng) -> Sampling:
         """Draw the parameters."""
@@ -237,8 +245,21 @@ class RandomSampling:
             zooms, axes = self._three_dimensional(rng)
         psf = PSF((axes[0], axes[1], axes[2]), "simulated")
         offsets = [float(rng.uniform(-z / 2, z / 2)) for z in zooms]
-        reported = psf if rng.random() < self.truthful else PSF.from_acquisition(zooms)
-        return Sampling(zooms, offsets, psf, reported)
+        return Sampling(zooms, offsets, psf, self._reported(psf, zooms, rng))
+
+    def _reported(self, psf: PSF, zooms: Sequence[float], rng: Rng) -> PSF:
+        guess, luck = PSF.from_acquisition(zooms), rng.random()
+        if luck < self.truthful:
+            return psf
+        if luck > self.truthful + self.measured:
+            return guess
+        i, j, k = (evolve(like, fwhm=true.fwhm) for like, true in zip(guess.axes, psf.axes, strict=True))
+        return PSF((i, j, k), "measured")
+
+    def _window(self, zoom: float, probability: float, rng: Rng) -> AxisPSF:
+        """Draw the k-space window of an axis: as wide as the grid can hold, or narrower."""
+        share = float(rng.uniform(*self.acquired)) if rng.random() < probability else 1.0
+        return AxisPSF("kspace", zoom / share)
 
     def _two_dimensional(self, rng: Rng) -> tuple[list[float], list[AxisPSF]]:
         axis = int(rng.integers(3))
@@ -246,7 +267,7 @@ class RandomSampling:
         zooms = [in_plane] * 3
         zooms[axis] = max(in_plane, log_uniform(rng, *self.slices))
         width = zooms[axis] * (float(rng.uniform(*self.thickness)) if rng.random() < 0.5 else 1.0)
-        axes = [AxisPSF("kspace", z) for z in zooms]
+        axes = [self._window(z, self.zero_filled[0], rng) for z in zooms]
         axes[axis] = AxisPSF(str(rng.choice(["gaussian", "rect", "kspace"], p=[0.6, 0.25, 0.15])), width)  # type: ignore[arg-type]
         return zooms, axes
 
@@ -254,22 +275,38 @@ class RandomSampling:
         factor = log_triangular(rng, self.isotropic[0], self.usual, self.isotropic[1])
         zooms = [max(1.0, factor * float(rng.uniform(0.95, 1.05))) for _ in range(3)]
         kind = str(rng.choice(["kspace", "gaussian", "rect"], p=[0.8, 0.15, 0.05]))
+        if kind == "kspace":
+            return zooms, [self._window(z, self.zero_filled[1], rng) for z in zooms]
         return zooms, [AxisPSF(kind, z) for z in zooms]  # type: ignore[arg-type]
 
 
 @frozen
 class RicianNoise:
-    """Magnitude of the image with Gaussian noise in both channels; ``reported`` is what the network is told."""
+    """Magnitude of the image with Gaussian noise in both channels.
+
+    ``sigma`` is its standard deviation where k-space was acquired in full; ``reported`` is what the network is told.
+    """
 
     sigma: float
     reported: float
     seed: int
 
-    def apply(self, volume: torch.Tensor) -> torch.Tensor:
-        """Add the noise."""
+    def apply(self, volume: torch.Tensor, shares: Sequence[float] = (1.0, 1.0, 1.0)) -> torch.Tensor:
+        """Add the noise; along each axis it fills a share of the frequencies, as the signal does."""
         generator = torch.Generator(volume.device).manual_seed(self.seed)
         draw = torch.randn((2, *volume.shape), generator=generator, device=volume.device)
+        for axis, share in enumerate(shares, start=1):
+            if share < 1:
+                draw = _cut_off(draw, axis, share)
         return torch.hypot(volume + self.sigma * draw[0], self.sigma * draw[1])
+
+
+def _cut_off(volume: torch.Tensor, axis: int, share: float) -> torch.Tensor:
+    """Remove the frequencies beyond a share of those that the axis can hold."""
+    n, spectrum = volume.shape[axis], torch.fft.rfft(volume, dim=axis)
+    kept = math.floor(share * n / 2) + 1
+    spectrum.narrow(axis, kept, spectrum.shape[axis] - kept).zero_()
+    return torch.fft.irfft(spectrum, n=n, dim=axis)
 
 
 @frozen
@@ -374,7 +411,68 @@ class Example:
     tissue: torch.Tensor
 
 
-def acquire(patch: torch.Tensor, scan: Scan, margin: int) -> Example:
+class Matrices(NamedTuple):
+    """What a scan of a volume multiplies with: small, but slow to make; float32.
+
+    Parameters
+    ----------
+    blur
+        Acquisition matrix of each axis.
+    spline
+        Interpolation from the acquired to the target grid, of each axis.
+    factors
+        Decomposition of the acquisition matrix that the network is told, three for each axis.
+    fields
+        Coefficients of bias and Jacobian, (2, 4, 4, 4).
+    powers
+        Powers of the positions on the target grid, and on the acquired grid along each axis, (4, n).
+    vector
+        Of the acquisition, see :func:`moesr_bids.sr.models.network.acquisition_vector`.
+    """
+
+    blur: tuple[torch.Tensor, ...]
+    spline: tuple[torch.Tensor, ...]
+    factors: tuple[torch.Tensor, ...]
+    fields: torch.Tensor
+    powers: tuple[torch.Tensor, ...]
+    vector: torch.Tensor
+
+    @classmethod
+    def of(cls, scan: Scan, n: int) -> Matrices:
+        """Make those of a scan of n voxels along each axis."""
+        sampling = scan.sampling
+        target = np.arange(n, dtype=np.float64) - (n - 1) / 2
+        source = [sampling.positions(axis, n) for axis in range(3)]
+
+        def blurs(psf: PSF) -> list[NDArray[np.float64]]:
+            return [axis_matrix(s, target, p, 1.0) for s, p in zip(source, psf.axes, strict=True)]
+
+        def tensors(arrays: Iterable[NDArray[np.float64]]) -> tuple[torch.Tensor, ...]:
+            return tuple(torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) for a in arrays)
+
+        powers = [(positions / (n / 2)) ** np.arange(SmoothField.ORDER + 1)[:, None] for positions in (target, *source)]
+        known = scan.bias.known, scan.jacobian.known
+        return cls(
+            tensors(blurs(sampling.psf)),
+            tensors(spline_matrix(s, target) for s in source),
+            tuple(part for matrix in blurs(sampling.reported) for part in axis_factors(matrix)),
+            *tensors([np.stack([scan.bias.cube(), scan.jacobian.cube()])]),
+            tensors(powers),
+            acquisition_vector(sampling.reported, sampling.zooms, _TARGET, scan.noise.reported, known),
+        )
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them, one after the other."""
+        return (*self.blur, *self.spline, *self.factors, self.fields, *self.powers, self.vector)
+
+    @classmethod
+    def joined(cls, tensors: Sequence[torch.Tensor]) -> Matrices:
+        """Rebuild them from :meth:`tensors`."""
+        blur, spline, factors, powers = tensors[:3], tensors[3:6], tensors[6:15], tensors[16:20]
+        return cls(tuple(blur), tuple(spline), tuple(factors), tensors[15], tuple(powers), tensors[20])
+
+
+def acquire(patch: torch.Tensor, scan: Scan, margin: int, matrices: Matrices | None = None) -> Example:
     """Simulate a scan of a volume and interpolate it back, as the engine does.
 
     Parameters
@@ -386,29 +484,23 @@ def acquire(patch: torch.Tensor, scan: Scan, margin: int) -> Example:
         Parameters.
     margin
         Voxels that are cut off after the simulation, where the profile reached outside of the volume.
+    matrices
+        Those of the scan, on the device of the patch, if they are there already.
     """
     volume, tissue = patch[0], patch[1:]
-    n, device = volume.shape[0], volume.device
+    n = volume.shape[0]
+    if matrices is None:
+        matrices = Matrices.joined([part.to(volume.device) for part in Matrices.of(scan, n).tensors()])
     sharp = scan.contrast.apply(volume)
-    target = np.arange(n, dtype=np.float64) - (n - 1) / 2
-    source = [scan.sampling.positions(axis, n) for axis in range(3)]
-    on_target = [torch.from_numpy(target.astype(np.float32)).to(device)] * 3
-    on_source = [torch.from_numpy(s.astype(np.float32)).to(device) for s in source]
-
-    def tensors(matrices: Sequence[NDArray[np.float64]]) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.from_numpy(m.astype(np.float32)).to(device) for m in matrices)
-
-    def matrices(psf: PSF) -> list[NDArray[np.float64]]:
-        return [axis_matrix(s, target, p, 1.0) for s, p in zip(source, psf.axes, strict=True)]
-
-    log_bias, log_jacobian = (field.log_field(on_target, n / 2) for field in (scan.bias, scan.jacobian))
+    log_bias, log_jacobian = _polynomials(matrices.fields, matrices.powers[:1] * 3)
     # Bias shall be divided out, and the Jacobian multiplied in: without noise, the corrections restore the image.
     distorted = scan.motion.apply(sharp * (log_bias - log_jacobian).exp())
-    sampled = apply_axes(distorted, tensors(matrices(scan.sampling.psf)))
-    gain = scan.jacobian.log_field(on_source, n / 2) - scan.bias.log_field(on_source, n / 2)
-    acquired = scan.noise.apply(sampled.clamp(min=0)) * gain.exp()
-    image = apply_axes(acquired, tensors([spline_matrix(s, target) for s in source]))
-    factors = Factors.of(tuple(matrices(scan.sampling.reported)), device)
+    sampled = apply_axes(distorted, matrices.blur)
+    (gain,) = _polynomials(matrices.fields[1:] - matrices.fields[:1], matrices.powers[1:])
+    shares = measured_shares(scan.sampling.psf, scan.sampling.zooms)
+    acquired = scan.noise.apply(sampled.clamp(min=0), shares) * gain.exp()
+    image = apply_axes(acquired, matrices.spline)
+    factors = Factors.joined([matrices.factors[3 * axis : 3 * axis + 3] for axis in range(3)])
     correction = data_correction(image, acquired, factors, scan.noise.reported)
     inner = (slice(margin, n - margin),) * 3
     known = scan.bias.known, scan.jacobian.known
@@ -421,5 +513,10 @@ def acquire(patch: torch.Tensor, scan: Scan, margin: int) -> Example:
         stack[:, *inner].permute(0, *order).contiguous()
         for stack in (torch.stack([image, correction, *maps]), torch.cat([sharp[None], tissue]))
     )
-    vector = acquisition_vector(scan.sampling.reported, scan.sampling.zooms, _TARGET, scan.noise.reported, known)
-    return Example(channels, vector.to(device), truth[0], truth[1:])
+    return Example(channels, matrices.vector, truth[0], truth[1:])
+
+
+def _polynomials(fields: torch.Tensor, powers: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Evaluate polynomials of third order, (f, 4, 4, 4), at the positions of which the powers are given."""
+    i, j, k = powers
+    return torch.einsum("fabc,ai,bj,ck->fijk", fields, i, j, k)

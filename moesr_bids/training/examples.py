@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from attrs import evolve, frozen
+from torch.utils.data import DataLoader, Dataset
 
 from ..sr.models.network import INPUTS
-from .acquisition import Example, RandomScan, acquire
+from .acquisition import Example, Matrices, RandomScan, Scan, acquire
 from .recipe import Recipe
-from .synthesis import LabelMap, RandomAnatomy
-from .volumes import Volume
+from .synthesis import Anatomy, LabelMap, Palette, RandomAnatomy
+from .volumes import Cut, Volume, cut_out
 
 _SLOTS = 8  # drawn anatomies in use at a time
 _SCALE_ERROR = 0.1  # of the 99th percentile: head and brain differ in it
@@ -37,6 +40,46 @@ class Batch(NamedTuple):
         return self.channels[:, :INPUTS].sum(dim=1, keepdim=True)
 
 
+@frozen(eq=False)
+class Plan:
+    """All that is drawn for an example.
+
+    ``source`` is the index of a volume and where it is cut, or an anatomy (slot and generation) and its palette.
+    """
+
+    source: tuple[int, Cut] | tuple[tuple[int, int], Palette]
+    scale: float
+    scan: Scan
+
+
+@frozen(eq=False)
+class Plans:
+    """Plans of a batch, their matrices in one piece: many small tensors travel slowly between processes."""
+
+    first: int
+    plans: Sequence[Plan]
+    shapes: Sequence[torch.Size]
+    flat: torch.Tensor
+
+    @classmethod
+    def of(cls, first: int, plans: Sequence[Plan], size: int) -> Plans:
+        """Join plans, and make the matrices of their scans of ``size`` voxels along each axis."""
+        tensors = [part for plan in plans for part in Matrices.of(plan.scan, size).tensors()]
+        return cls(first, plans, [part.shape for part in tensors], torch.cat([part.flatten() for part in tensors]))
+
+    def pin_memory(self) -> Plans:
+        """Where a GPU fetches it from without waiting; called by the data loader."""
+        return evolve(self, flat=self.flat.pin_memory())
+
+    def on(self, device: torch.device) -> Iterator[tuple[Plan, Matrices]]:
+        """Yield the plans and their matrices, on a device."""
+        parts = self.flat.to(device, non_blocking=True).split([shape.numel() for shape in self.shapes])
+        tensors = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        each = len(tensors) // len(self.plans)
+        for n, plan in enumerate(self.plans):
+            yield plan, Matrices.joined(tensors[n * each : (n + 1) * each])
+
+
 class Examples:
     """Endless examples of a training.
 
@@ -49,7 +92,7 @@ class Examples:
     seed
         Of all random numbers.
     device
-        Where patches are synthesised and degraded.
+        Where patches are synthesised and degraded; the volumes are kept there.
     """
 
     def __init__(
@@ -67,35 +110,94 @@ class Examples:
         self.synthetic = 0.0 if not labels else 1.0 if not volumes else recipe.synthetic
         self.anatomy, self.scan = RandomAnatomy(), RandomScan().told(recipe.guidance)
         self._drawn = lru_cache(maxsize=2 * _SLOTS)(self._draw)
+        self._kept = lru_cache(maxsize=None)(self._keep)
 
-    def __getitem__(self, number: int) -> Example:
-        """Return example ``number``."""
+    @property
+    def _size(self) -> int:
+        return self.recipe.patch + 2 * self.recipe.margin
+
+    def plan(self, number: int) -> Plan:
+        """Draw example ``number``, on the processor."""
         rng = np.random.default_rng([self.seed, 0, number])
-        size = self.recipe.patch + 2 * self.recipe.margin
+        source: tuple[int, Cut] | tuple[tuple[int, int], Palette]
         if rng.random() < self.synthetic:
-            labels, fine = self._drawn(*self._anatomy_of(number))
-            patch = self.anatomy.paint(labels, fine, rng)
+            key = self._anatomy_of(number)
+            source = key, self.anatomy.palette(self._labels_of(*key)[0], rng)
         else:
-            patch = self.volumes[int(rng.integers(len(self.volumes)))].patch(size, rng, self.device)
-        patch[0] *= float(np.exp(rng.normal(scale=_SCALE_ERROR)))
-        return acquire(patch, self.scan.sample(rng), self.recipe.margin)
+            index = int(rng.integers(len(self.volumes)))
+            source = index, self.volumes[index].draw(self._size, rng)
+        return Plan(source, float(np.exp(rng.normal(scale=_SCALE_ERROR))), self.scan.sample(rng))
 
-    def batch(self, first: int, count: int) -> Batch:
-        """Stack examples ``first`` to ``first + count - 1``."""
-        some = [self[number] for number in range(first, first + count)]
+    def make(self, plan: Plan, matrices: Matrices) -> Example:
+        """Make a planned example."""
+        if isinstance(plan.source[1], Palette):
+            patch = plan.source[1].paint(self._drawn(*plan.source[0]))
+        else:
+            patch = cut_out(self._kept(plan.source[0]), plan.source[1])
+        patch[0] *= plan.scale
+        return acquire(patch, plan.scan, self.recipe.margin, matrices)
+
+    def plans(self, first: int) -> Plans:
+        """Plan the batch that begins with an example."""
+        return Plans.of(first, [self.plan(first + n) for n in range(self.recipe.batch)], self._size)
+
+    def batch(self, first: int) -> Batch:
+        """Plan and make the batch that begins with an example."""
+        return self.made(self.plans(first))
+
+    def made(self, plans: Plans) -> Batch:
+        """Make a planned batch."""
+        some = [self.make(plan, matrices) for plan, matrices in plans.on(self.device)]
         return Batch(
             torch.stack([e.channels for e in some]),
             torch.stack([e.acquisition for e in some]),
             torch.stack([e.sharp for e in some])[:, None],
             torch.stack([e.tissue for e in some]),
-            first,
+            plans.first,
         )
+
+    def batches(self, first: int, stride: int, workers: int = 0) -> Iterator[Batch]:
+        """Yield the batches that begin with the examples ``first``, ``first + stride``, ..., without end.
+
+        Parameters
+        ----------
+        first, stride
+            Numbers of examples.
+        workers
+            Processes that plan batches ahead: a GPU would wait for the plans.
+        """
+        loader = DataLoader(
+            _Plans(self),
+            batch_size=None,
+            sampler=count(first, stride),  # type: ignore[arg-type]
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
+            pin_memory=self.device.type == "cuda",
+        )
+        yield from map(self.made, loader)
 
     def _anatomy_of(self, number: int) -> tuple[int, int]:
         """Return slot and generation of the anatomy that an example uses if it is synthetic."""
         return number % _SLOTS, int(number * self.synthetic) // (_SLOTS * self.recipe.reuse)
 
-    def _draw(self, slot: int, generation: int) -> tuple[LabelMap, torch.Tensor]:
+    def _labels_of(self, slot: int, generation: int) -> tuple[LabelMap, np.random.Generator]:
+        """Label map of an anatomy, and the generator that goes on to draw it."""
         rng = np.random.default_rng([self.seed, 1, slot, generation])
-        labels = self.labels[int(rng.integers(len(self.labels)))]
-        return labels, self.anatomy.draw(labels, self.recipe.patch + 2 * self.recipe.margin, rng, self.device)
+        return self.labels[int(rng.integers(len(self.labels)))], rng
+
+    def _draw(self, slot: int, generation: int) -> Anatomy:
+        labels, rng = self._labels_of(slot, generation)
+        return self.anatomy.draw(labels, self._size, rng, self.device)
+
+    def _keep(self, index: int) -> tuple[torch.Tensor, ...]:
+        return self.volumes[index].tensors(self.device)
+
+
+class _Plans(Dataset[Plans]):
+    """Plans of batches by the number of their first example."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __getitem__(self, first: int) -> Plans:
+        return self.examples.plans(first)

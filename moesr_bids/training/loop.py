@@ -17,6 +17,7 @@ from attrs import frozen
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..atomic import temporary_beside
@@ -145,6 +146,7 @@ def train(
     seed: int = 0,
     start: nn.Module | None = None,
     teacher: nn.Module | None = None,
+    workers: int = 0,
     validate_minutes: float = 10.0,
     say: Any = print,
 ) -> Trained:
@@ -171,6 +173,8 @@ def train(
         Network to start a new training from; the recipe's may have more blocks.
     teacher
         Network to learn from, of a distillation.
+    workers
+        Processes that plan examples ahead.
     validate_minutes
         Time between two validations.
     say
@@ -188,12 +192,12 @@ def train(
         memory = None
         if recipe.recall.count:
             first, stride = team.rank * recipe.batch, team.size * recipe.batch
-            memory = GateMemory(examples, recipe.recall, first=first, stride=stride, batch=recipe.batch)
+            memory = GateMemory(examples, recipe.recall, first=first, stride=stride)
         objective = objective_of(recipe, None if teacher is None else teacher.to(team.device), memory)
         run = _Run(recipe, folder, team, seed, start, objective)
         names = [volume.name for volume in volumes] + [label_map.name for label_map in labels]
         run.know(set(map(_participant, names)), {_participant(volume.name) for volume in held_out})
-        return run.loop(examples, held_out, budget, validate_minutes, say)
+        return run.loop(examples, held_out, budget, workers, validate_minutes, say)
     finally:
         team.leave()
 
@@ -213,7 +217,11 @@ class _Run:
         self.network = self.network.to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        on_gpu = team.device.type == "cuda"
+        torch.backends.cudnn.benchmark = on_gpu  # all batches have one shape
+        self.optimizer = torch.optim.AdamW(
+            trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=on_gpu or None
+        )
         self.step, self.seconds, self.first_step = 0, 0.0, 0
         self.spent = 0.0  # seconds of the run that is under way
         self.trained_on: set[str] = set()
@@ -229,11 +237,18 @@ class _Run:
             raise ValueError(f"{self.folder}: {both[0]} was trained on, so it cannot tell how good the model is")
 
     def loop(
-        self, examples: Examples, held_out: Sequence[Volume], budget: Budget, validate_minutes: float, say: Any
+        self,
+        examples: Examples,
+        held_out: Sequence[Volume],
+        budget: Budget,
+        workers: int,
+        validate_minutes: float,
+        say: Any,
     ) -> Trained:
         recipe, team, begun = self.recipe, self.team, time.monotonic()
         dtype = fast_dtype(team.device)
         per_step = recipe.batch * team.size
+        batches = examples.batches(self.step * per_step + team.rank * recipe.batch, per_step, workers)
         before, earlier, saved, validated = self.seconds, self.spent, begun, begun
         sums: dict[str, torch.Tensor] = {}
         counted = 0
@@ -244,9 +259,8 @@ class _Run:
                 break
             self._set_rate(share)
             self.reached = max(self.reached, share)
-            first = self.step * per_step + team.rank * recipe.batch
-            generator = torch.Generator().manual_seed(self.seed * 2**32 + first)
-            batch = examples.batch(first, recipe.batch)
+            batch = next(batches)
+            generator = torch.Generator().manual_seed(self.seed * 2**32 + batch.first)
             with torch.autocast(team.device.type, dtype, enabled=dtype != torch.float32):
                 loss, terms = self.objective.loss(self.network, batch, generator, self.reached)
             self.optimizer.zero_grad(set_to_none=True)
@@ -310,8 +324,8 @@ class _Run:
     def _average(self) -> None:
         # Shorter memory at the start, so that the first weights are forgotten.
         keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(now, 1 - keep)
+        both = (list(network.parameters()) for network in (self.average, self.network))
+        get_ema_multi_avg_fn(keep)(*both, None)
 
     def _validate(self, held_out: Sequence[Volume]) -> dict[str, float]:
         return validate(

@@ -107,11 +107,11 @@ class MixtureObjective:
         count, device = len(batch.channels), batch.channels.device
         steps = torch.randint(1, schedule.steps + 1, (count,), generator=generator)
         etas = torch.tensor(schedule.etas)[steps].to(device)
-        noise = torch.randn(batch.sharp.shape, generator=generator).to(device)
-        residual = batch.sharp - batch.start
-        state = torch.cat(
-            [noisy_state(residual[n : n + 1], float(etas[n]), schedule.kappa, noise[n : n + 1]) for n in range(count)]
-        )
+        # Drawn where it is used: from the processor it would come too slowly for a GPU.
+        seed = int(torch.randint(2**31, (), generator=generator))
+        drawing = torch.Generator(device).manual_seed(seed)
+        noise = torch.randn(batch.sharp.shape, generator=drawing, device=device)
+        state = noisy_state(batch.sharp - batch.start, etas[:, None, None, None, None], schedule.kappa, noise)
         scene = network.look(batch.channels, batch.acquisition)
         told = network.told(batch.acquisition, etas)
         base, corrections = network(scene.features, scene.trunk, state, etas, told)

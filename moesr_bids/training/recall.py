@@ -60,13 +60,11 @@ class GateMemory:
         Sizes.
     first, stride
         Number of the first example of this process, and between those of two steps.
-    batch
-        Examples per step and process.
     """
 
-    def __init__(self, examples: Examples, recall: Recall, *, first: int, stride: int, batch: int) -> None:
+    def __init__(self, examples: Examples, recall: Recall, *, first: int, stride: int) -> None:
         self._examples, self._recall = examples, recall
-        self._first, self._stride, self._batch = first, stride, batch
+        self._first, self._stride = first, stride
         self._kept: dict[int, GateInputs | None] = {}
 
     def keep(self, number: int, inputs: GateInputs | None) -> None:
@@ -86,7 +84,7 @@ class GateMemory:
     def _of(self, number: int, network: MixtureNetwork) -> GateInputs | None:
         if number not in self._kept:
             with torch.autocast(self._examples.device.type, enabled=False):  # scans are simulated in float32
-                batch = self._examples.batch(number, self._batch)
+                batch = self._examples.batch(number)
             with torch.no_grad():
                 features = network.trunk.features(batch.channels, batch.acquisition)
                 self._kept[number] = gate_inputs(batch, context_cells(network_cells(batch.channels), features))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional
 from ..errors import ImageError
 from ..sr.projection import bounding_box
 from .tissue import CORTEX, WHITE
-from .volumes import log_uniform, read_3d, turned
+from .volumes import Turn, log_uniform, read_3d
 
 # FreeSurfer numbers whose two sides have one contrast.
 _RIGHT_TO_LEFT = {
@@ -97,6 +98,41 @@ def load_label_map(path: Path) -> LabelMap:
     return LabelMap(path.name.split(".", 1)[0], data, values, centres)
 
 
+class Anatomy(NamedTuple):
+    """A deformed cube of a label map.
+
+    ``fine`` are indices of labels at twice the target's resolution, uint8 (2 n, 2 n, 2 n); ``tissue`` are the shares of white matter and cortex at the target's resolution, float32 (2, n, n, n).
+    """
+
+    fine: torch.Tensor
+    tissue: torch.Tensor
+
+
+@frozen(eq=False)
+class Palette:
+    """What an anatomy is painted with.
+
+    ``tables`` (2, labels) are the mean and the standard deviation of each index, ``seed`` that of the texture.
+    """
+
+    tables: torch.Tensor
+    seed: int
+    turn: Turn
+
+    def paint(self, anatomy: Anatomy) -> torch.Tensor:
+        """Give an anatomy the contrast.
+
+        Returns
+        -------
+        patch
+            float32 (3, n, n, n) at the target's resolution: the image, and the shares of white matter and cortex.
+        """
+        device = anatomy.fine.device
+        drawn = functional.avg_pool3d(self.tables.to(device)[:, anatomy.fine.int()][None], _OVERSAMPLING)[0]
+        waves = texture(drawn.shape[-1], torch.Generator(device).manual_seed(self.seed), device)
+        return self.turn.apply(torch.cat([torch.addcmul(drawn[0], drawn[1], waves).clamp(min=0)[None], anatomy.tissue]))
+
+
 @frozen
 class RandomAnatomy:
     """Ranges of the synthesis.
@@ -127,8 +163,8 @@ class RandomAnatomy:
     bare: float = 0.3
     natural: float = 0.7
 
-    def draw(self, labels: LabelMap, size: int, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
-        """Draw the labels of a deformed cube of ``size`` target voxels at twice the target's resolution, uint8."""
+    def draw(self, labels: LabelMap, size: int, rng: np.random.Generator, device: torch.device) -> Anatomy:
+        """Draw a deformed cube of ``size`` target voxels."""
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
         spacing = rng.uniform(*self.spacing, size=3)
         reach = math.ceil(size * float(spacing.max()) * 1.2 + 4 * self.displacement)
@@ -147,27 +183,16 @@ class RandomAnatomy:
             self._add_lesions(labels, fine, rng)
         if rng.random() < self.bare:
             _strip(labels, fine)
-        return fine
+        tissue = [_share(fine, [*labels.indices(WHITE), _LESION]), _share(fine, labels.indices(CORTEX))]
+        return Anatomy(fine, torch.stack(tissue))
 
-    def paint(self, labels: LabelMap, fine: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Give drawn labels a contrast.
-
-        Returns
-        -------
-        patch
-            float32 (3, n, n, n) at the target's resolution, in random orientation: the image, and the shares of white
-            matter and cortex.
-        """
-        generator = torch.Generator(fine.device).manual_seed(int(rng.integers(2**31)))
-        means = self._means(labels, rng)
+    def palette(self, labels: LabelMap, rng: np.random.Generator) -> Palette:
+        """Draw a contrast for the anatomies of a label map."""
+        seed, means = int(rng.integers(2**31)), self._means(labels, rng)
         spread = log_uniform(rng, *self.texture) * rng.uniform(0.5, 1.5, size=_LESION + 1).astype(np.float32)
         for table in (means, spread):
             table[_BACKGROUND] = 0.0
-        tables = torch.from_numpy(np.stack([means, spread])).to(fine.device)
-        drawn = functional.avg_pool3d(tables[:, fine.int()][None], _OVERSAMPLING)[0]
-        image = drawn[0] + drawn[1] * texture(drawn.shape[-1], generator, fine.device)
-        shares = torch.stack([_share(fine, [*labels.indices(WHITE), _LESION]), _share(fine, labels.indices(CORTEX))])
-        return turned(torch.cat([image.clamp(min=0)[None], shares]), rng)
+        return Palette(torch.from_numpy(np.stack([means, spread])), seed, Turn.sample(rng))
 
     def _means(self, labels: LabelMap, rng: np.random.Generator) -> NDArray[np.float32]:
         """Draw the mean intensity of each index."""

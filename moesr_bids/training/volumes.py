@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
 import nibabel as nib
 import numpy as np
 import torch
@@ -60,28 +58,78 @@ class Volume:
         least = 1.0 if self.smoothness < _SMOOTHER else self.smoothness
         return least, least * _COARSER
 
-    def patch(self, size: int, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
-        """Draw a cube in random orientation; outside of the volume it is zero.
-
-        Returns
-        -------
-        patch
-            float32 (3, size, size, size): the image, and the shares of white matter and cortex (0 where unknown). Half
-            of the patches are at the finest spacing, the others coarser.
-        """
+    def draw(self, size: int, rng: np.random.Generator) -> Cut:
+        """Draw where a cube is cut out: half of the cubes are at the finest spacing, the others coarser."""
         low, high = self.spacings
         spacing = low if rng.random() < 0.5 else float(rng.uniform(low, high))
         centre = self.centres[rng.integers(len(self.centres))] + rng.integers(-8, 9, size=3)
         reach = size if spacing == 1 else math.ceil(size * spacing) + 4
+        corner = [int(c) - reach // 2 for c in centre]
+        return Cut(corner, reach, None if spacing == 1 else _resampling(size, reach, spacing), Turn.sample(rng))
+
+    def tensors(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Image and tissue on a device, for :func:`cut_out`."""
         parts = [self.data, *(self.tissue if self.tissue is not None else ())]
-        cubes = [torch.from_numpy(_crop(part, centre, reach)).to(device, torch.float32) for part in parts]
-        if spacing > 1:
-            cubes = [_resample(cube, size, spacing) for cube in cubes]
-            # The profile overshoots at edges; shares do not.
-            cubes[1:] = [cube.clamp(0, 1) for cube in cubes[1:]]
-        if self.tissue is None:
-            cubes += [torch.zeros_like(cubes[0])] * 2
-        return turned(torch.stack(cubes), rng)
+        return tuple(torch.from_numpy(part).to(device) for part in parts)
+
+    def patch(self, size: int, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
+        """Draw a cube and cut it out, as :func:`cut_out` does."""
+        return cut_out(self.tensors(device), self.draw(size, rng))
+
+
+@frozen(eq=False)
+class Turn:
+    """A permutation of the axes of a cube, and the axes that are flipped after it."""
+
+    axes: tuple[int, ...]
+    flips: tuple[int, ...]
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> Turn:
+        """Draw an orientation."""
+        axes = tuple(int(a) for a in rng.permutation(3))
+        return cls(axes, tuple(axis for axis in range(3) if rng.random() < 0.5))
+
+    def apply(self, cubes: torch.Tensor) -> torch.Tensor:
+        """Turn the last three axes of a stack of cubes."""
+        cubes = cubes.permute([0, *(1 + axis for axis in self.axes)])
+        return cubes.flip([1 + axis for axis in self.flips]).contiguous()
+
+
+@frozen(eq=False)
+class Cut:
+    """Where a cube is cut out of a volume: the first voxel, voxels per side, what resamples them, and the turn."""
+
+    corner: Sequence[int]
+    reach: int
+    resampling: torch.Tensor | None
+    turn: Turn
+
+
+def cut_out(parts: Sequence[torch.Tensor], cut: Cut) -> torch.Tensor:
+    """Cut a cube out of a volume; outside of the volume it is zero.
+
+    Parameters
+    ----------
+    parts
+        From :meth:`Volume.tensors`.
+    cut
+        From :meth:`Volume.draw`.
+
+    Returns
+    -------
+    patch
+        float32 (3, size, size, size): the image, and the shares of white matter and cortex (0 where unknown).
+    """
+    cubes = torch.stack([_crop(part, cut.corner, cut.reach) for part in parts])
+    if cut.resampling is not None:
+        matrix = cut.resampling.to(cubes.device)
+        cubes = torch.stack([apply_axes(cube, (matrix,) * 3) for cube in cubes])
+        # The profile overshoots at edges; shares do not.
+        cubes[1:].clamp_(0, 1)
+    if len(cubes) == 1:
+        cubes = torch.cat([cubes, cubes.new_zeros((2, *cubes.shape[1:]))])
+    return cut.turn.apply(cubes)
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -92,13 +140,6 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 def log_triangular(rng: np.random.Generator, low: float, mode: float, high: float) -> float:
     """Draw a number whose logarithm has a triangular distribution."""
     return float(math.exp(rng.triangular(math.log(low), math.log(mode), math.log(high))))
-
-
-def turned(cube: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Permute and flip the last three axes of a stack of cubes at random."""
-    cube = cube.permute([0, *(1 + int(a) for a in rng.permutation(3))])
-    flips = [1 + axis for axis in range(3) if rng.random() < 0.5]
-    return cube.flip(flips).contiguous()
 
 
 def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> Volume:
@@ -183,21 +224,19 @@ def _deep_voxels(head: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArra
     return deep[:: max(1, len(deep) // 100_000)].astype(np.int16)
 
 
-def _crop(data: NDArray[Any], centre: Sequence[int] | NDArray[np.generic], size: int) -> NDArray[Any]:
-    cube = np.zeros((size,) * 3, dtype=data.dtype)
+def _crop(volume: torch.Tensor, corner: Sequence[int], size: int) -> torch.Tensor:
+    cube = volume.new_zeros((size,) * 3, dtype=torch.float32)
     inner, outer = [], []
-    for c, n in zip(centre, data.shape, strict=True):
-        start = int(c) - size // 2
+    for start, n in zip(corner, volume.shape, strict=True):
         low, high = max(0, start), min(n, start + size)
         inner.append(slice(low - start, max(low, high) - start))
         outer.append(slice(low, max(low, high)))
-    cube[tuple(inner)] = data[tuple(outer)]
+    cube[tuple(inner)] = volume[tuple(outer)].float()
     return cube
 
 
-def _resample(cube: torch.Tensor, size: int, spacing: float) -> torch.Tensor:
-    source = np.arange(cube.shape[0], dtype=np.float64) - (cube.shape[0] - 1) / 2
+def _resampling(size: int, reach: int, spacing: float) -> torch.Tensor:
+    source = np.arange(reach, dtype=np.float64) - (reach - 1) / 2
     target = (np.arange(size, dtype=np.float64) - (size - 1) / 2) * spacing
     matrix = axis_matrix(target, source, AxisPSF("gaussian", _COARSE_FWHM * spacing), 1.0)
-    one = torch.from_numpy(matrix.astype(np.float32)).to(cube.device)
-    return apply_axes(cube, (one, one, one))
+    return torch.from_numpy(matrix.astype(np.float32))

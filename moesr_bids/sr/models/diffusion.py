@@ -60,9 +60,9 @@ class ShiftSchedule:
         return 0.0, *(first * (_LAST_ETA / first) ** share for share in shares)
 
 
-def noisy_state(residual: torch.Tensor, eta: float, kappa: float, noise: torch.Tensor) -> torch.Tensor:
-    """Draw z_t for a known residual from unit noise (eq. 2)."""
-    return torch.add((1 - eta) * residual, noise, alpha=kappa * math.sqrt(eta))
+def noisy_state(residual: torch.Tensor, etas: torch.Tensor, kappa: float, noise: torch.Tensor) -> torch.Tensor:
+    """Draw z_t for a known residual from unit noise (eq. 2); ``etas`` are broadcast."""
+    return (1 - etas) * residual + kappa * etas.sqrt() * noise
 
 
 def posterior_step(

@@ -307,20 +307,30 @@ class ConditionalConv(nn.Conv3d):
         self.kernels = kernels
 
     def mixed(self, shares: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return kernel and bias, (outside, inside, 3, 3, 3) and (outside,), for the shares of the kernels."""
+        """Return kernel and bias for the shares of the kernels, (..., kernels).
+
+        They are (..., outside, inside, 3, 3, 3) and (..., outside).
+        """
         assert self.bias is not None
         if shares is None:
             return self.weight, self.bias
-        kernels, biases = (part.unflatten(0, (self.kernels, -1)) for part in (self.weight, self.bias))
-        return (shares[:, None, None, None, None, None] * kernels).sum(dim=0), shares @ biases
+        # As they lie in memory while training; autocast would round them before they are mixed.
+        kernels = self.weight.unflatten(0, (self.kernels, -1)).movedim(2, -1)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            mixed = (shares @ kernels.flatten(1)).unflatten(-1, kernels.shape[1:])
+            return mixed.movedim(-1, -4), shares @ self.bias.unflatten(0, (self.kernels, -1))
 
     def forward(self, x: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
         """Apply the mixture of each example, (batch, inside, i, j, k), by its shares, (batch, kernels)."""
         if shares is None:
             return super().forward(x)
+        mixtures = self.mixed(shares)
+        if torch.is_autocast_enabled(x.device.type):  # once, and not for each example
+            dtype = torch.get_autocast_dtype(x.device.type)
+            mixtures = mixtures[0].to(dtype), mixtures[1].to(dtype)
         parts = [
-            functional.conv3d(one[None], *self.mixed(share), padding=self.padding, dilation=self.dilation)
-            for one, share in zip(x, shares, strict=True)
+            functional.conv3d(one[None], *mixture, padding=self.padding, dilation=self.dilation)
+            for one, *mixture in zip(x, *mixtures, strict=True)
         ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
