@@ -240,7 +240,8 @@ def test_synthesis_draws_lesions_in_white_matter_and_partial_volume(bids: Path) 
     assert 0 < int(lesion.sum()) < lesion.numel() / 2
     assert torch.isin(without.fine[lesion], torch.tensor(labels.indices([2]), dtype=torch.uint8)).all()
     assert torch.equal(with_lesions.fine[~lesion], without.fine[~lesion])
-    image = RandomAnatomy(texture=(1e-6, 2e-6)).palette(labels, np.random.default_rng(0)).paint(without)
+    palette = RandomAnatomy(texture=(1e-6, 2e-6)).palette(labels, np.random.default_rng(0))
+    image = palette.paint(without, palette.matrix(32))
     assert image.shape == (3, 32, 32, 32)
     assert float(image[1:].sum(dim=0).max()) == 1.0
     image = image[0]
@@ -257,7 +258,8 @@ def test_synthesis_has_the_contrasts_of_brain_scans(bids: Path) -> None:
     whiter = set()
     for seed in range(12):
         anatomy = RandomAnatomy(texture=(1e-6, 2e-6), natural=1.0)
-        image, white, cortex = anatomy.palette(labels, np.random.default_rng(seed)).paint(drawn)
+        palette = anatomy.palette(labels, np.random.default_rng(seed))
+        image, white, cortex = palette.paint(drawn, palette.matrix(32))
         levels = float(image[white == 1].mean()), float(image[cortex == 1].mean())
         assert 0.2 < levels[1] < 0.95 and abs(levels[0] - levels[1]) < 0.8
         whiter.add(levels[0] > levels[1] + 0.02)

@@ -55,7 +55,9 @@ def test_targets_go_from_smooth_to_sharp() -> None:
     assert [weights.stage(share).name for share in (0.0, 0.49, 0.5, 1.0)] == ["smooth", "smooth", "sharp", "sharp"]
 
     def teacher_loss(taught: torch.Tensor, share: float) -> float:
-        terms = distillation_loss(pupil, channels, vector, start, start + 0.1, (taught, features), weights, share)[1]
+        terms = distillation_loss(
+            pupil, channels, vector, start, start + 0.1, (taught, features), weights, weights.stage(share)
+        )[1]
         return float(terms["teacher"])
 
     # The student is untrained and says nothing, so the loss is that of the target itself.
@@ -71,10 +73,10 @@ def test_hints_and_teacher_reach_the_student() -> None:
     start = channels[:, :2].sum(dim=1, keepdim=True)
     taught = teach(teacher, channels, vector)
     optimizer = torch.optim.Adam(pupil.parameters(), 1e-2)
-    history = []
+    weights, history = DistillationLossWeights(**LOSS), []
     for _ in range(120):
         loss, terms = distillation_loss(
-            pupil, channels, vector, start, start + taught[0], taught, DistillationLossWeights(**LOSS), 0.9
+            pupil, channels, vector, start, start + taught[0], taught, weights, weights.stage(0.9)
         )
         optimizer.zero_grad()
         loss.backward()

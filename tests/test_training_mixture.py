@@ -129,7 +129,8 @@ def test_one_example_is_learnt_by_heart_and_its_tissue_by_the_gate() -> None:
 
     before = error()
     for step in range(240):
-        loss, _ = objective.loss(network, batch, torch.Generator().manual_seed(step), 0.0)
+        drawn = objective.draw(batch, torch.Generator().manual_seed(step))
+        loss, _ = objective.loss(network, batch, drawn, objective.stage(0.0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -191,16 +192,15 @@ def test_a_memory_forgets_and_counts_known_tissue_alone() -> None:
 
     network = random_mixture()
     memory = GateMemory(Numbered(), Recall(count=50, memory=3), first=0, stride=2)
-    random = torch.Generator().manual_seed(0)
-    assert memory.draw(0, network, random) is None
-    found = memory.draw(10, network, random)
+    assert memory.draw(0, network) is None
+    found = memory.draw(10, network)
     assert found is not None
     assert set(made) == {8, 6, 4}  # of these, 6 has no known tissue, nor has the first example of any
     assert len(made) == 3
     assert 20 < len(found.cells) < 50
     assert found.bands.shape == (len(found.cells), 3, 2, 2, 2)
     memory.keep(10, None)
-    memory.draw(16, network, random)
+    memory.draw(16, network)
     assert set(made[3:]) == {14, 12}
     with pytest.raises(ValueError, match="frozen trunk"):
         recipe_from({**RECIPE, "frozen": [], "recall": {"count": 1}})

@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
             start=Weights.read(options.start).network(torch.device("cpu")) if options.start else None,
             teacher=Weights.read(options.teacher).network(torch.device("cpu")) if options.teacher else None,
             workers=_workers(device.type, options.omp_nthreads),
-            validate_minutes=min(10.0, options.minutes / 8) if options.minutes else 10.0,
+            validate_minutes=min(10.0, options.minutes / 4) if options.minutes else 10.0,
             say=_say,
         )
     if os.environ.get("RANK", "0") == "0":
@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _workers(device: str, threads: int | None) -> int:
-    """Processes that plan examples for a GPU, one processor left to feed it; a CPU plans as it goes."""
+    """Count the processes that plan examples for a GPU, one processor left to feed it; a CPU plans as it goes."""
     from ..resources import available_cpus
 
     if device == "cpu":

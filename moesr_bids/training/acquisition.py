@@ -452,11 +452,12 @@ class Matrices(NamedTuple):
 
         powers = [(positions / (n / 2)) ** np.arange(SmoothField.ORDER + 1)[:, None] for positions in (target, *source)]
         known = scan.bias.known, scan.jacobian.known
+        (fields,) = tensors([np.stack([scan.bias.cube(), scan.jacobian.cube()])])
         return cls(
             tensors(blurs(sampling.psf)),
             tensors(spline_matrix(s, target) for s in source),
             tuple(part for matrix in blurs(sampling.reported) for part in axis_factors(matrix)),
-            *tensors([np.stack([scan.bias.cube(), scan.jacobian.cube()])]),
+            fields,
             tensors(powers),
             acquisition_vector(sampling.reported, sampling.zooms, _TARGET, scan.noise.reported, known),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from attrs import field, frozen, validators
@@ -42,6 +43,10 @@ class Stage:
     blur: float = field(validator=validators.ge(0.0))
 
 
+ONE_STAGE = Stage("sharp", 1.0, 0.0)
+"""Of a training that does not change as it goes on."""
+
+
 def _stages(values: Sequence[Stage | dict[str, object]]) -> tuple[Stage, ...]:
     stages = tuple(value if isinstance(value, Stage) else Stage(**value) for value in values)  # type: ignore[arg-type]
     ends = [stage.until for stage in stages]
@@ -69,7 +74,7 @@ class DistillationLossWeights:
     image: LossWeights = field(factory=LossWeights, converter=loss_weights)
     teacher: float = field(default=0.5, validator=validators.and_(validators.ge(0.0), validators.le(1.0)))
     hints: float = field(default=0.05, validator=validators.ge(0.0))
-    stages: tuple[Stage, ...] = field(default=(Stage("sharp", 1.0, 0.0),), converter=_stages)
+    stages: tuple[Stage, ...] = field(default=(ONE_STAGE,), converter=_stages)
 
     def stage(self, share: float) -> Stage:
         """Stage at a share of the run."""
@@ -108,13 +113,18 @@ def smoothed(volume: torch.Tensor, fwhm: float) -> torch.Tensor:
     """Gaussian smoothing of (batch, 1, i, j, k), FWHM in voxels, in float32; the ends are repeated."""
     if fwhm == 0:
         return volume
-    from monai.networks.layers.convutils import gaussian_1d
     from monai.networks.layers.simplelayers import separable_filtering
 
-    sigma = torch.tensor(fwhm / math.sqrt(8 * math.log(2)))
-    kernel = gaussian_1d(sigma, truncated=3.0, approx="sampled", normalize=True)
     with torch.autocast(volume.device.type, enabled=False):
-        return separable_filtering(volume.float(), [kernel] * 3, mode="replicate")
+        return separable_filtering(volume.float(), [_gaussian(fwhm, volume.device)] * 3, mode="replicate")
+
+
+@lru_cache(maxsize=8)
+def _gaussian(fwhm: float, device: torch.device) -> torch.Tensor:
+    from monai.networks.layers.convutils import gaussian_1d
+
+    sigma = torch.tensor(fwhm / math.sqrt(8 * math.log(2)))
+    return gaussian_1d(sigma, truncated=3.0, approx="sampled", normalize=True).to(device)
 
 
 def distillation_loss(
@@ -125,7 +135,7 @@ def distillation_loss(
     sharp: torch.Tensor,
     taught: tuple[torch.Tensor, torch.Tensor],
     weights: DistillationLossWeights,
-    share: float,
+    stage: Stage,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of a batch.
 
@@ -141,14 +151,14 @@ def distillation_loss(
         From :func:`teach`.
     weights
         Weights of the terms.
-    share
-        Share of the run that is done: it names the stage.
+    stage
+        How smooth the teacher is.
     """
     features = pupil.student.features(channels, acquisition)
     output = pupil.student.output(features, acquisition)
     truth, terms = student_loss(output, start, sharp, weights.image)
     residual, hint = taught
-    target = smoothed(residual, weights.stage(share).blur)
+    target = smoothed(residual, stage.blur)
     teacher = charbonnier_ratio(output.residual - target, start - sharp, weights.image.epsilon)
     hints = (pupil.adapter(features) - hint).square().mean() / (hint.square().mean() + _TINY)
     total = (1 - weights.teacher) * truth + weights.teacher * teacher + weights.hints * hints

@@ -63,21 +63,24 @@ class Plans:
 
     @classmethod
     def of(cls, first: int, plans: Sequence[Plan], size: int) -> Plans:
-        """Join plans, and make the matrices of their scans of ``size`` voxels along each axis."""
-        tensors = [part for plan in plans for part in Matrices.of(plan.scan, size).tensors()]
+        """Join plans, and make the matrices of their cubes of ``size`` voxels along each axis."""
+        tensors: list[torch.Tensor] = []
+        for plan in plans:
+            tensors += [plan.source[1].matrix(size), *Matrices.of(plan.scan, size).tensors()]
         return cls(first, plans, [part.shape for part in tensors], torch.cat([part.flatten() for part in tensors]))
 
     def pin_memory(self) -> Plans:
         """Where a GPU fetches it from without waiting; called by the data loader."""
         return evolve(self, flat=self.flat.pin_memory())
 
-    def on(self, device: torch.device) -> Iterator[tuple[Plan, Matrices]]:
-        """Yield the plans and their matrices, on a device."""
+    def on(self, device: torch.device) -> Iterator[tuple[Plan, torch.Tensor, Matrices]]:
+        """Yield each plan with the matrix of its source and those of its scan, on a device."""
         parts = self.flat.to(device, non_blocking=True).split([shape.numel() for shape in self.shapes])
         tensors = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
         each = len(tensors) // len(self.plans)
         for n, plan in enumerate(self.plans):
-            yield plan, Matrices.joined(tensors[n * each : (n + 1) * each])
+            own, *others = tensors[n * each : (n + 1) * each]
+            yield plan, own, Matrices.joined(others)
 
 
 class Examples:
@@ -128,12 +131,12 @@ class Examples:
             source = index, self.volumes[index].draw(self._size, rng)
         return Plan(source, float(np.exp(rng.normal(scale=_SCALE_ERROR))), self.scan.sample(rng))
 
-    def make(self, plan: Plan, matrices: Matrices) -> Example:
-        """Make a planned example."""
+    def make(self, plan: Plan, own: torch.Tensor, matrices: Matrices) -> Example:
+        """Make a planned example from what :meth:`Plans.on` yields."""
         if isinstance(plan.source[1], Palette):
-            patch = plan.source[1].paint(self._drawn(*plan.source[0]))
+            patch = plan.source[1].paint(self._drawn(*plan.source[0]), own)
         else:
-            patch = cut_out(self._kept(plan.source[0]), plan.source[1])
+            patch = cut_out(self._kept(plan.source[0]), plan.source[1], own)
         patch[0] *= plan.scale
         return acquire(patch, plan.scan, self.recipe.margin, matrices)
 
@@ -147,7 +150,7 @@ class Examples:
 
     def made(self, plans: Plans) -> Batch:
         """Make a planned batch."""
-        some = [self.make(plan, matrices) for plan, matrices in plans.on(self.device)]
+        some = [self.make(*planned) for planned in plans.on(self.device)]
         return Batch(
             torch.stack([e.channels for e in some]),
             torch.stack([e.acquisition for e in some]),
@@ -169,7 +172,7 @@ class Examples:
         loader = DataLoader(
             _Plans(self),
             batch_size=None,
-            sampler=count(first, stride),  # type: ignore[arg-type]
+            sampler=count(first, stride),
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
             pin_memory=self.device.type == "cuda",

@@ -21,8 +21,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..atomic import temporary_beside
-from ..sr.precision import fast_dtype
 from .examples import Examples
+from .gradients import gradients_of
 from .objectives import Objective, objective_of
 from .recall import GateMemory
 from .recipe import Recipe, recipe_from
@@ -246,7 +246,7 @@ class _Run:
         say: Any,
     ) -> Trained:
         recipe, team, begun = self.recipe, self.team, time.monotonic()
-        dtype = fast_dtype(team.device)
+        gradients = gradients_of(self.objective, self.network, team.device)
         per_step = recipe.batch * team.size
         batches = examples.batches(self.step * per_step + team.rank * recipe.batch, per_step, workers)
         before, earlier, saved, validated = self.seconds, self.spent, begun, begun
@@ -261,10 +261,8 @@ class _Run:
             self.reached = max(self.reached, share)
             batch = next(batches)
             generator = torch.Generator().manual_seed(self.seed * 2**32 + batch.first)
-            with torch.autocast(team.device.type, dtype, enabled=dtype != torch.float32):
-                loss, terms = self.objective.loss(self.network, batch, generator, self.reached)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            drawn = self.objective.draw(batch, generator)
+            terms = gradients(batch, drawn, self.objective.stage(self.reached))
             team.average_gradients(self.network)
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
             self.optimizer.step()

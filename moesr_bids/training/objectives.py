@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from ..sr.models.diffusion import noisy_state, sample
 from ..sr.models.mixture import MixtureNetwork, MixtureShape
 from ..sr.models.network import NetworkOutput, NetworkShape, ResidualNetwork
-from .distillation import DistillationLossWeights, Pupil, distillation_loss, teach
+from .distillation import ONE_STAGE, DistillationLossWeights, Pupil, Stage, distillation_loss, teach
 from .losses import LossWeights, student_loss
 from .mixture_loss import Mixed, MixtureLossWeights, cross_entropy, mixture_loss
 from .recall import GateMemory, gate_inputs
@@ -29,13 +29,23 @@ Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Objective(Protocol):
     """Face of all of them."""
 
+    @property
+    def capturable(self) -> bool:
+        """Whether the loss launches the same operations at each step, so that a GPU can repeat them by itself."""
+
     def build(self, start: nn.Module | None) -> nn.Module:
         """Make the network, from the weights of another if one is given."""
 
+    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Draw what is random in the loss of a batch."""
+
+    def stage(self, share: float) -> Stage:
+        """Stage of the loss when this share of the run is done."""
+
     def loss(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator, share: float
+        self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
     ) -> tuple[torch.Tensor, Terms]:
-        """Loss of a batch and its terms, detached; ``share`` of the run is done."""
+        """Loss of a batch and its terms, detached."""
 
     def product(self, network: nn.Module) -> Network:
         """Return what is kept of the network after the training."""
@@ -47,8 +57,20 @@ class Objective(Protocol):
 class StudentObjective:
     """One step of the residual network."""
 
+    capturable = True
+
     def __init__(self, shape: NetworkShape, weights: LossWeights) -> None:
         self.shape, self.weights = shape, weights
+
+    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Nothing is random."""
+        del batch, generator
+        return ()
+
+    def stage(self, share: float) -> Stage:
+        """There is one stage."""
+        del share
+        return ONE_STAGE
 
     def build(self, start: nn.Module | None) -> ResidualNetwork:
         """Make the network; it may have more blocks than the one it starts from."""
@@ -59,10 +81,10 @@ class StudentObjective:
         return start.grown(self.shape)
 
     def loss(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator, share: float
+        self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
     ) -> tuple[torch.Tensor, Terms]:
         """Loss of the predicted residual and scale."""
-        del generator, share
+        del drawn, stage
         output = network(batch.channels, batch.acquisition)
         return student_loss(output, batch.start, batch.sharp, self.weights)
 
@@ -97,21 +119,37 @@ class MixtureObjective:
             network.get_submodule(name).requires_grad_(False)
         return network
 
-    def loss(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator, share: float
-    ) -> tuple[torch.Tensor, Terms]:
-        """Loss at one step of the chain per example, and of the gate on earlier examples if it has a memory."""
-        del share
-        assert isinstance(network, MixtureNetwork)
+    @property
+    def capturable(self) -> bool:
+        """Whether there is no memory: what it holds differs from step to step."""
+        return self.memory is None
+
+    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Draw a step of the chain for each example: its state, and eta. Half of them are the first that is sampled."""
         schedule = self.shape.schedule
         count, device = len(batch.channels), batch.channels.device
         steps = torch.randint(1, schedule.steps + 1, (count,), generator=generator)
+        # What the first step misses, the others hardly find: there the state knows no more than the image.
+        steps[torch.rand(count, generator=generator) < 0.5] = schedule.steps
         etas = torch.tensor(schedule.etas)[steps].to(device)
         # Drawn where it is used: from the processor it would come too slowly for a GPU.
         seed = int(torch.randint(2**31, (), generator=generator))
         drawing = torch.Generator(device).manual_seed(seed)
         noise = torch.randn(batch.sharp.shape, generator=drawing, device=device)
-        state = noisy_state(batch.sharp - batch.start, etas[:, None, None, None, None], schedule.kappa, noise)
+        return noisy_state(batch.sharp - batch.start, etas[:, None, None, None, None], schedule.kappa, noise), etas
+
+    def stage(self, share: float) -> Stage:
+        """There is one stage."""
+        del share
+        return ONE_STAGE
+
+    def loss(
+        self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
+    ) -> tuple[torch.Tensor, Terms]:
+        """Loss at the step that was drawn, and of the gate on earlier examples if it has a memory."""
+        del stage
+        assert isinstance(network, MixtureNetwork)
+        state, etas = drawn
         scene = network.look(batch.channels, batch.acquisition)
         told = network.told(batch.acquisition, etas)
         base, corrections = network(scene.features, scene.trunk, state, etas, told)
@@ -119,7 +157,7 @@ class MixtureObjective:
         total, terms = mixture_loss(mixed, batch.start, batch.sharp, batch.tissue, self.weights)
         if self.memory is None:
             return total, terms
-        earlier = self.memory.draw(batch.first, network, generator)
+        earlier = self.memory.draw(batch.first, network)
         self.memory.keep(batch.first, gate_inputs(batch, scene.cells))
         recalled = total.new_zeros(())
         if earlier is not None:
@@ -148,6 +186,8 @@ class MixtureObjective:
 class DistillationObjective:
     """One step of the residual network, taught by a mixture."""
 
+    capturable = True
+
     def __init__(self, recipe: Recipe, teacher: nn.Module | None) -> None:
         assert isinstance(recipe.network, NetworkShape) and isinstance(recipe.loss, DistillationLossWeights)
         if not isinstance(teacher, MixtureNetwork):
@@ -159,15 +199,24 @@ class DistillationObjective:
         """Make the student, from the weights of another if one is given, and its adapter."""
         return Pupil(self.student.build(start), self.teacher)
 
+    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Nothing is random."""
+        del batch, generator
+        return ()
+
+    def stage(self, share: float) -> Stage:
+        """How smooth the teacher is."""
+        return self.weights.stage(share)
+
     def loss(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator, share: float
+        self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
     ) -> tuple[torch.Tensor, Terms]:
         """Loss against the truth, the teacher of this stage, and its features."""
-        del generator
+        del drawn
         assert isinstance(network, Pupil)
         taught = teach(self.teacher, batch.channels, batch.acquisition)
         return distillation_loss(
-            network, batch.channels, batch.acquisition, batch.start, batch.sharp, taught, self.weights, share
+            network, batch.channels, batch.acquisition, batch.start, batch.sharp, taught, self.weights, stage
         )
 
     def product(self, network: nn.Module) -> Network:

@@ -72,11 +72,12 @@ class GateMemory:
         self._kept[number] = inputs
         self._kept.pop(number - (self._recall.memory + 1) * self._stride, None)
 
-    def draw(self, number: int, network: MixtureNetwork, generator: torch.Generator) -> GateInputs | None:
-        """Draw earlier steps, stacked; None if no tissue is known in any of them."""
+    def draw(self, number: int, network: MixtureNetwork) -> GateInputs | None:
+        """Draw steps before the one of this number, stacked; None if no tissue is known in any of them."""
         reach = min(self._recall.memory, (number - self._first) // self._stride)
         if reach < 1:
             return None
+        generator = torch.Generator().manual_seed(number)
         back = torch.randint(1, reach + 1, (self._recall.count,), generator=generator).tolist()
         found = [inputs for n in back if (inputs := self._of(number - n * self._stride, network)) is not None]
         return GateInputs(*(torch.cat(parts) for parts in zip(*found, strict=True))) if found else None

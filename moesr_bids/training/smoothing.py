@@ -26,12 +26,12 @@ def box_mean(volume: torch.Tensor, width: int) -> torch.Tensor:
     """
     # autocast would round the products to bfloat16
     with torch.autocast(volume.device.type, enabled=False):
-        bands = [_band(n, width).to(volume.device) for n in volume.shape[2:]]
+        bands = [_band(n, width, volume.device) for n in volume.shape[2:]]
         return torch.einsum("abxyz,ix,jy,kz->abijk", volume.float(), *bands)
 
 
 @lru_cache(maxsize=8)
-def _band(size: int, width: int) -> torch.Tensor:
-    places = torch.arange(size)
+def _band(size: int, width: int, device: torch.device) -> torch.Tensor:
+    places = torch.arange(size, device=device)
     band = ((places[:, None] - places).abs() <= width // 2).float()
     return band / band.sum(dim=1, keepdim=True)

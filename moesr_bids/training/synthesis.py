@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from attrs import frozen
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch.nn import functional
 
 from ..errors import ImageError
-from ..sr.projection import bounding_box
 from .tissue import CORTEX, WHITE
 from .volumes import Turn, log_uniform, read_3d
 
@@ -101,7 +101,8 @@ def load_label_map(path: Path) -> LabelMap:
 class Anatomy(NamedTuple):
     """A deformed cube of a label map.
 
-    ``fine`` are indices of labels at twice the target's resolution, uint8 (2 n, 2 n, 2 n); ``tissue`` are the shares of white matter and cortex at the target's resolution, float32 (2, n, n, n).
+    ``fine`` are indices of labels at twice the target's resolution, uint8 (2 n, 2 n, 2 n); ``tissue`` are the shares of
+    white matter and cortex at the target's resolution, float32 (2, n, n, n).
     """
 
     fine: torch.Tensor
@@ -115,12 +116,24 @@ class Palette:
     ``tables`` (2, labels) are the mean and the standard deviation of each index, ``seed`` that of the texture.
     """
 
-    tables: torch.Tensor
+    tables: NDArray[np.float32]
     seed: int
     turn: Turn
 
-    def paint(self, anatomy: Anatomy) -> torch.Tensor:
+    def matrix(self, size: int) -> torch.Tensor:
+        """Tables for :meth:`paint`, of an anatomy of any size."""
+        del size
+        return torch.from_numpy(self.tables)
+
+    def paint(self, anatomy: Anatomy, tables: torch.Tensor) -> torch.Tensor:
         """Give an anatomy the contrast.
+
+        Parameters
+        ----------
+        anatomy
+            Of the label map that the palette was drawn for.
+        tables
+            From :meth:`matrix`, on the device of the anatomy.
 
         Returns
         -------
@@ -128,7 +141,7 @@ class Palette:
             float32 (3, n, n, n) at the target's resolution: the image, and the shares of white matter and cortex.
         """
         device = anatomy.fine.device
-        drawn = functional.avg_pool3d(self.tables.to(device)[:, anatomy.fine.int()][None], _OVERSAMPLING)[0]
+        drawn = functional.avg_pool3d(tables[:, anatomy.fine.int()][None], _OVERSAMPLING)[0]
         waves = texture(drawn.shape[-1], torch.Generator(device).manual_seed(self.seed), device)
         return self.turn.apply(torch.cat([torch.addcmul(drawn[0], drawn[1], waves).clamp(min=0)[None], anatomy.tissue]))
 
@@ -169,7 +182,7 @@ class RandomAnatomy:
         spacing = rng.uniform(*self.spacing, size=3)
         reach = math.ceil(size * float(spacing.max()) * 1.2 + 4 * self.displacement)
         centre = labels.centres[rng.integers(len(labels.centres))].astype(int)
-        refined = _refine(_crop_labels(labels.data, centre, reach, device))
+        refined = _refine(_crop_labels(labels.data, centre, reach), device)
         n = size * _OVERSAMPLING
         line = (torch.arange(n, device=device) + 0.5) / _OVERSAMPLING - size / 2
         turn = torch.from_numpy((_rotation(rng, self.rotation) * spacing).astype(np.float32)).to(device)
@@ -192,7 +205,7 @@ class RandomAnatomy:
         spread = log_uniform(rng, *self.texture) * rng.uniform(0.5, 1.5, size=_LESION + 1).astype(np.float32)
         for table in (means, spread):
             table[_BACKGROUND] = 0.0
-        return Palette(torch.from_numpy(np.stack([means, spread])), seed, Turn.sample(rng))
+        return Palette(np.stack([means, spread]), seed, Turn.sample(rng))
 
     def _means(self, labels: LabelMap, rng: np.random.Generator) -> NDArray[np.float32]:
         """Draw the mean intensity of each index."""
@@ -237,9 +250,11 @@ def _strip(labels: LabelMap, fine: torch.Tensor) -> None:
     coarse = functional.max_pool3d(white[None, None].float(), 4)
     near = functional.interpolate(functional.max_pool3d(coarse, 3, stride=1, padding=1), scale_factor=4)[0, 0] > 0
     inside = fine[tuple(slice(0, n) for n in near.shape)]
-    touched = torch.bincount(inside[near].int(), minlength=_LESION + 1)
-    total = torch.bincount(inside.flatten().int(), minlength=_LESION + 1).clamp(min=1)
-    fine[(touched / total < 0.2)[fine.int()]] = _BACKGROUND
+    # Every other voxel is enough to count; bincount would make the processor wait for a GPU.
+    some, weights = (volume[::2, ::2, ::2].flatten() for volume in (inside, near.float()))
+    counts = torch.zeros((2, _LESION + 1), device=fine.device)
+    counts.index_add_(1, some.int(), torch.stack([weights, torch.ones_like(weights)]))
+    fine[(counts[0] < 0.2 * counts[1])[fine.int()]] = _BACKGROUND
 
 
 def texture(size: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
@@ -252,25 +267,27 @@ def texture(size: int, generator: torch.Generator, device: torch.device) -> torc
     return field / field.std()
 
 
-def _crop_labels(data: NDArray[np.uint8], centre: NDArray[np.int_], size: int, device: torch.device) -> torch.Tensor:
+def _crop_labels(data: NDArray[np.uint8], centre: NDArray[np.int_], size: int) -> NDArray[np.uint8]:
     picks = [np.clip(np.arange(size) - size // 2 + c, -1, n) for c, n in zip(centre, data.shape, strict=True)]
     cube = data[np.ix_(*(np.clip(p, 0, n - 1) for p, n in zip(picks, data.shape, strict=True)))]
     for axis, (p, n) in enumerate(zip(picks, data.shape, strict=True)):
         cube[tuple((p < 0) | (p >= n) if a == axis else slice(None) for a in range(3))] = _BACKGROUND
-    return torch.from_numpy(cube).to(device)
+    return cube
 
 
-def _refine(cube: torch.Tensor) -> torch.Tensor:
+def _refine(labels: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
     """Label map at twice the resolution: the label with the largest smoothed and interpolated indicator."""
+    cube = torch.from_numpy(labels).to(device)
     size = [n * _SHARPER for n in cube.shape]
-    best = torch.zeros(size, device=cube.device)
-    chosen = torch.zeros(size, dtype=torch.uint8, device=cube.device)
-    for label in torch.unique(cube).tolist():
-        here = cube == label
+    best = torch.zeros(size, device=device)
+    chosen = torch.zeros(size, dtype=torch.uint8, device=device)
+    for label, place in enumerate(ndimage.find_objects(labels + 1)):  # on the processor: a GPU would be waited for
+        if place is None:
+            continue
         # Two voxels around the label: that far its smoothed indicator reaches.
-        around = zip(bounding_box(here), cube.shape, strict=True)
-        box = tuple(slice(max(0, b.start - 2), min(n, b.stop + 2)) for b, n in around)
-        smooth = functional.avg_pool3d(here[box][None, None].float(), 3, stride=1, padding=1, count_include_pad=False)
+        box = tuple(slice(max(0, p.start - 2), min(n, p.stop + 2)) for p, n in zip(place, cube.shape, strict=True))
+        here = (cube[box] == label)[None, None].float()
+        smooth = functional.avg_pool3d(here, 3, stride=1, padding=1, count_include_pad=False)
         indicator = functional.interpolate(smooth, scale_factor=_SHARPER, mode="trilinear")[0, 0]
         fine = tuple(slice(b.start * _SHARPER, b.stop * _SHARPER) for b in box)
         better = indicator > best[fine]

@@ -13,7 +13,7 @@ from ..sr.models.network import INPUTS
 from ..sr.psf import PSF, AxisPSF
 from .acquisition import Contrast, Motion, RandomScan, RicianNoise, Sampling, Scan, SmoothField, acquire
 from .objectives import Estimator
-from .volumes import Volume
+from .volumes import Volume, cut_out
 
 _NOISE = 0.02
 _FOREGROUND = 0.1
@@ -77,10 +77,12 @@ def validate(
     plain = scan or plain_scan()
     gains: dict[str, float] = {}
     for volume in volumes:
+        parts = volume.tensors(device)
         for name, sampling in cases().items():
             found = []
             for number in range(patches):
-                sharp = volume.patch(patch + 2 * margin, np.random.default_rng(number), device)
+                cut = volume.draw(patch + 2 * margin, np.random.default_rng(number))
+                sharp = cut_out(parts, cut, cut.matrix(patch + 2 * margin).to(device))
                 noise = RicianNoise(_NOISE, _NOISE, number)
                 example = acquire(sharp, evolve(plain, sampling=sampling, noise=noise), margin)
                 residual = estimate(example.channels[None], example.acquisition[None])[0, 0]

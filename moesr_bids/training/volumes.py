@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class Volume:
         centre = self.centres[rng.integers(len(self.centres))] + rng.integers(-8, 9, size=3)
         reach = size if spacing == 1 else math.ceil(size * spacing) + 4
         corner = [int(c) - reach // 2 for c in centre]
-        return Cut(corner, reach, None if spacing == 1 else _resampling(size, reach, spacing), Turn.sample(rng))
+        return Cut(corner, reach, spacing, Turn.sample(rng))
 
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Image and tissue on a device, for :func:`cut_out`."""
@@ -74,7 +75,8 @@ class Volume:
 
     def patch(self, size: int, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
         """Draw a cube and cut it out, as :func:`cut_out` does."""
-        return cut_out(self.tensors(device), self.draw(size, rng))
+        cut = self.draw(size, rng)
+        return cut_out(self.tensors(device), cut, cut.matrix(size).to(device))
 
 
 @frozen(eq=False)
@@ -98,15 +100,19 @@ class Turn:
 
 @frozen(eq=False)
 class Cut:
-    """Where a cube is cut out of a volume: the first voxel, voxels per side, what resamples them, and the turn."""
+    """Where a cube is cut out of a volume: first voxel, voxels per side, the new spacing in voxels, and the turn."""
 
     corner: Sequence[int]
     reach: int
-    resampling: torch.Tensor | None
+    spacing: float
     turn: Turn
 
+    def matrix(self, size: int) -> torch.Tensor:
+        """Make what resamples an axis to ``size`` voxels, (size, reach); empty if nothing is resampled."""
+        return torch.empty(0) if self.spacing == 1 else _resampling(size, self.reach, self.spacing)
 
-def cut_out(parts: Sequence[torch.Tensor], cut: Cut) -> torch.Tensor:
+
+def cut_out(parts: Sequence[torch.Tensor], cut: Cut, matrix: torch.Tensor) -> torch.Tensor:
     """Cut a cube out of a volume; outside of the volume it is zero.
 
     Parameters
@@ -115,6 +121,8 @@ def cut_out(parts: Sequence[torch.Tensor], cut: Cut) -> torch.Tensor:
         From :meth:`Volume.tensors`.
     cut
         From :meth:`Volume.draw`.
+    matrix
+        From :meth:`Cut.matrix`, on the device of the volume.
 
     Returns
     -------
@@ -122,8 +130,7 @@ def cut_out(parts: Sequence[torch.Tensor], cut: Cut) -> torch.Tensor:
         float32 (3, size, size, size): the image, and the shares of white matter and cortex (0 where unknown).
     """
     cubes = torch.stack([_crop(part, cut.corner, cut.reach) for part in parts])
-    if cut.resampling is not None:
-        matrix = cut.resampling.to(cubes.device)
+    if matrix.numel():
         cubes = torch.stack([apply_axes(cube, (matrix,) * 3) for cube in cubes])
         # The profile overshoots at edges; shares do not.
         cubes[1:].clamp_(0, 1)

@@ -202,7 +202,8 @@ class MixtureNetwork(nn.Module):
         state, eta
             z_t and eta_t.
         """
-        etas = state.new_full((len(state),), eta)
+        # In float32, whatever the state is: 1 - eta is small.
+        etas = torch.full((len(state),), eta, device=state.device)
         base, corrections = self(scene.features, scene.trunk, state, etas, self.told(acquisition, etas))
         return gated_sum(base, corrections, gate)
 

@@ -324,13 +324,13 @@ class ConditionalConv(nn.Conv3d):
         """Apply the mixture of each example, (batch, inside, i, j, k), by its shares, (batch, kernels)."""
         if shares is None:
             return super().forward(x)
-        mixtures = self.mixed(shares)
+        kernels, biases = self.mixed(shares)
         if torch.is_autocast_enabled(x.device.type):  # once, and not for each example
             dtype = torch.get_autocast_dtype(x.device.type)
-            mixtures = mixtures[0].to(dtype), mixtures[1].to(dtype)
+            kernels, biases = kernels.to(dtype), biases.to(dtype)
         parts = [
-            functional.conv3d(one[None], *mixture, padding=self.padding, dilation=self.dilation)
-            for one, *mixture in zip(x, *mixtures, strict=True)
+            functional.conv3d(one[None], kernel, bias, padding=self.padding, dilation=self.dilation)
+            for one, kernel, bias in zip(x, kernels, biases, strict=True)
         ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 

@@ -1,0 +1,81 @@
+"""Loss and gradients of a step.
+
+On a GPU they are one CUDA graph: there, launching an operation takes the processor longer than the operation itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from ..sr.precision import fast_dtype
+from .distillation import Stage
+from .examples import Batch
+from .objectives import Objective, Terms
+
+Gradients = Callable[[Batch, Sequence[torch.Tensor], Stage], Terms]
+"""From a batch, what was drawn for it, and the stage to the terms of the loss; leaves gradients at the parameters."""
+_WARM_UP = 3  # steps before the capture, in which libraries choose their algorithms
+
+
+def gradients_of(objective: Objective, network: nn.Module, device: torch.device) -> Gradients:
+    """Return what computes the gradients of a network on a device."""
+    direct = _Direct(objective, network)
+    return _Captured(direct) if device.type == "cuda" and objective.capturable else direct
+
+
+class _Direct:
+    """One operation after the other."""
+
+    def __init__(self, objective: Objective, network: nn.Module) -> None:
+        self.objective, self.network = objective, network
+
+    def __call__(self, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage) -> Terms:
+        device = batch.channels.device
+        dtype = fast_dtype(device)
+        # Nothing is cast twice, and a graph must not depend on what was cast outside of it.
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            loss, terms = self.objective.loss(self.network, batch, drawn, stage)
+        self.network.zero_grad(set_to_none=True)
+        loss.backward()
+        return terms
+
+
+class _Captured:
+    """A graph of the operations of a stage, whose inputs, results and gradients stay where they are in memory."""
+
+    def __init__(self, direct: _Direct) -> None:
+        self.direct = direct
+        self.stage: Stage | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[torch.Tensor] = []
+        self.terms: Terms = {}
+
+    def __call__(self, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage) -> Terms:
+        given = [*batch[:4], *drawn]
+        if self.graph is None or stage != self.stage:
+            self._capture(given, stage)
+        assert self.graph is not None
+        for kept, new in zip(self.inputs, given, strict=True):
+            kept.copy_(new)
+        self.graph.replay()
+        return {name: value.clone() for name, value in self.terms.items()}
+
+    def _capture(self, given: Sequence[torch.Tensor], stage: Stage) -> None:
+        self.stage, self.inputs = stage, [tensor.clone() for tensor in given]
+        channels, acquisition, sharp, tissue, *drawn = self.inputs
+        batch = Batch(channels, acquisition, sharp, tissue)
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UP):
+                self.direct(batch, drawn, stage)
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        # Without them the graph makes gradients of its own, and writes them anew at each replay.
+        self.direct.network.zero_grad(set_to_none=True)
+        # Other threads fetch batches meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.terms = self.direct(batch, drawn, stage)
