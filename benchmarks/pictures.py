@@ -25,8 +25,9 @@ from moesr_bids.sr.models.diffusion import sample
 from moesr_bids.sr.models.mixture import MixtureNetwork
 from moesr_bids.sr.models.network import INPUTS
 from moesr_bids.sr.weights import Weights
-from moesr_bids.training.acquisition import Example, RicianNoise
-from moesr_bids.training.acquisition import acquire as simulate
+from moesr_bids.training.acquisition import RicianNoise
+from moesr_bids.training.simulation import Example
+from moesr_bids.training.simulation import acquire as simulate
 from moesr_bids.training.validation import cases, plain_scan
 
 _CASE = "slices4k"

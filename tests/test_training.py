@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -21,30 +22,35 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from moesr_bids.cli.moesr import main
+from moesr_bids.cli.train import planners
 from moesr_bids.errors import ImageError
 from moesr_bids.sr.models.network import GUIDANCE, INPUTS, NetworkOutput
+from moesr_bids.sr.noise import estimate_noise
 from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.weights import Weights
-from moesr_bids.sr.zerofilling import acquired_share
+from moesr_bids.sr.zerofilling import acquired_share, measured_shares
 from moesr_bids.training import loop
 from moesr_bids.training.acquisition import (
     Contrast,
     Motion,
     RandomContrast,
+    RandomSampling,
     RandomScan,
     RandomSmoothField,
     RicianNoise,
     Sampling,
     Scan,
     SmoothField,
-    acquire,
 )
 from moesr_bids.training.examples import Examples
+from moesr_bids.training.gradients import gradients_of
 from moesr_bids.training.loop import Budget, train
 from moesr_bids.training.losses import LossWeights, student_loss
+from moesr_bids.training.objectives import objective_of
 from moesr_bids.training.recipe import read_recipe, recipe_from
+from moesr_bids.training.simulation import acquire
 from moesr_bids.training.synthesis import RandomAnatomy, load_label_map, texture
-from moesr_bids.training.volumes import axis_smoothness, load_volume
+from moesr_bids.training.volumes import Volume, axis_smoothness, cut_out, load_volume
 from tests.test_sr_student import brainlike
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +102,31 @@ def test_a_replayed_scan_is_the_same_example() -> None:
     torch.testing.assert_close(one.channels, other.channels, rtol=0, atol=0)
     assert one.channels.shape == (INPUTS + len(GUIDANCE), 32, 32, 32)
     assert one.sharp.shape == (32, 32, 32)
+
+
+def test_grids_are_finer_than_acquired_and_profiles_are_not_always_known() -> None:
+    drawn = [RandomSampling().sample(np.random.default_rng(seed)) for seed in range(400)]
+    windows = [(z, p.fwhm) for s in drawn for z, p in zip(s.zooms, s.psf.axes, strict=True) if p.kind == "kspace"]
+    shares = np.array([zoom / width for zoom, width in windows])
+    assert 0.1 < np.mean(shares < 0.96) < 0.4
+    assert shares.min() >= 0.55
+    known = [s.reported.axes == s.psf.axes for s in drawn]
+    widths = [all(a.fwhm == b.fwhm for a, b in zip(s.reported.axes, s.psf.axes, strict=True)) for s in drawn]
+    assert 0.5 < np.mean(known) < np.mean(widths) < 0.95
+
+
+def test_noise_is_told_as_it_is_estimated_under_the_profile_that_is_told() -> None:
+    scans = [RandomScan().sample(np.random.default_rng(seed)) for seed in range(300)]
+    unnoticed = [s for s in scans if s.sampling.reported == PSF.from_acquisition(s.sampling.zooms)]
+    unnoticed = [s for s in unnoticed if min(measured_shares(s.sampling.psf, s.sampling.zooms)) < 1]
+    assert len(unnoticed) > 10
+    for scan in unnoticed[:8]:
+        zooms, mask = scan.sampling.zooms, np.ones((64, 64, 64), dtype=bool)
+        shares, assumed = (measured_shares(psf, zooms) for psf in (scan.sampling.psf, scan.sampling.reported))
+        noisy = scan.noise.apply(torch.ones(mask.shape), shares).numpy()
+        estimate = estimate_noise(noisy, mask, zooms=zooms, shares=assumed)
+        assert abs(math.log(estimate / scan.noise.reported)) < 0.5
+    assert max(s.noise.sigma / s.noise.reported for s in unnoticed) > 2
 
 
 @pytest.mark.parametrize("zooms", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (1.0, 1.0, 4.3)])
@@ -208,10 +239,15 @@ def test_smooth_axes_are_found_and_thick_slices_refused(bids: Path, tmp_path: Pa
         load_volume(bids / "sub-03/anat/sub-03_T2w.nii.gz")
 
 
+def _cut(volume: Volume, seed: int) -> torch.Tensor:
+    cut = volume.draw(40, np.random.default_rng(seed))
+    return cut_out(volume.tensors(CPU), cut, cut.matrix(40))
+
+
 def test_patches_are_drawn_inside_and_scaled(bids: Path) -> None:
     volume = load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz")
     for seed in range(6):
-        patch = volume.patch(40, np.random.default_rng(seed), CPU)
+        patch = _cut(volume, seed)
         assert patch.shape == (3, 40, 40, 40)
         assert 0.7 < float(patch[0].max()) < 2.0
         assert float(patch[1:].abs().max()) == 0  # no segmentation
@@ -225,7 +261,7 @@ def test_patches_carry_the_tissue_of_a_segmentation(bids: Path) -> None:
     assert np.array_equal(cortex > 0, (truth > 40) & (truth <= 90))
     assert load_volume(bids / "sub-02/anat/sub-02_T1w.nii.gz", [bids / "segmentations"]).tissue is None
     for seed in range(4):  # turned and resampled with the image
-        image, white, cortex = volume.patch(40, np.random.default_rng(seed), CPU)
+        image, white, cortex = _cut(volume, seed)
         assert float(image[white > 0.99].min()) > float(image[cortex > 0.99].max()) - 0.15
         assert 0 <= float(torch.minimum(white, cortex).min()) <= float(torch.maximum(white, cortex).max()) <= 1
 
@@ -241,7 +277,7 @@ def test_synthesis_draws_lesions_in_white_matter_and_partial_volume(bids: Path) 
     assert torch.isin(without.fine[lesion], torch.tensor(labels.indices([2]), dtype=torch.uint8)).all()
     assert torch.equal(with_lesions.fine[~lesion], without.fine[~lesion])
     palette = RandomAnatomy(texture=(1e-6, 2e-6)).palette(labels, np.random.default_rng(0))
-    image = palette.paint(without, palette.matrix(32))
+    image = palette.paint(without, torch.from_numpy(palette.tables))
     assert image.shape == (3, 32, 32, 32)
     assert float(image[1:].sum(dim=0).max()) == 1.0
     image = image[0]
@@ -259,7 +295,7 @@ def test_synthesis_has_the_contrasts_of_brain_scans(bids: Path) -> None:
     for seed in range(12):
         anatomy = RandomAnatomy(texture=(1e-6, 2e-6), natural=1.0)
         palette = anatomy.palette(labels, np.random.default_rng(seed))
-        image, white, cortex = palette.paint(drawn, palette.matrix(32))
+        image, white, cortex = palette.paint(drawn, torch.from_numpy(palette.tables))
         levels = float(image[white == 1].mean()), float(image[cortex == 1].mean())
         assert 0.2 < levels[1] < 0.95 and abs(levels[0] - levels[1]) < 0.8
         whiter.add(levels[0] > levels[1] + 0.02)
@@ -295,6 +331,27 @@ def test_examples_are_the_same_by_number(bids: Path) -> None:
         Examples([], [], recipe, seed=0, device=CPU)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_captured_step_has_the_gradients_of_a_direct_one(bids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, recipe = torch.device("cuda"), recipe_from(TINY)
+    volumes = [load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz")]
+    examples = Examples(volumes, [load_label_map(bids / "labels/sub-09_dseg.nii.gz")], recipe, seed=3, device=device)
+    objective = objective_of(recipe)
+    network = objective.build(None).to(device)
+    found = []
+    for capturable in (False, True):
+        monkeypatch.setattr(type(objective), "capturable", capturable)
+        gradients = gradients_of(objective, network, device)
+        for first in (0, 2):
+            terms = gradients(examples.batch(first), (), objective.stage(0.0))
+            grads = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+            found.append([*terms.values(), *grads])
+    direct, captured = found[:2], found[2:]
+    for one, other in zip([*direct[0], *direct[1]], [*captured[0], *captured[1]], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert not torch.equal(captured[0][0], captured[1][0])
+
+
 def test_loss_is_least_for_the_truth_and_the_right_scale() -> None:
     truth = torch.rand(2, 1, 12, 12, 12)
     start = truth + 0.1 * torch.randn(truth.shape)
@@ -310,7 +367,7 @@ def test_loss_is_least_for_the_truth_and_the_right_scale() -> None:
     assert loss(nothing, scale) < min(loss(nothing, scale - 0.5), loss(nothing, scale + 0.5))
 
 
-def _train(bids: Path, folder: Path, steps: int, say=lambda line: None):
+def _train(bids: Path, folder: Path, steps: int, say=lambda line: None, workers: int = 0):
     folder.mkdir(exist_ok=True)
     return train(
         recipe_from(TINY),
@@ -320,6 +377,7 @@ def _train(bids: Path, folder: Path, steps: int, say=lambda line: None):
         held_out=[],
         budget=Budget(steps=steps),
         device=CPU,
+        workers=workers,
         say=say,
     )
 
@@ -337,8 +395,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
 
     with pytest.raises(KeyboardInterrupt):
         _train(bids, tmp_path / "cut", 8, killed)
-    resumed = _train(bids, tmp_path / "cut", 8)
+    resumed = _train(bids, tmp_path / "cut", 8, workers=2)  # planned by others, the examples are the same
     assert resumed.steps == 8
+    assert not multiprocessing.active_children()
     for name, value in resumed.network.state_dict().items():
         torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
 
@@ -463,6 +522,20 @@ def test_command_errors(
     assert code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_recipes_for_a_gpu_train_the_same_networks() -> None:
+    for name in ("student", "moediff", "distill"):
+        assert read_recipe(f"{name}-gpu").network == read_recipe(name).network
+
+
+def test_a_gpu_has_its_examples_planned_by_the_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert planners("cpu", 4) == 0
+    assert [planners("cuda", n) for n in (1, 2, 8)] == [1, 1, 7]
+    monkeypatch.setattr("moesr_bids.resources.available_cpus", lambda: 16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert planners("cuda", None) == 3
 
 
 def test_recipes_are_checked(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,22 @@ def test_errors_of_the_experts_do_not_train_the_experts_by_the_gate() -> None:
     assert set(terms) >= {"reconstruction", "experts", "gate_error", "gate_tissue", "balance", "diversity"}
 
 
+def test_most_steps_are_the_first_that_is_sampled() -> None:
+    objective = MixtureObjective(recipe_from(RECIPE))
+    same = torch.rand(400, 1, 4, 4, 4)
+    channels = torch.cat([same, torch.zeros(400, 3, 4, 4, 4)], dim=1)
+    batch = Batch(channels, torch.zeros(400, 12), same, torch.zeros(400, 2, 4, 4, 4))
+    state, etas = objective.draw(batch, torch.Generator().manual_seed(3))
+    schedule = objective.shape.schedule
+    assert set(etas.tolist()) == set(torch.tensor(schedule.etas[1:]).tolist())
+    assert 0.5 < float((etas == etas.max()).float().mean()) < 0.8
+    for eta in etas.unique():  # nothing is left to find, so the state is noise alone
+        spread = float(state[etas == eta].std())
+        assert spread == pytest.approx(schedule.kappa * math.sqrt(float(eta)), rel=0.05)
+    again, _ = objective.draw(batch, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(state, again, rtol=0, atol=0)
+
+
 def test_one_example_is_learnt_by_heart_and_its_tissue_by_the_gate() -> None:
     torch.manual_seed(0)
     recipe = recipe_from({**RECIPE, "loss": {"gate_tissue": 1.0}})  # a few steps shall be enough
@@ -128,7 +145,7 @@ def test_one_example_is_learnt_by_heart_and_its_tissue_by_the_gate() -> None:
         return float((batch.start + residual - sharp).square().mean())
 
     before = error()
-    for step in range(240):
+    for step in range(360):
         drawn = objective.draw(batch, torch.Generator().manual_seed(step))
         loss, _ = objective.loss(network, batch, drawn, objective.stage(0.0))
         optimizer.zero_grad()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..training.volumes import Volume
 
 WEIGHTS = "weights.safetensors"
-WAY_OUT = "a smaller patch or batch in the recipe"  # of too little memory
+WAY_OUT = "a smaller patch or batch in the recipe, or fewer scans, which a GPU holds"  # of too little memory
 
 
 def add_parser(commands: Any) -> None:
@@ -128,8 +128,8 @@ def run(options: argparse.Namespace) -> int:
             seed=options.random_seed,
             start=Weights.read(options.start).network(torch.device("cpu")) if options.start else None,
             teacher=Weights.read(options.teacher).network(torch.device("cpu")) if options.teacher else None,
-            workers=_workers(device.type, options.omp_nthreads),
-            validate_minutes=min(10.0, options.minutes / 4) if options.minutes else 10.0,
+            workers=planners(device.type, options.omp_nthreads),
+            validate_minutes=min(10.0, options.minutes / 4) if options.minutes and device.type == "cuda" else 10.0,
             say=_say,
         )
     if os.environ.get("RANK", "0") == "0":
@@ -145,13 +145,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _workers(device: str, threads: int | None) -> int:
+def planners(device: str, threads: int | None) -> int:
     """Count the processes that plan examples for a GPU, one processor left to feed it; a CPU plans as it goes."""
     from ..resources import available_cpus
 
     if device == "cpu":
         return 0
-    return max(1, (threads or available_cpus()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
+    return max(1, (threads or available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) - 1)
 
 
 def _volumes(options: argparse.Namespace, wanted: Any) -> Iterable[Volume]:

@@ -66,8 +66,7 @@ def estimate_noise(
     level = float(np.percentile(volume[inside], 99))
     # In units of the level, so that squares keep their precision in float32.
     volume = volume / np.float32(level if level > 0 else 1.0)
-    second = sorted(zooms)[1]
-    along = [a for a in range(3) if zooms[a] < _ANISOTROPIC * second and volume.shape[a] >= 3]
+    along = [a for a in _compared(zooms) if volume.shape[a] >= 3]
     residual = volume
     for axis in along:
         residual = ndimage.correlate1d(residual, _SECOND_DIFFERENCE, axis=axis, mode="nearest")
@@ -84,6 +83,16 @@ def estimate_noise(
         seen = math.prod(_seen_variance(shares[axis]) for axis in along)
         sigma = float(np.median(np.abs(residual[calm]))) / _MAD_OF_NORMAL / math.sqrt(seen)
     return max(sigma * level, _FLOOR * abs(level), _rounding_error(data[box][inside]))
+
+
+def seen_variance(zooms: Sequence[float], shares: Sequence[float]) -> float:
+    """Variance of what :func:`estimate_noise` looks at, of unit noise that fills shares of the frequencies."""
+    return math.prod(_seen_variance(shares[axis]) for axis in _compared(zooms))
+
+
+def _compared(zooms: Sequence[float]) -> list[int]:
+    """Axes along which neighbours are compared: not across thick slices."""
+    return [axis for axis in range(3) if zooms[axis] < _ANISOTROPIC * sorted(zooms)[1]]
 
 
 def _seen_variance(share: float) -> float:

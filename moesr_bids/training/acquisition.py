@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from attrs import asdict, evolve, field, frozen
 from numpy.typing import NDArray
 
-from ..sr.interpolation import spline_matrix
-from ..sr.models.network import acquisition_vector, axis_order, data_correction
-from ..sr.operator import Factors, apply_axes, axis_factors, axis_matrix
+from ..sr.noise import seen_variance
 from ..sr.psf import PSF, AxisPSF
 from ..sr.zerofilling import measured_shares
 from .volumes import log_triangular, log_uniform
 
 Rng = np.random.Generator
 Range = tuple[float, float]
-_TARGET = (1.0, 1.0, 1.0)
 
 
 def _floats(values: Iterable[float]) -> tuple[float, ...]:
@@ -55,7 +52,7 @@ class Contrast:
         """Map intensities; the background stays 0."""
         volume = volume.clamp(min=0)
         if self.levels:
-            knots = volume.new_tensor([0.0, *self.levels])
+            knots = torch.tensor([0.0, *self.levels]).to(volume.device, non_blocking=True)
             place = (volume / self._TOP * (len(knots) - 1)).clamp(max=len(knots) - 1.0001)
             below = place.long()
             volume = torch.lerp(knots[below], knots[below + 1], place - below)
@@ -150,7 +147,8 @@ class Motion:
         n = volume.shape[self.phase_axis]
         segment = torch.arange(n, device=volume.device) * len(self.shifts) // n
         # Segments follow each other in k-space; the central one is not moved, or the whole image would be.
-        shift = torch.fft.ifftshift(volume.new_tensor(self.shifts)[segment] - self.shifts[len(self.shifts) // 2])
+        shifts = torch.tensor(self.shifts).to(volume.device, non_blocking=True)
+        shift = torch.fft.ifftshift(shifts[segment] - self.shifts[len(self.shifts) // 2])
         frequency = torch.fft.fftfreq(volume.shape[self.axis], device=volume.device)
         turn = -2 * math.pi * torch.outer(frequency, shift)
         if self.axis > self.phase_axis:
@@ -378,146 +376,12 @@ class RandomScan:
         return evolve(self, bias=bias, jacobian=jacobian)
 
     def sample(self, rng: Rng) -> Scan:
-        """Draw the parameters of all parts."""
-        return Scan(
-            self.contrast.sample(rng),
-            self.bias.sample(rng),
-            self.jacobian.sample(rng),
-            self.motion.sample(rng),
-            self.sampling.sample(rng),
-            self.noise.sample(rng),
+        """Draw the parameters of all parts; the noise is told as it is estimated under the reported profile."""
+        contrast, bias, jacobian = self.contrast.sample(rng), self.bias.sample(rng), self.jacobian.sample(rng)
+        motion, sampling, noise = self.motion.sample(rng), self.sampling.sample(rng), self.noise.sample(rng)
+        true, assumed = (
+            seen_variance(sampling.zooms, measured_shares(psf, sampling.zooms))
+            for psf in (sampling.psf, sampling.reported)
         )
-
-
-@frozen(eq=False)
-class Example:
-    """What the network gets and what it should find, axes in its order (:func:`.network.axis_order`).
-
-    Parameters
-    ----------
-    channels
-        float32 (2 + guidance, n, n, n): interpolated image, its correction by the data, guidance maps.
-    acquisition
-        float32 vector, see :func:`moesr_bids.sr.models.network.acquisition_vector`.
-    sharp
-        float32 (n, n, n): the truth on the target grid.
-    tissue
-        float32 (2, n, n, n): shares of white matter and cortex, 0 where unknown.
-    """
-
-    channels: torch.Tensor
-    acquisition: torch.Tensor
-    sharp: torch.Tensor
-    tissue: torch.Tensor
-
-
-class Matrices(NamedTuple):
-    """What a scan of a volume multiplies with: small, but slow to make; float32.
-
-    Parameters
-    ----------
-    blur
-        Acquisition matrix of each axis.
-    spline
-        Interpolation from the acquired to the target grid, of each axis.
-    factors
-        Decomposition of the acquisition matrix that the network is told, three for each axis.
-    fields
-        Coefficients of bias and Jacobian, (2, 4, 4, 4).
-    powers
-        Powers of the positions on the target grid, and on the acquired grid along each axis, (4, n).
-    vector
-        Of the acquisition, see :func:`moesr_bids.sr.models.network.acquisition_vector`.
-    """
-
-    blur: tuple[torch.Tensor, ...]
-    spline: tuple[torch.Tensor, ...]
-    factors: tuple[torch.Tensor, ...]
-    fields: torch.Tensor
-    powers: tuple[torch.Tensor, ...]
-    vector: torch.Tensor
-
-    @classmethod
-    def of(cls, scan: Scan, n: int) -> Matrices:
-        """Make those of a scan of n voxels along each axis."""
-        sampling = scan.sampling
-        target = np.arange(n, dtype=np.float64) - (n - 1) / 2
-        source = [sampling.positions(axis, n) for axis in range(3)]
-
-        def blurs(psf: PSF) -> list[NDArray[np.float64]]:
-            return [axis_matrix(s, target, p, 1.0) for s, p in zip(source, psf.axes, strict=True)]
-
-        def tensors(arrays: Iterable[NDArray[np.float64]]) -> tuple[torch.Tensor, ...]:
-            return tuple(torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) for a in arrays)
-
-        powers = [(positions / (n / 2)) ** np.arange(SmoothField.ORDER + 1)[:, None] for positions in (target, *source)]
-        known = scan.bias.known, scan.jacobian.known
-        (fields,) = tensors([np.stack([scan.bias.cube(), scan.jacobian.cube()])])
-        return cls(
-            tensors(blurs(sampling.psf)),
-            tensors(spline_matrix(s, target) for s in source),
-            tuple(part for matrix in blurs(sampling.reported) for part in axis_factors(matrix)),
-            fields,
-            tensors(powers),
-            acquisition_vector(sampling.reported, sampling.zooms, _TARGET, scan.noise.reported, known),
-        )
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of them, one after the other."""
-        return (*self.blur, *self.spline, *self.factors, self.fields, *self.powers, self.vector)
-
-    @classmethod
-    def joined(cls, tensors: Sequence[torch.Tensor]) -> Matrices:
-        """Rebuild them from :meth:`tensors`."""
-        blur, spline, factors, powers = tensors[:3], tensors[3:6], tensors[6:15], tensors[16:20]
-        return cls(tuple(blur), tuple(spline), tuple(factors), tensors[15], tuple(powers), tensors[20])
-
-
-def acquire(patch: torch.Tensor, scan: Scan, margin: int, matrices: Matrices | None = None) -> Example:
-    """Simulate a scan of a volume and interpolate it back, as the engine does.
-
-    Parameters
-    ----------
-    patch
-        float32 (3, m, m, m): sharp volume and its tissue (see :class:`Example`), with ``margin`` voxels more on each
-        side than the example will have.
-    scan
-        Parameters.
-    margin
-        Voxels that are cut off after the simulation, where the profile reached outside of the volume.
-    matrices
-        Those of the scan, on the device of the patch, if they are there already.
-    """
-    volume, tissue = patch[0], patch[1:]
-    n = volume.shape[0]
-    if matrices is None:
-        matrices = Matrices.joined([part.to(volume.device) for part in Matrices.of(scan, n).tensors()])
-    sharp = scan.contrast.apply(volume)
-    log_bias, log_jacobian = _polynomials(matrices.fields, matrices.powers[:1] * 3)
-    # Bias shall be divided out, and the Jacobian multiplied in: without noise, the corrections restore the image.
-    distorted = scan.motion.apply(sharp * (log_bias - log_jacobian).exp())
-    sampled = apply_axes(distorted, matrices.blur)
-    (gain,) = _polynomials(matrices.fields[1:] - matrices.fields[:1], matrices.powers[1:])
-    shares = measured_shares(scan.sampling.psf, scan.sampling.zooms)
-    acquired = scan.noise.apply(sampled.clamp(min=0), shares) * gain.exp()
-    image = apply_axes(acquired, matrices.spline)
-    factors = Factors.joined([matrices.factors[3 * axis : 3 * axis + 3] for axis in range(3)])
-    correction = data_correction(image, acquired, factors, scan.noise.reported)
-    inner = (slice(margin, n - margin),) * 3
-    known = scan.bias.known, scan.jacobian.known
-    maps = [
-        field if there else torch.zeros_like(image)
-        for field, there in zip((log_bias, log_jacobian), known, strict=True)
-    ]
-    order = [1 + axis for axis in axis_order(scan.sampling.zooms, _TARGET)]
-    channels, truth = (
-        stack[:, *inner].permute(0, *order).contiguous()
-        for stack in (torch.stack([image, correction, *maps]), torch.cat([sharp[None], tissue]))
-    )
-    return Example(channels, matrices.vector, truth[0], truth[1:])
-
-
-def _polynomials(fields: torch.Tensor, powers: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Evaluate polynomials of third order, (f, 4, 4, 4), at the positions of which the powers are given."""
-    i, j, k = powers
-    return torch.einsum("fabc,ai,bj,ck->fijk", fields, i, j, k)
+        told = evolve(noise, reported=noise.reported * math.sqrt(true / assumed))
+        return Scan(contrast, bias, jacobian, motion, sampling, told)

@@ -10,15 +10,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from attrs import evolve, frozen
+from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset
 
 from ..sr.models.network import INPUTS
-from .acquisition import Example, Matrices, RandomScan, Scan, acquire
+from .acquisition import RandomScan, Scan
 from .recipe import Recipe
+from .simulation import Example, Matrices, acquire
 from .synthesis import Anatomy, LabelMap, Palette, RandomAnatomy
 from .volumes import Cut, Volume, cut_out
 
 _SLOTS = 8  # drawn anatomies in use at a time
+_LONGEST_WAIT = 300.0  # seconds for a plan: a process that takes longer hangs
 _SCALE_ERROR = 0.1  # of the 99th percentile: head and brain differ in it
 
 
@@ -41,15 +44,35 @@ class Batch(NamedTuple):
 
 
 @frozen(eq=False)
+class CutVolume:
+    """A volume, by its index, and where it is cut."""
+
+    index: int
+    cut: Cut
+
+
+@frozen(eq=False)
+class PaintedAnatomy:
+    """An anatomy, by its slot and generation, and what it is painted with."""
+
+    slot: int
+    generation: int
+    palette: Palette
+
+
+@frozen(eq=False)
 class Plan:
-    """All that is drawn for an example.
+    """All that is drawn for an example."""
 
-    ``source`` is the index of a volume and where it is cut, or an anatomy (slot and generation) and its palette.
-    """
-
-    source: tuple[int, Cut] | tuple[tuple[int, int], Palette]
+    source: CutVolume | PaintedAnatomy
     scale: float
     scan: Scan
+
+    def table(self, size: int) -> torch.Tensor:
+        """Make what a cube of ``size`` voxels is resampled or painted with."""
+        if isinstance(self.source, CutVolume):
+            return self.source.cut.matrix(size)
+        return torch.from_numpy(self.source.palette.tables)
 
 
 @frozen(eq=False)
@@ -66,7 +89,7 @@ class Plans:
         """Join plans, and make the matrices of their cubes of ``size`` voxels along each axis."""
         tensors: list[torch.Tensor] = []
         for plan in plans:
-            tensors += [plan.source[1].matrix(size), *Matrices.of(plan.scan, size).tensors()]
+            tensors += [plan.table(size), *Matrices.of(plan.scan, size).tensors()]
         return cls(first, plans, [part.shape for part in tensors], torch.cat([part.flatten() for part in tensors]))
 
     def pin_memory(self) -> Plans:
@@ -74,13 +97,13 @@ class Plans:
         return evolve(self, flat=self.flat.pin_memory())
 
     def on(self, device: torch.device) -> Iterator[tuple[Plan, torch.Tensor, Matrices]]:
-        """Yield each plan with the matrix of its source and those of its scan, on a device."""
+        """Yield each plan, its table and the matrices of its scan, on a device."""
         parts = self.flat.to(device, non_blocking=True).split([shape.numel() for shape in self.shapes])
         tensors = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
         each = len(tensors) // len(self.plans)
         for n, plan in enumerate(self.plans):
-            own, *others = tensors[n * each : (n + 1) * each]
-            yield plan, own, Matrices.joined(others)
+            table, *others = tensors[n * each : (n + 1) * each]
+            yield plan, table, Matrices.joined(others)
 
 
 class Examples:
@@ -122,21 +145,23 @@ class Examples:
     def plan(self, number: int) -> Plan:
         """Draw example ``number``, on the processor."""
         rng = np.random.default_rng([self.seed, 0, number])
-        source: tuple[int, Cut] | tuple[tuple[int, int], Palette]
+        source: CutVolume | PaintedAnatomy
         if rng.random() < self.synthetic:
-            key = self._anatomy_of(number)
-            source = key, self.anatomy.palette(self._labels_of(*key)[0], rng)
+            slot, generation = self._anatomy_of(number)
+            labels, _ = self._labels_of(slot, generation)
+            source = PaintedAnatomy(slot, generation, self.anatomy.palette(labels, rng))
         else:
             index = int(rng.integers(len(self.volumes)))
-            source = index, self.volumes[index].draw(self._size, rng)
+            source = CutVolume(index, self.volumes[index].draw(self._size, rng))
         return Plan(source, float(np.exp(rng.normal(scale=_SCALE_ERROR))), self.scan.sample(rng))
 
-    def make(self, plan: Plan, own: torch.Tensor, matrices: Matrices) -> Example:
+    def make(self, plan: Plan, table: torch.Tensor, matrices: Matrices) -> Example:
         """Make a planned example from what :meth:`Plans.on` yields."""
-        if isinstance(plan.source[1], Palette):
-            patch = plan.source[1].paint(self._drawn(*plan.source[0]), own)
+        source = plan.source
+        if isinstance(source, CutVolume):
+            patch = cut_out(self._kept(source.index), source.cut, table)
         else:
-            patch = cut_out(self._kept(plan.source[0]), plan.source[1], own)
+            patch = source.palette.paint(self._drawn(source.slot, source.generation), table)
         patch[0] *= plan.scale
         return acquire(patch, plan.scan, self.recipe.margin, matrices)
 
@@ -175,6 +200,8 @@ class Examples:
             sampler=count(first, stride),
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_one_thread,
+            timeout=_LONGEST_WAIT if workers else 0,
             pin_memory=self.device.type == "cuda",
         )
         yield from map(self.made, loader)
@@ -194,6 +221,12 @@ class Examples:
 
     def _keep(self, index: int) -> tuple[torch.Tensor, ...]:
         return self.volumes[index].tensors(self.device)
+
+
+def _one_thread(worker: int) -> None:
+    """Keep NumPy from using all processors in each of many workers."""
+    del worker
+    threadpool_limits(1, user_api="blas")
 
 
 class _Plans(Dataset[Plans]):

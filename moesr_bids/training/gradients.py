@@ -64,6 +64,9 @@ class _Captured:
         return {name: value.clone() for name, value in self.terms.items()}
 
     def _capture(self, given: Sequence[torch.Tensor], stage: Stage) -> None:
+        # The graph of another stage and its gradients would double the memory.
+        self.graph, self.terms = None, {}
+        self.direct.network.zero_grad(set_to_none=True)
         self.stage, self.inputs = stage, [tensor.clone() for tensor in given]
         channels, acquisition, sharp, tissue, *drawn = self.inputs
         batch = Batch(channels, acquisition, sharp, tissue)

@@ -1,4 +1,8 @@
-"""The training loop: one process or several (torchrun), limited in time, resumable to the step."""
+"""The training loop: one process or several (torchrun), limited in time, resumable to the step.
+
+A resumed training sees the examples that it would have seen. On a CPU it then computes the same; a GPU chooses its
+algorithms by their speed, and rounds otherwise from run to run.
+"""
 
 from __future__ import annotations
 
@@ -72,6 +76,8 @@ class Team:
         """Join the other processes, if there are any."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
+            if device.index is not None:
+                torch.cuda.set_device(device)
             return cls(rank=0, size=1, device=device)
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -197,7 +203,8 @@ def train(
         run = _Run(recipe, folder, team, seed, start, objective)
         names = [volume.name for volume in volumes] + [label_map.name for label_map in labels]
         run.know(set(map(_participant, names)), {_participant(volume.name) for volume in held_out})
-        return run.loop(examples, held_out, budget, workers, validate_minutes, say)
+        with torch.backends.cudnn.flags(benchmark=True):  # all batches have one shape
+            return run.loop(examples, held_out, budget, workers, validate_minutes, say)
     finally:
         team.leave()
 
@@ -217,11 +224,8 @@ class _Run:
         self.network = self.network.to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        on_gpu = team.device.type == "cuda"
-        torch.backends.cudnn.benchmark = on_gpu  # all batches have one shape
-        self.optimizer = torch.optim.AdamW(
-            trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=on_gpu or None
-        )
+        fused = True if team.device.type == "cuda" else None
+        self.optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)
         self.step, self.seconds, self.first_step = 0, 0.0, 0
         self.spent = 0.0  # seconds of the run that is under way
         self.trained_on: set[str] = set()

@@ -125,13 +125,13 @@ class MixtureObjective:
         return self.memory is None
 
     def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Draw a step of the chain for each example: its state, and eta. Half of them are the first that is sampled."""
+        """Draw a step of the chain for each example, mostly the one that sampling begins with: its state, and eta."""
         schedule = self.shape.schedule
         count, device = len(batch.channels), batch.channels.device
         steps = torch.randint(1, schedule.steps + 1, (count,), generator=generator)
         # What the first step misses, the others hardly find: there the state knows no more than the image.
         steps[torch.rand(count, generator=generator) < 0.5] = schedule.steps
-        etas = torch.tensor(schedule.etas)[steps].to(device)
+        etas = torch.tensor(schedule.etas)[steps].to(device, non_blocking=True)
         # Drawn where it is used: from the processor it would come too slowly for a GPU.
         seed = int(torch.randint(2**31, (), generator=generator))
         drawing = torch.Generator(device).manual_seed(seed)

@@ -120,11 +120,6 @@ class Palette:
     seed: int
     turn: Turn
 
-    def matrix(self, size: int) -> torch.Tensor:
-        """Tables for :meth:`paint`, of an anatomy of any size."""
-        del size
-        return torch.from_numpy(self.tables)
-
     def paint(self, anatomy: Anatomy, tables: torch.Tensor) -> torch.Tensor:
         """Give an anatomy the contrast.
 
@@ -133,7 +128,7 @@ class Palette:
         anatomy
             Of the label map that the palette was drawn for.
         tables
-            From :meth:`matrix`, on the device of the anatomy.
+            As a tensor, on the device of the anatomy.
 
         Returns
         -------
@@ -281,7 +276,9 @@ def _refine(labels: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
     size = [n * _SHARPER for n in cube.shape]
     best = torch.zeros(size, device=device)
     chosen = torch.zeros(size, dtype=torch.uint8, device=device)
-    for label, place in enumerate(ndimage.find_objects(labels + 1)):  # on the processor: a GPU would be waited for
+    for label, place in enumerate(
+        ndimage.find_objects(labels + 1)
+    ):  # on the processor: a GPU would be waited for at each label
         if place is None:
             continue
         # Two voxels around the label: that far its smoothed indicator reaches.

@@ -11,8 +11,9 @@ from attrs import evolve
 
 from ..sr.models.network import INPUTS
 from ..sr.psf import PSF, AxisPSF
-from .acquisition import Contrast, Motion, RandomScan, RicianNoise, Sampling, Scan, SmoothField, acquire
+from .acquisition import Contrast, Motion, RandomScan, RicianNoise, Sampling, Scan, SmoothField
 from .objectives import Estimator
+from .simulation import acquire
 from .volumes import Volume, cut_out
 
 _NOISE = 0.02

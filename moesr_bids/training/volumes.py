@@ -73,11 +73,6 @@ class Volume:
         parts = [self.data, *(self.tissue if self.tissue is not None else ())]
         return tuple(torch.from_numpy(part).to(device) for part in parts)
 
-    def patch(self, size: int, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
-        """Draw a cube and cut it out, as :func:`cut_out` does."""
-        cut = self.draw(size, rng)
-        return cut_out(self.tensors(device), cut, cut.matrix(size).to(device))
-
 
 @frozen(eq=False)
 class Turn:
