@@ -527,6 +527,9 @@ def test_command_errors(
 def test_recipes_for_a_gpu_train_the_same_networks() -> None:
     for name in ("student", "moediff", "distill"):
         assert read_recipe(f"{name}-gpu").network == read_recipe(name).network
+    student, larger = read_recipe("student"), read_recipe("student-gpu")
+    assert (larger.patch, larger.batch, larger.loss) == (80, 8, student.loss)
+    assert (read_recipe("moediff").recall.count, read_recipe("moediff-gpu").recall.count) == (16, 0)
 
 
 def test_a_gpu_has_its_examples_planned_by_the_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:

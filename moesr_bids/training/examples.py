@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import count
 from typing import NamedTuple
 
@@ -136,7 +136,7 @@ class Examples:
         self.synthetic = 0.0 if not labels else 1.0 if not volumes else recipe.synthetic
         self.anatomy, self.scan = RandomAnatomy(), RandomScan().told(recipe.guidance)
         self._drawn = lru_cache(maxsize=2 * _SLOTS)(self._draw)
-        self._kept = lru_cache(maxsize=None)(self._keep)
+        self._kept = cache(self._keep)
 
     @property
     def _size(self) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -26,51 +27,48 @@ Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From channels and acquisition vectors to the residual over image and correction, (batch, 1, i, j, k)."""
 
 
-class Objective(Protocol):
-    """Face of all of them."""
+class Objective(ABC):
+    """Face of all of them; unless they say otherwise, nothing in the loss is random, and it has one stage."""
 
     @property
     def capturable(self) -> bool:
         """Whether the loss launches the same operations at each step, so that a GPU can repeat them by itself."""
+        return True
 
+    @abstractmethod
     def build(self, start: nn.Module | None) -> nn.Module:
         """Make the network, from the weights of another if one is given."""
 
     def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Draw what is random in the loss of a batch."""
+        del batch, generator
+        return ()
 
     def stage(self, share: float) -> Stage:
         """Stage of the loss when this share of the run is done."""
+        del share
+        return ONE_STAGE
 
+    @abstractmethod
     def loss(
         self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
     ) -> tuple[torch.Tensor, Terms]:
         """Loss of a batch and its terms, detached."""
 
+    @abstractmethod
     def product(self, network: nn.Module) -> Network:
         """Return what is kept of the network after the training."""
 
+    @abstractmethod
     def estimator(self, network: nn.Module) -> Estimator:
         """How the network estimates a residual."""
 
 
-class StudentObjective:
+class StudentObjective(Objective):
     """One step of the residual network."""
-
-    capturable = True
 
     def __init__(self, shape: NetworkShape, weights: LossWeights) -> None:
         self.shape, self.weights = shape, weights
-
-    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Nothing is random."""
-        del batch, generator
-        return ()
-
-    def stage(self, share: float) -> Stage:
-        """There is one stage."""
-        del share
-        return ONE_STAGE
 
     def build(self, start: nn.Module | None) -> ResidualNetwork:
         """Make the network; it may have more blocks than the one it starts from."""
@@ -98,7 +96,7 @@ class StudentObjective:
         return _one_step(self.product(network))
 
 
-class MixtureObjective:
+class MixtureObjective(Objective):
     """A step of the chain, drawn at random, by the mixture of experts."""
 
     def __init__(self, recipe: Recipe, memory: GateMemory | None = None) -> None:
@@ -137,11 +135,6 @@ class MixtureObjective:
         drawing = torch.Generator(device).manual_seed(seed)
         noise = torch.randn(batch.sharp.shape, generator=drawing, device=device)
         return noisy_state(batch.sharp - batch.start, etas[:, None, None, None, None], schedule.kappa, noise), etas
-
-    def stage(self, share: float) -> Stage:
-        """There is one stage."""
-        del share
-        return ONE_STAGE
 
     def loss(
         self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
@@ -183,10 +176,8 @@ class MixtureObjective:
         return estimate
 
 
-class DistillationObjective:
+class DistillationObjective(Objective):
     """One step of the residual network, taught by a mixture."""
-
-    capturable = True
 
     def __init__(self, recipe: Recipe, teacher: nn.Module | None) -> None:
         assert isinstance(recipe.network, NetworkShape) and isinstance(recipe.loss, DistillationLossWeights)
@@ -198,11 +189,6 @@ class DistillationObjective:
     def build(self, start: nn.Module | None) -> nn.Module:
         """Make the student, from the weights of another if one is given, and its adapter."""
         return Pupil(self.student.build(start), self.teacher)
-
-    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Nothing is random."""
-        del batch, generator
-        return ()
 
     def stage(self, share: float) -> Stage:
         """How smooth the teacher is."""

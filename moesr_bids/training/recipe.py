@@ -74,7 +74,7 @@ class Recipe:
 
 
 def read_recipe(name: str) -> Recipe:
-    """Read a recipe by its name in the package or by its path.
+    """Read a recipe by its name in the package or by its path; it may name a ``base`` and say what differs from it.
 
     Raises
     ------
@@ -86,7 +86,11 @@ def read_recipe(name: str) -> Recipe:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yml")))
         raise ValueError(f"no recipe {name!r}: one of {known}, or the path of a .yml file")
     try:
-        return recipe_from(yaml.safe_load(path.read_text(encoding="utf-8")))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(settings, dict) and "base" in settings:
+            base = read_recipe(str(settings.pop("base"))).record()
+            settings = {**base, **settings}
+        return recipe_from(settings)
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(f"recipe {path}: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -84,10 +85,12 @@ class Matrices(NamedTuple):
         powers = [(positions / (n / 2)) ** np.arange(SmoothField.ORDER + 1)[:, None] for positions in (target, *source)]
         known = scan.bias.known, scan.jacobian.known
         (fields,) = tensors([np.stack([scan.bias.cube(), scan.jacobian.cube()])])
+        true = blurs(sampling.psf)
+        told = true if sampling.reported == sampling.psf else blurs(sampling.reported)
         return cls(
-            tensors(blurs(sampling.psf)),
+            tensors(true),
             tensors(spline_matrix(s, target) for s in source),
-            tuple(part for matrix in blurs(sampling.reported) for part in axis_factors(matrix)),
+            tuple(part for matrix in told for part in axis_factors(matrix)),
             fields,
             tensors(powers),
             acquisition_vector(sampling.reported, sampling.zooms, _TARGET, scan.noise.reported, known),
@@ -100,8 +103,9 @@ class Matrices(NamedTuple):
     @classmethod
     def joined(cls, tensors: Sequence[torch.Tensor]) -> Matrices:
         """Rebuild them from :meth:`tensors`."""
-        blur, spline, factors, powers = tensors[:3], tensors[3:6], tensors[6:15], tensors[16:20]
-        return cls(tuple(blur), tuple(spline), tuple(factors), tensors[15], tuple(powers), tensors[20])
+        parts = iter(tensors)
+        blur, spline, factors = (tuple(islice(parts, count)) for count in (3, 3, 9))
+        return cls(blur, spline, factors, next(parts), tuple(islice(parts, 4)), next(parts))
 
 
 def acquire(patch: torch.Tensor, scan: Scan, margin: int, matrices: Matrices | None = None) -> Example:
