@@ -43,6 +43,7 @@ from .quality import Truth, interpolate, load_truths
 
 TABLES = ("side", "ablation", "gate", "threshold")
 _NOISE = 0.02
+_BORDER = 8  # voxels at the sides of a patch, where the network misses its surroundings
 _BAND_VOXELS = 1.0  # standard deviation of the Gaussian below which the finest band lies
 _HALF_WIDTH_90 = 1.645
 _DEEP_VOXELS = 4
@@ -166,6 +167,7 @@ def ablation_table(paths: Sequence[Path], weights: Weights, patches: int) -> Ite
             patches=patches,
             device=torch.device("cpu"),
             scan=scan,
+            border=_BORDER,
         )
         return float(np.mean(list(gains.values())))
 

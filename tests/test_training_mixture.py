@@ -105,6 +105,21 @@ def test_errors_of_the_experts_do_not_train_the_experts_by_the_gate() -> None:
     assert set(terms) >= {"reconstruction", "experts", "gate_error", "gate_tissue", "balance", "diversity"}
 
 
+def test_what_lies_in_the_border_does_not_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sharp, start, log_scale = (torch.rand((1, 1, 32, 32, 32), generator=generator) for _ in range(3))
+    corrections, logits = torch.rand((1, 3, 32, 32, 32), generator=generator), torch.rand((1, 3, 8, 8, 8))
+    tissue = torch.zeros(1, 2, 32, 32, 32)
+    mixed = Mixed(torch.zeros_like(sharp), corrections, logits, log_scale)
+    weights = MixtureLossWeights()
+    before, _ = mixture_loss(mixed, start, sharp, tissue, weights, border=8)
+    other = torch.rand_like(sharp)
+    other[..., 8:24, 8:24, 8:24] = sharp[..., 8:24, 8:24, 8:24]
+    after, _ = mixture_loss(mixed, start, other, tissue, weights, border=8)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert float(mixture_loss(mixed, start, other, tissue, weights)[0]) != float(before)
+
+
 def test_most_steps_are_the_first_that_is_sampled() -> None:
     objective = MixtureObjective(recipe_from(RECIPE))
     same = torch.rand(400, 1, 4, 4, 4)

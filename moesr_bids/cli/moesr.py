@@ -1,6 +1,6 @@
 """The ``moesr`` command: ``sr`` super-resolves an image, ``train`` trains a model, ``models`` lists them.
 
-``rerun`` repeats an image of the BIDS App from its sidecar.
+``segment`` labels the tissues of scans to train on; ``rerun`` repeats an image of the BIDS App from its sidecar.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..errors import ImageError
 from ..sr.models import DEFAULT_MODEL
 from ..sr.runtimes import RUNTIMES
 from ..sr.sampling import ESTIMATES, Sampling
-from . import models, train
+from . import models, segment, train
 from .arguments import positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
@@ -111,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument("--omp-nthreads", "--omp_nthreads", type=positive_int, metavar="N", help="CPU threads")
     sr.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
     train.add_parser(commands)
+    segment.add_parser(commands)
     models.add_parser(commands)
     _add_rerun(commands)
     return parser
@@ -148,6 +149,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from . import rerun
 
         return rerun.main(options)
+    if options.command == "segment":
+        try:
+            return segment.run(options)
+        except (ImageError, OSError) as error:
+            print(f"{command}: {error}", file=sys.stderr)
+            return 1
     training = options.command == "train"
     problem = train.usage_problem(options) if training else _usage_problem(options)
     if problem:

@@ -16,8 +16,8 @@ from attrs import field, frozen, validators
 from torch import nn
 
 from ..sr.models.mixture import MixtureNetwork, parameters
-from ..sr.models.network import ResidualNetwork
-from .losses import LossWeights, charbonnier_ratio, loss_weights, student_loss
+from ..sr.models.network import NetworkOutput, ResidualNetwork
+from .losses import LossWeights, charbonnier_ratio, inner, loss_weights, student_loss
 
 LARGEST_SHARE = 0.25
 """A student has at most this share of its teacher's parameters."""
@@ -136,6 +136,7 @@ def distillation_loss(
     taught: tuple[torch.Tensor, torch.Tensor],
     weights: DistillationLossWeights,
     stage: Stage,
+    border: int = 0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of a batch.
 
@@ -153,12 +154,15 @@ def distillation_loss(
         Weights of the terms.
     stage
         How smooth the teacher is.
+    border
+        Voxels at the sides that do not count.
     """
     features = pupil.student.features(channels, acquisition)
-    output = pupil.student.output(features, acquisition)
+    output = NetworkOutput(*(inner(part, border) for part in pupil.student.output(features, acquisition)))
+    start, sharp = inner(start, border), inner(sharp, border)
     truth, terms = student_loss(output, start, sharp, weights.image)
     residual, hint = taught
-    target = smoothed(residual, stage.blur)
+    target = inner(smoothed(residual, stage.blur), border)
     teacher = charbonnier_ratio(output.residual - target, start - sharp, weights.image.epsilon)
     hints = (pupil.adapter(features) - hint).square().mean() / (hint.square().mean() + _TINY)
     total = (1 - weights.teacher) * truth + weights.teacher * teacher + weights.hints * hints

@@ -42,6 +42,7 @@ _LOG_EVERY = 100
 _SAVE_SECONDS = 120.0
 _VALIDATION_PATCH = 64
 _VALIDATION_PATCHES = 3
+_VALIDATION_BORDER = 8  # a network that misses its surroundings is not what is validated
 STATE = "state.safetensors"
 LOG = "training.tsv"
 
@@ -337,6 +338,7 @@ class _Run:
             margin=self.recipe.margin,
             patches=_VALIDATION_PATCHES,
             device=self.team.device,
+            border=_VALIDATION_BORDER,
         )
 
     def _log(self, kind: str, values: dict[str, float], say: Any) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from ..sr.models.context import FINE, gate_weights
 from ..sr.models.mixture import gated_sum
 from ..sr.models.network import NetworkOutput
-from .losses import LossWeights, loss_weights, student_loss
+from .losses import LossWeights, inner, loss_weights, student_loss
 from .smoothing import box_mean
 from .tissue import tissue_bands
 
@@ -65,7 +65,12 @@ class Mixed(NamedTuple):
 
 
 def mixture_loss(
-    mixed: Mixed, start: torch.Tensor, sharp: torch.Tensor, tissue: torch.Tensor, weights: MixtureLossWeights
+    mixed: Mixed,
+    start: torch.Tensor,
+    sharp: torch.Tensor,
+    tissue: torch.Tensor,
+    weights: MixtureLossWeights,
+    border: int = 0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of a batch.
 
@@ -79,18 +84,22 @@ def mixture_loss(
         Shares of white matter and cortex, (batch, 2, i, j, k), 0 where unknown.
     weights
         Weights of the terms.
+    border
+        Voxels at the sides that do not count, a multiple of 4.
     """
-    gate = gate_weights(mixed.logits)
-    gated = gated_sum(mixed.base, mixed.corrections, gate)
-    image, terms = student_loss(NetworkOutput(gated, mixed.log_scale), start, sharp, weights.image)
     bands, confidence = tissue_bands(tissue)
+    counted = (gate_weights(mixed.logits), bands, confidence, mixed.base, mixed.corrections, mixed.log_scale)
+    gate, bands, confidence, base, corrections, log_scale = (inner(volume, border) for volume in counted)
+    start, sharp, logits = inner(start, border), inner(sharp, border), inner(mixed.logits, border // FINE)
+    gated = gated_sum(base, corrections, gate)
+    image, terms = student_loss(NetworkOutput(gated, log_scale), start, sharp, weights.image)
     # An expert answers for its tissue where that is known, elsewhere for what the gate gives it.
     place = torch.lerp(gate.detach(), bands, confidence)
-    estimates = start + mixed.base + mixed.corrections
+    estimates = start + base + corrections
     parts = {
         "experts": experts_loss(estimates, start, sharp, place, weights.image.epsilon),
-        **gate_losses(mixed.logits, (estimates - sharp).detach(), sharp, bands, confidence),
-        "diversity": similarity(mixed.corrections),
+        **gate_losses(logits, (estimates - sharp).detach(), sharp, bands, confidence),
+        "diversity": similarity(corrections),
     }
     total = image
     for name, value in parts.items():

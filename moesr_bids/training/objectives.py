@@ -13,7 +13,7 @@ from ..sr.models.diffusion import noisy_state, sample
 from ..sr.models.mixture import MixtureNetwork, MixtureShape
 from ..sr.models.network import NetworkOutput, NetworkShape, ResidualNetwork
 from .distillation import ONE_STAGE, DistillationLossWeights, Pupil, Stage, distillation_loss, teach
-from .losses import LossWeights, student_loss
+from .losses import LossWeights, inner, student_loss
 from .mixture_loss import Mixed, MixtureLossWeights, cross_entropy, mixture_loss
 from .recall import GateMemory, gate_inputs
 
@@ -67,8 +67,8 @@ class Objective(ABC):
 class StudentObjective(Objective):
     """One step of the residual network."""
 
-    def __init__(self, shape: NetworkShape, weights: LossWeights) -> None:
-        self.shape, self.weights = shape, weights
+    def __init__(self, shape: NetworkShape, weights: LossWeights, border: int = 0) -> None:
+        self.shape, self.weights, self.border = shape, weights, border
 
     def build(self, start: nn.Module | None) -> ResidualNetwork:
         """Make the network; it may have more blocks than the one it starts from."""
@@ -83,8 +83,9 @@ class StudentObjective(Objective):
     ) -> tuple[torch.Tensor, Terms]:
         """Loss of the predicted residual and scale."""
         del drawn, stage
-        output = network(batch.channels, batch.acquisition)
-        return student_loss(output, batch.start, batch.sharp, self.weights)
+        output = NetworkOutput(*(inner(part, self.border) for part in network(batch.channels, batch.acquisition)))
+        start, sharp = (inner(part, self.border) for part in (batch.start, batch.sharp))
+        return student_loss(output, start, sharp, self.weights)
 
     def product(self, network: nn.Module) -> Network:
         """Return the network."""
@@ -102,6 +103,7 @@ class MixtureObjective(Objective):
     def __init__(self, recipe: Recipe, memory: GateMemory | None = None) -> None:
         assert isinstance(recipe.network, MixtureShape) and isinstance(recipe.loss, MixtureLossWeights)
         self.shape, self.weights, self.frozen = recipe.network, recipe.loss, recipe.frozen
+        self.border = recipe.border
         self.memory = memory
 
     def build(self, start: nn.Module | None) -> nn.Module:
@@ -147,7 +149,7 @@ class MixtureObjective(Objective):
         told = network.told(batch.acquisition, etas)
         base, corrections = network(scene.features, scene.trunk, state, etas, told)
         mixed = Mixed(base, corrections, scene.logits, scene.trunk.log_scale)
-        total, terms = mixture_loss(mixed, batch.start, batch.sharp, batch.tissue, self.weights)
+        total, terms = mixture_loss(mixed, batch.start, batch.sharp, batch.tissue, self.weights, self.border)
         if self.memory is None:
             return total, terms
         earlier = self.memory.draw(batch.first, network)
@@ -184,7 +186,7 @@ class DistillationObjective(Objective):
         if not isinstance(teacher, MixtureNetwork):
             raise ValueError("a distillation needs --teacher, the weights of a mixture of experts")
         self.student, self.weights = StudentObjective(recipe.network, recipe.loss.image), recipe.loss
-        self.teacher = teacher
+        self.teacher, self.border = teacher, recipe.border
 
     def build(self, start: nn.Module | None) -> nn.Module:
         """Make the student, from the weights of another if one is given, and its adapter."""
@@ -202,7 +204,15 @@ class DistillationObjective(Objective):
         assert isinstance(network, Pupil)
         taught = teach(self.teacher, batch.channels, batch.acquisition)
         return distillation_loss(
-            network, batch.channels, batch.acquisition, batch.start, batch.sharp, taught, self.weights, stage
+            network,
+            batch.channels,
+            batch.acquisition,
+            batch.start,
+            batch.sharp,
+            taught,
+            self.weights,
+            stage,
+            self.border,
         )
 
     def product(self, network: nn.Module) -> Network:
@@ -248,4 +258,4 @@ def objective_of(recipe: Recipe, teacher: nn.Module | None = None, memory: GateM
         return MixtureObjective(recipe, memory)
     assert isinstance(recipe.network, NetworkShape)
     assert isinstance(recipe.loss, LossWeights)
-    return StudentObjective(recipe.network, recipe.loss)
+    return StudentObjective(recipe.network, recipe.loss, recipe.border)

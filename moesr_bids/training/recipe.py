@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from attrs import asdict, field, frozen, validators
 
-from ..sr.models.context import TOKEN
+from ..sr.models.context import FINE, TOKEN
 from ..sr.models.mixture import MixtureShape
 from ..sr.models.network import FACTOR, GUIDANCE, NetworkShape
 from .distillation import DistillationLossWeights
@@ -36,6 +36,11 @@ def _multiple(recipe: Recipe, attribute: Any, value: int) -> None:
         raise ValueError(f"{attribute.name} is a positive multiple of {multiple}, got {value}")
 
 
+def _border(recipe: Recipe, attribute: Any, value: int) -> None:
+    if value < 0 or value % FINE or 2 * value >= recipe.patch:
+        raise ValueError(f"border is a multiple of {FINE}, less than half of the patch of {recipe.patch}; got {value}")
+
+
 def _recall(value: Recall | Mapping[str, Any]) -> Recall:
     return Recall(**value) if isinstance(value, Mapping) else value
 
@@ -48,6 +53,7 @@ class Recipe:
     network: NetworkShape | MixtureShape
     patch: int = field(validator=_multiple)
     margin: int = field(validator=validators.ge(0))
+    border: int = field(default=0, validator=_border)
     batch: int = field(validator=_positive)
     synthetic: float = field(validator=_share)
     reuse: int = field(validator=_positive)

@@ -59,6 +59,7 @@ def validate(
     patches: int,
     device: torch.device,
     scan: Scan | None = None,
+    border: int = 0,
 ) -> dict[str, float]:
     """Mean PSNR gain over cubic interpolation in dB, per volume and case, in the foreground of fixed patches.
 
@@ -74,6 +75,8 @@ def validate(
         Where to simulate.
     scan
         What else happens in the scan; by default nothing.
+    border
+        Voxels at the sides of a patch that do not count.
     """
     plain = scan or plain_scan()
     gains: dict[str, float] = {}
@@ -87,7 +90,9 @@ def validate(
                 noise = RicianNoise(_NOISE, _NOISE, number)
                 example = acquire(sharp, evolve(plain, sampling=sampling, noise=noise), margin)
                 residual = estimate(example.channels[None], example.acquisition[None])[0, 0]
-                inside = example.sharp > _FOREGROUND
+                inside = torch.zeros_like(example.sharp, dtype=torch.bool)
+                counted = (slice(border, patch - border),) * 3
+                inside[counted] = example.sharp[counted] > _FOREGROUND
                 before = (example.channels[0] - example.sharp)[inside].square().mean()
                 after = (example.channels[:INPUTS].sum(dim=0) + residual - example.sharp)[inside].square().mean()
                 found.append(10 * math.log10(float(before) / float(after)))

@@ -20,7 +20,7 @@ from ..weights import Weights
 from ..windows import CPU_WINDOW_VOXELS, Window, largest_window, plan_windows
 from . import EXPERTS
 from .base import Model, ModelCard, Problem, Reconstruction
-from .context import TOKEN, gate_weights
+from .context import FINE, TOKEN, gate_weights
 from .diffusion import sample
 from .experts import STATE_CHANNELS, expert_halo, state_cells
 from .inputs import Inputs
@@ -179,9 +179,15 @@ class _Chain:
             for whole, part in zip(trunk, output, strict=True):
                 whole[:, :, *window.core] = part[:, :, *window.inner]
             problem.progress("reconstruct", 0.15 * (number + 1) / len(windows))
+        # The head alone: what the context makes of it does not depend on how much air is around.
+        box = _aligned(wide, TOKEN)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            tokens, logits = network.context(context_cells(network_cells(inputs.channels()), features))
-        features = with_context(features, tokens.float()).contiguous(memory_format=torch.channels_last_3d)
+            cells = context_cells(network_cells(inputs.channels(box)), features[:, :, *_coarse(box)])
+            tokens, seen = network.context(cells)
+        inside = features[:, :, *_coarse(box)]
+        inside.copy_(with_context(inside, tokens.float()))
+        logits = torch.zeros((1, len(EXPERTS), *(n // FINE for n in image.shape)), device=device)
+        logits[:, :, *_coarse(box, FINE)] = seen.float()
         problem.progress("reconstruct", 0.2)
         return cls(
             network,
@@ -245,8 +251,13 @@ class _Chain:
         return found
 
 
-def _coarse(box: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
-    i, j, k = (slice(b.start // FACTOR, b.stop // FACTOR) for b in box)
+def _coarse(box: tuple[slice, slice, slice], factor: int = FACTOR) -> tuple[slice, slice, slice]:
+    i, j, k = (slice(b.start // factor, b.stop // factor) for b in box)
+    return i, j, k
+
+
+def _aligned(box: tuple[slice, slice, slice], to: int) -> tuple[slice, slice, slice]:
+    i, j, k = (slice(b.start // to * to, -(-b.stop // to) * to) for b in box)
     return i, j, k
 
 
