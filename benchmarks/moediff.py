@@ -4,9 +4,10 @@
 
 Scans of one role of ``splits.tsv``, degraded as in :mod:`benchmarks.quality`. ``side``: gain over cubic interpolation,
 sharpness (energy of the finest band against the truth's), coverage of the 90 % interval, size, operations of a 0.7 mm
-head of 20 million voxels, time. ``ablation``: the chain's mean on simulated patches without the gate, without an
+head of 20 million voxels, time. ``ablation``: the mean on simulated patches without the gate, without an
 expert, without a guidance map that there is. ``gate``: mean weight of each expert in the cortical ribbon and in deep
-white matter. ``threshold``: what leaving out experts of little weight saves and costs.
+white matter, and how far the image would be off with it alone. ``threshold``: what leaving out experts of little weight
+saves and costs.
 """
 
 from __future__ import annotations
@@ -33,9 +34,7 @@ from moesr_bids.sr.models.network import CONDITIONS, GUIDANCE, INPUTS, ResidualN
 from moesr_bids.sr.sampling import Sampling
 from moesr_bids.sr.weights import Weights
 from moesr_bids.training.acquisition import Scan, SmoothField
-from moesr_bids.training.objectives import MixtureObjective
-from moesr_bids.training.recipe import read_recipe
-from moesr_bids.training.validation import plain_scan, validate
+from moesr_bids.training.validation import BORDER, plain_scan, validate
 from moesr_bids.training.volumes import load_volume
 
 from .degrade import Case, all_cases, degrade
@@ -43,13 +42,12 @@ from .quality import Truth, interpolate, load_truths
 
 TABLES = ("side", "ablation", "gate", "threshold")
 _NOISE = 0.02
-_BORDER = 8  # voxels at the sides of a patch, where the network misses its surroundings
 _BAND_VOXELS = 1.0  # standard deviation of the Gaussian below which the finest band lies
 _HALF_WIDTH_90 = 1.645
 _DEEP_VOXELS = 4
 _FIELD = SmoothField([0.12, -0.1, 0.08, 0.1, *[0.05, -0.05] * 7, 0.05], True)
 _WAYS = {
-    "chain's mean": Sampling(),
+    "mean": Sampling(),
     "one sample": Sampling(estimate="sample"),
     "mean of 8": Sampling(samples=8),
 }
@@ -65,8 +63,11 @@ def sharpness(image: NDArray[np.floating], truth: NDArray[np.floating], mask: ND
     return float(np.square(fine[0][mask]).sum() / np.square(fine[1][mask]).sum())
 
 
-def teraflops(network: ResidualNetwork | MixtureNetwork, samples: int) -> float:
-    """Count the floating-point operations of a head of 20 million voxels, in 10^12; all experts are evaluated."""
+def teraflops(network: ResidualNetwork | MixtureNetwork, drawn: int) -> float:
+    """Count the floating-point operations of a head of 20 million voxels, in 10^12; all experts are evaluated.
+
+    ``drawn`` samples of a mixture, or its mean if there are none.
+    """
     channels = torch.zeros((1, INPUTS + len(GUIDANCE), *(_COUNTED,) * 3))
     acquisition = torch.zeros((1, CONDITIONS))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -74,9 +75,9 @@ def teraflops(network: ResidualNetwork | MixtureNetwork, samples: int) -> float:
             network(channels, acquisition)
         else:
             denoise = network.denoiser(network.look(channels, acquisition), acquisition)
-            for _ in range(samples):
-                for eta in network.shape.schedule.etas[1:]:
-                    denoise(torch.zeros_like(channels[:, :1]), eta)
+            etas = network.shape.schedule.etas
+            for eta in drawn * etas[1:] or etas[-1:]:
+                denoise(torch.zeros_like(channels[:, :1]), eta)
     return counter.get_total_flops() / _COUNTED**3 * _HEAD_VOXELS / 1e12
 
 
@@ -140,7 +141,7 @@ def side_table(truths: Sequence[Truth], cases: Sequence[Case], models: Sequence[
         path = weights_path(ways[name][0])
         network = Weights.read(path).network(torch.device("cpu")) if path else None
         size = f"{parameters(network) / 1e6:.2f}" if network else "none"
-        work = f"{teraflops(network, ways[name][1].samples):.1f}" if network else "n/a"
+        work = f"{teraflops(network, ways[name][1].drawn):.1f}" if network else "n/a"
         worst = min(row[0] for row in rows)
         yield (
             f"| {name} | {gain:+.2f} [{worst:+.2f}] | {similarity:.3f} | {fine:.2f} | {100 * inside:.0f} % | {size} | "
@@ -149,25 +150,23 @@ def side_table(truths: Sequence[Truth], cases: Sequence[Case], models: Sequence[
 
 
 def ablation_table(paths: Sequence[Path], weights: Weights, patches: int) -> Iterator[str]:
-    """Yield a line per part: mean gain of the chain's mean over interpolation on simulated patches."""
-    objective = MixtureObjective(read_recipe("moediff"))
+    """Yield a line per part: mean gain of the mean estimate over interpolation on simulated patches."""
     volumes = [load_volume(path) for path in paths]
     plain = plain_scan()
 
     def run(change: Callable[[MixtureNetwork], None], scan: Scan = plain) -> float:
         network = weights.network(torch.device("cpu"))
         assert isinstance(network, MixtureNetwork)
-        objective.shape = network.shape
         change(network)
         gains = validate(
-            objective.estimator(network),
+            lambda channels, acquisition: network.mean(network.look(channels, acquisition), acquisition),
             volumes,
             patch=64,
             margin=14,
             patches=patches,
             device=torch.device("cpu"),
             scan=scan,
-            border=_BORDER,
+            border=BORDER,
         )
         return float(np.mean(list(gains.values())))
 
@@ -221,11 +220,16 @@ def gate_table(data: Path, participants: Sequence[str], model: str, threads: int
         image = nib.load(path)
         zoom = float(image.header.get_zooms()[0])
         result = super_resolve(image, resolution=zoom, model=model, contrast="T1w", maps=True, threads=threads)
+        brightest = np.percentile(np.asanyarray(image.dataobj)[labels > 0], 99)
         for name in EXPERTS:
             gate = np.asanyarray(result.maps[f"gate-{name}"].dataobj)
             here, there = float(gate[ribbon].mean()), float(gate[white].mean())
-            ratio = here / there
-            yield f"{participant} {name:9} ribbon {here:.3f}, deep white matter {there:.3f}: ratio {ratio:.2f}"
+            apart = np.asanyarray(result.maps[f"difference-{name}"].dataobj) / brightest
+            off = " and ".join(f"{100 * np.sqrt(np.mean(apart[where] ** 2)):.2f} %" for where in (ribbon, white))
+            yield (
+                f"{participant} {name:9} ribbon {here:.3f}, deep white matter {there:.3f}: ratio {here / there:.2f}; "
+                f"alone {off} of the brightest off"
+            )
 
 
 def threshold_table(truth: Truth, case: Case, model: str, threads: int) -> Iterator[str]:

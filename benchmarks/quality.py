@@ -28,7 +28,7 @@ from scipy import ndimage
 from moesr_bids.atomic import temporary_beside
 from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
-from moesr_bids.sr.metrics import contrast_to_noise, psnr, ssim
+from moesr_bids.sr.metrics import contrast_to_noise, lesion_geometry, psnr, ssim
 from moesr_bids.sr.models import weights_path
 
 from .degrade import Case, all_cases, degrade, mismatched_cases
@@ -81,6 +81,8 @@ class Row:
     ratios: ErrorRatios | None = field(default=None, repr=False)
     temperature: float = 1.0
     lesion_ratio: float = float("nan")
+    lesion_shift: float = float("nan")
+    lesion_volume: float = float("nan")
     noise_ratio: float = float("nan")
     residual_ratio: float = float("nan")
 
@@ -190,6 +192,8 @@ def compare(
         if truth.lesions is not None and rim is not None:
             here, there = (contrast_to_noise(image, truth.lesions, rim) for image in (restored, sharp))
             facts["lesion_ratio"] = here / there
+            shift, volume = lesion_geometry(sharp, restored, truth.lesions, float(sharp[rim].mean()))
+            facts |= {"lesion_shift": shift, "lesion_volume": volume}
         rows.append(Row(truth.participant, truth.suffix, case.name, method, p, s, *gains, round(seconds, 1), **facts))
 
     for method in (_BASELINE, *(name for name in interpolators if name != _BASELINE)):
@@ -257,15 +261,15 @@ def _by_image(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 
 def lesion_table(rows: Sequence[Row]) -> str:
-    """Contrast-to-noise ratio of the lesions against their rim, as a share of the truth's."""
+    """Contrast-to-noise ratio against their rim and volume of the lesions, in % of the truth's, and their shift."""
     some = [row for row in rows if np.isfinite(row.lesion_ratio)]
     if not some:
         return "\nno lesion masks"
     methods = list(dict.fromkeys(row.method for row in some))
-    lines = ["", "Lesions: contrast-to-noise against their rim, % of the truth's", ""]
+    lines = ["", "Lesions: contrast-to-noise against their rim and volume, % of the truth's; shift in voxels", ""]
     lines += ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
     for of_one in _by_image(some):
-        cells = [f"{100 * row.lesion_ratio:.0f}" for row in of_one]
+        cells = [f"{100 * r.lesion_ratio:.0f}, {100 * r.lesion_volume:.0f}, {r.lesion_shift:.2f}" for r in of_one]
         lines.append(f"| {of_one[0].participant} {of_one[0].suffix} | {of_one[0].case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -73,17 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         threads=options.threads,
     )
     record = result.record
-    peak = convolution_peak(device)
-    voxels = record["NetworkVoxels"]
-    speed = flops_per_voxel(NetworkShape(**Weights.read(path).card["network"])) * voxels / record["NetworkSeconds"]
     print(f"{record['Device']} {cpu_name() if device.type == 'cpu' else ''}, {options.threads} threads")
-    size = f"output {record['OutputShape']}, network on {voxels / 1e6:.1f} million voxels"
-    print(f"{size}, {record['Runtime']}, {record['Precision']}")
+    print(f"output {record['OutputShape']}, {record['Precision']}")
     for stage in record["Stages"]:
         print(f"{stage['Stage']:12} {stage['Seconds']:7.1f} s {stage['PeakMemoryGB']:6.2f} GiB")
     print(f"all          {record['Seconds']:7.1f} s {record['PeakMemoryGB']:6.2f} GiB")
-    rates = f"{speed / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s: {speed / peak:.0%}"
-    print(f"network      {record['NetworkSeconds']:7.1f} s, {rates}")
+    weights, seconds = Weights.read(path), record["NetworkSeconds"]
+    if weights.kind != "student":
+        print(f"network      {seconds:7.1f} s")
+        return 0
+    peak, voxels = convolution_peak(device), record["NetworkVoxels"]
+    speed = flops_per_voxel(weights.shape(NetworkShape)) * voxels / seconds
+    print(f"network      {seconds:7.1f} s with {record['Runtime']}, {voxels / 1e6:.1f} million voxels")
+    print(f"of the peak  {speed / peak:7.0%}   ({speed / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s)")
     return 0
 
 

@@ -13,7 +13,7 @@ import torch
 
 from moesr_bids.interfaces import sr
 from moesr_bids.interfaces.gpus import one_gpu, visible_gpus
-from moesr_bids.sr.device import full_gpu_told
+from moesr_bids.sr.device import full_memory_told
 
 LISTED = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)
 GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-bb)
@@ -100,9 +100,16 @@ def test_super_resolution_gets_one_gpu(driver: Path, monkeypatch: pytest.MonkeyP
     assert [env.get("CUDA_VISIBLE_DEVICES") for env in given] == ["GPU-aa", None]
 
 
-def test_a_full_gpu_is_told_with_the_way_out() -> None:
+def test_full_memory_is_told_with_the_way_out() -> None:
     with (
         pytest.raises(MemoryError, match=r"^CUDA out of memory: too little .* use --device cpu$"),
-        full_gpu_told("--device cpu"),
+        full_memory_told("--device cpu"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 80 GiB")
+    with (
+        pytest.raises(MemoryError, match=r"^too little memory is free on this machine; use a coarser grid$"),
+        full_memory_told("a coarser grid"),
+    ):
+        torch.empty(2**50, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="other"), full_memory_told("nothing"):
+        raise RuntimeError("other")

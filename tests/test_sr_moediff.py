@@ -18,7 +18,7 @@ from moesr_bids.interfaces.sr import SuperResolve
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.models import EXPERTS, get_model
 from moesr_bids.sr.models import moediff as module
-from moesr_bids.sr.models.context import ContextShape, gate_weights
+from moesr_bids.sr.models.context import Context, ContextShape, gate_weights
 from moesr_bids.sr.models.experts import Expert, expert_halo
 from moesr_bids.sr.models.mixture import MixtureNetwork, MixtureShape
 from moesr_bids.sr.models.network import CONDITIONS, NetworkShape, ResidualNetwork
@@ -85,7 +85,7 @@ def test_experts_see_no_further_than_they_say(name: str) -> None:
 
 
 def test_an_untrained_mixture_says_what_its_trunk_says(tmp_path: Path) -> None:
-    """Experts start from nothing, so the mean of the chain is the one-step model."""
+    """Experts start from nothing, so the mean is that of the one-step model."""
     network = random_mixture()
     for expert in network.experts:
         torch.nn.init.zeros_(expert.tail.weight)
@@ -123,6 +123,39 @@ def test_result_does_not_depend_on_the_windows(mixture: Path, monkeypatch: pytes
         assert np.abs(a - b).max() < 1e-3 * level
 
 
+def test_gate_does_not_depend_on_the_air_around_the_head(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = thick(shape=(56, 64, 48))
+
+    def in_air(width: int) -> nib.Nifti1Image:
+        """Add as many voxels of noise on each side, whole tokens of 8: others would give another, as good gate."""
+        added = [round(width / zoom) for zoom in image.header.get_zooms()]
+        shape = [n + 2 * extra for n, extra in zip(image.shape, added, strict=True)]
+        wide = np.hypot(*np.random.default_rng(0).normal(scale=2.0, size=(2, *shape))).astype(np.float32)
+        wide[tuple(slice(n, -n) for n in added)] = np.asanyarray(image.dataobj)
+        affine = image.affine.copy()
+        affine[:3, 3] -= affine[:3, :3] @ added
+        return nib.Nifti1Image(wide, affine)
+
+    def gates(width: int) -> np.ndarray:
+        maps = super_resolve(in_air(width), model=str(mixture), resolution=1.0, maps=True).maps
+        inner = (slice(width, -width),) * 3
+        return np.stack([maps[f"gate-{name}"].get_fdata()[inner] for name in EXPERTS])
+
+    seen = []
+    look = Context.forward
+
+    def watched(self: Context, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(cells.shape)
+        return look(self, cells)
+
+    monkeypatch.setattr(Context, "forward", watched)
+    some, more = gates(40), gates(56)
+    assert seen[0] == seen[1]
+    assert some.shape == (3, 56, 64, 48)
+    assert some.std() > 0.05
+    assert np.abs(some - more).mean() < 0.1 * some.std()
+
+
 def test_seed_and_number_of_samples(mixture: Path) -> None:
     def run(seed: int = 0, **options: object) -> tuple[np.ndarray, np.ndarray, dict]:
         result = super_resolve(thick(), model=str(mixture), resolution=1.0, seed=seed, sampling=Sampling(**options))
@@ -132,13 +165,13 @@ def test_seed_and_number_of_samples(mixture: Path) -> None:
     assert np.array_equal(sample[0], again[0])
     assert not np.array_equal(sample[0], other[0])
     mean, many = run(), run(samples=6)
-    assert np.array_equal(mean[0], run(seed=1)[0])  # the mean of the chain draws nothing
+    assert np.array_equal(mean[0], run(seed=1)[0])  # the mean is estimated, nothing is drawn
     # Samples scatter around the mean, and their spread widens the intervals.
     assert np.abs(many[0] - mean[0]).mean() < np.abs(sample[0] - mean[0]).mean()
     assert (many[1] >= mean[1] * 0.999).all()
     assert many[1].mean() > 1.01 * mean[1].mean()
     assert many[2]["Sampling"]["Samples"] == 6
-    assert mean[2]["Sampling"]["NoiseTemperature"] == 0
+    assert mean[2]["Sampling"] == {"Estimate": "mean", "Samples": 1, "Steps": 1}
 
 
 def test_experts_without_weight_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from moesr_bids.sr.grid import Grid
-from moesr_bids.sr.metrics import contrast_to_noise, psnr, ssim
+from moesr_bids.sr.metrics import contrast_to_noise, lesion_geometry, psnr, ssim
 from moesr_bids.sr.models import get_model, model_names
 from moesr_bids.sr.models.classical import head_box
 from moesr_bids.sr.models.prior import EdgePrior
@@ -190,6 +190,25 @@ def test_metrics_agree_with_scikit_image_on_the_full_mask():
     assert psnr(truth, outside, brain) == psnr(truth, noisy, brain)
     with pytest.raises(ValueError, match="shapes"):
         psnr(truth, noisy[1:], brain)
+
+
+def test_lesions_are_found_where_they_went_and_as_large_as_they_became():
+    image = np.full((40, 40, 40), 10.0)
+    lesions = np.zeros(image.shape, bool)
+    lesions[10:15, 10:15, 10:15] = True
+    lesions[25:29, 30:34, 30:34] = True
+    lesions[5, 5, 5] = True  # too small to count
+    image[lesions] = 20.0
+    assert lesion_geometry(image, image, lesions, 10.0) == (0.0, 1.0)
+    shift, volume = lesion_geometry(image, np.roll(image, 1, axis=1), lesions, 10.0)
+    assert shift == pytest.approx(1.0)
+    assert volume == pytest.approx(1.0)
+    shrunk = image.copy()
+    shrunk[10, 10:15, 10:15] = 10.0
+    shift, volume = lesion_geometry(image, shrunk, lesions, 10.0)
+    assert volume == pytest.approx((100 + 64) / (125 + 64))
+    assert shift == pytest.approx(0.25)  # the median of 0.5 and 0
+    assert all(np.isnan(lesion_geometry(image, image, image > 99, 10.0)))
 
 
 def test_contrast_to_noise_is_that_of_its_definition_and_ignores_scale_and_offset():

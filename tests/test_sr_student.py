@@ -313,10 +313,11 @@ def test_error_ratios_find_the_factor_and_the_coverage() -> None:
     np.testing.assert_allclose(again.counts, ratios.counts, atol=1e-4)
 
 
-def test_sharp_input_is_left_alone() -> None:
+@pytest.mark.parametrize("model", ["student", "moediff"])
+def test_sharp_input_is_left_alone(model: str) -> None:
     sigma = 2.0
     truth, scan = brainlike().get_fdata(), brainlike(noise=sigma)
-    result = super_resolve(scan, resolution=1.0, model="student", threads=1)
+    result = super_resolve(scan, resolution=1.0, model=model, threads=1)
     out = result.image.get_fdata()
     inside = ndimage.binary_erosion(truth > 20, iterations=2)
     change = out[inside] - scan.get_fdata()[inside]

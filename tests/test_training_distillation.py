@@ -14,12 +14,15 @@ from moesr_bids.sr.models.network import CONDITIONS, NetworkShape, ResidualNetwo
 from moesr_bids.sr.weights import Weights, write_weights
 from moesr_bids.training.distillation import (
     LARGEST_SHARE,
+    ONE_STAGE,
     DistillationLossWeights,
     Pupil,
     distillation_loss,
     smoothed,
     teach,
 )
+from moesr_bids.training.examples import Batch
+from moesr_bids.training.objectives import objective_of
 from moesr_bids.training.recipe import read_recipe, recipe_from
 from tests.test_sr_moediff import CARD, random_mixture
 from tests.test_training import TINY, bids
@@ -65,6 +68,26 @@ def test_targets_go_from_smooth_to_sharp() -> None:
     assert teacher_loss(torch.zeros_like(residual), 0.0) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["student", "distill"])
+def test_what_lies_in_the_border_of_an_example_does_not_count(kind: str) -> None:
+    torch.manual_seed(0)
+    teacher = random_mixture() if kind == "distill" else None
+    settings = RECIPE if kind == "distill" else {**TINY, "patch": 24}
+    objective = objective_of(recipe_from({**settings, "border": 4}), teacher)
+    network = objective.build(None)
+    channels, sharp = torch.rand(1, 4, 24, 24, 24), torch.rand(1, 1, 24, 24, 24)
+    other = torch.rand_like(sharp)
+    other[..., 4:20, 4:20, 4:20] = sharp[..., 4:20, 4:20, 4:20]
+
+    def terms(truth: torch.Tensor) -> dict[str, float]:
+        batch = Batch(channels, torch.zeros(1, CONDITIONS), truth, torch.zeros(1, 2, 24, 24, 24))
+        return {name: float(value) for name, value in objective.loss(network, batch, (), ONE_STAGE)[1].items()}
+
+    assert terms(other) == terms(sharp)
+    other[..., 12, 12, 12] += 1
+    assert terms(other) != terms(sharp)
+
+
 def test_hints_and_teacher_reach_the_student() -> None:
     torch.manual_seed(0)
     teacher = random_mixture()
@@ -89,7 +112,7 @@ def test_hints_and_teacher_reach_the_student() -> None:
 
 def test_a_student_as_large_as_its_teacher_is_refused() -> None:
     with pytest.raises(ValueError, match="at most a quarter"):
-        Pupil(ResidualNetwork(NetworkShape(channels=16, blocks=4, embedding=8)), random_mixture())
+        Pupil(ResidualNetwork(NetworkShape(channels=64, blocks=6, embedding=8)), random_mixture())
     for stages in ([], [{"name": "a", "until": 0.5, "blur": 0.0}], [STAGES[1], STAGES[0]]):
         with pytest.raises(ValueError, match="stages end at rising shares"):
             DistillationLossWeights(stages=stages)

@@ -22,7 +22,7 @@ from moesr_bids.training.examples import Batch
 from moesr_bids.training.loop import Budget, Trained, train
 from moesr_bids.training.mixture_loss import Mixed, MixtureLossWeights, experts_loss, gate_losses, mixture_loss
 from moesr_bids.training.objectives import MixtureObjective, objective_of
-from moesr_bids.training.recall import GateMemory, Recall
+from moesr_bids.training.recall import GateMemory, Recall, gate_inputs
 from moesr_bids.training.recipe import read_recipe, recipe_from
 from moesr_bids.training.smoothing import box_mean
 from moesr_bids.training.tissue import tissue_bands, tissue_fractions
@@ -106,10 +106,10 @@ def test_errors_of_the_experts_do_not_train_the_experts_by_the_gate() -> None:
 
 
 def test_what_lies_in_the_border_does_not_count() -> None:
-    generator = torch.Generator().manual_seed(0)
-    sharp, start, log_scale = (torch.rand((1, 1, 32, 32, 32), generator=generator) for _ in range(3))
-    corrections, logits = torch.rand((1, 3, 32, 32, 32), generator=generator), torch.rand((1, 3, 8, 8, 8))
-    tissue = torch.zeros(1, 2, 32, 32, 32)
+    torch.manual_seed(0)
+    sharp, start, log_scale = (torch.rand(1, 1, 32, 32, 32) for _ in range(3))
+    corrections, logits = torch.rand(1, 3, 32, 32, 32), torch.rand(1, 3, 8, 8, 8)
+    tissue = torch.rand(1, 2, 32, 32, 32)
     mixed = Mixed(torch.zeros_like(sharp), corrections, logits, log_scale)
     weights = MixtureLossWeights()
     before, _ = mixture_loss(mixed, start, sharp, tissue, weights, border=8)
@@ -118,6 +118,11 @@ def test_what_lies_in_the_border_does_not_count() -> None:
     after, _ = mixture_loss(mixed, start, other, tissue, weights, border=8)
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert float(mixture_loss(mixed, start, other, tissue, weights)[0]) != float(before)
+    batch = Batch(torch.zeros(1, 4, 32, 32, 32), torch.zeros(1, 12), sharp, tissue)
+    sure = gate_inputs(batch, torch.zeros(1, 2, 16, 16, 16), border=8).sure
+    assert sure.shape == (1, 1, 8, 8, 8)
+    assert float(sure[..., 2:6, 2:6, 2:6].min()) > 0
+    assert float(sure.sum()) == pytest.approx(float(sure[..., 2:6, 2:6, 2:6].sum()))
 
 
 def test_most_steps_are_the_first_that_is_sampled() -> None:

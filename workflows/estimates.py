@@ -12,6 +12,7 @@ from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import Settings
 from moesr_bids.sr.cost import estimate_cost
 from moesr_bids.sr.grid import Grid
+from moesr_bids.sr.sampling import Sampling
 
 # Declared when the header cannot be read: the step that checks it will fail and say why.
 UNKNOWN_SHAPE = (256, 256, 256)
@@ -69,9 +70,8 @@ def estimate(image: RawImage, settings: Settings) -> Estimate:
     if max(target.shape) > MAX_TARGET_VOXELS:
         grid, readable = Grid(UNKNOWN_SHAPE, np.eye(4)), False
         target = grid.isotropic(settings.resolution)
-    memory_gb, seconds = estimate_cost(
-        grid.shape, target.shape, settings.model, settings.omp_nthreads, settings.samples
-    )
+    drawn = Sampling(samples=settings.samples, estimate=settings.estimate).drawn
+    memory_gb, seconds = estimate_cost(grid.shape, target.shape, settings.model, settings.omp_nthreads, drawn)
     voxels = max(math.prod(grid.shape), math.prod(target.shape))
     return Estimate(
         input_shape=tuple(map(int, grid.shape)),

@@ -44,8 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="student (default: one-step network that also predicts its error), moediff (mixture of experts, in "
-        "several steps), classical (variational, without weights), cubic (plain interpolation), or the path of the "
+        help="student (default: one-step network that also predicts its error), moediff (mixture of experts, "
+        "slower), classical (variational, without weights), cubic (plain interpolation), or the path of the "
         "weights that moesr train wrote",
     )
     sr.add_argument(
@@ -96,8 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--estimate",
         choices=ESTIMATES,
         default=ESTIMATES[0],
-        help="image of a diffusion model: the mean (of the chain, or of several samples), or one sample, which is "
-        f"sharper and errs more (default: {ESTIMATES[0]})",
+        help="image of a diffusion model: the mean (estimated in one step, or that of several samples), or one "
+        f"sample, which is sharper and errs more (default: {ESTIMATES[0]})",
     )
     sr.add_argument(
         "--maps",
@@ -149,14 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from . import rerun
 
         return rerun.main(options)
-    if options.command == "segment":
-        try:
-            return segment.run(options)
-        except (ImageError, OSError) as error:
-            print(f"{command}: {error}", file=sys.stderr)
-            return 1
     training = options.command == "train"
-    problem = train.usage_problem(options) if training else _usage_problem(options)
+    problems = {"train": train.usage_problem, "segment": segment.usage_problem}
+    problem = problems.get(options.command, _usage_problem)(options)
     if problem:
         print(f"{command}: {problem}", file=sys.stderr)
         return 2
@@ -169,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # NumPy decomposes small matrices only: its threads would wait for each other and for PyTorch's.
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
     try:
-        return train.run(options) if training else _super_resolve(options)
+        runs = {"train": train.run, "segment": segment.run}
+        return runs.get(options.command, _super_resolve)(options)
     except ImageError as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 1
@@ -292,7 +288,8 @@ def _tell_cost(options: argparse.Namespace) -> None:
     except Exception:  # whatever is wrong, the engine says it
         return
     threads = options.omp_nthreads or available_cpus()
-    memory, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, options.samples)
+    sampling = Sampling(samples=options.samples, estimate=options.estimate)
+    memory, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, sampling.drawn)
     on_cpu = choose_device(options.device).type == "cpu"
     time_text = f" and about {seconds / 60:.0f} min on {threads} CPU threads" if on_cpu else ""
     print(f"moesr sr: note: {options.model} needs about {memory:.1f} GB{time_text}", file=sys.stderr, flush=True)

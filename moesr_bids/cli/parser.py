@@ -162,8 +162,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--estimate",
         choices=ESTIMATES,
         default=ESTIMATES[0],
-        help="image of a diffusion model: the mean (of the chain, or of several samples), or one sample, which is "
-        f"sharper and errs more (default: {ESTIMATES[0]})",
+        help="image of a diffusion model: the mean (estimated in one step, or that of several samples), or one "
+        f"sample, which is sharper and errs more (default: {ESTIMATES[0]})",
     )
     sr.add_argument(
         "--device",

@@ -162,8 +162,7 @@ def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | 
 
     gpus = 0 if settings.device == "cpu" else len(visible_gpus())
     configure_nipype(settings)
-    if not gpus:
-        _warn_of_slow_model(images, settings)
+    _tell_cost(images, settings, gpus)
     workflow = _build(images, settings, use_gpu=gpus > 0)
     if settings.write_graph:
         graph = settings.output_dir / "logs" / "graph.dot"
@@ -178,16 +177,20 @@ def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | 
     return None
 
 
-def _warn_of_slow_model(images: Sequence[RawImage], settings: Settings) -> None:
+def _tell_cost(images: Sequence[RawImage], settings: Settings, gpus: int) -> None:
+    """Say what a model that takes its time and memory will take."""
     from moesr_bids.sr.models import DEFAULT_MODEL, get_model
     from moesr_bids.workflows.estimates import estimate
 
     if not get_model(settings.model).card.experts:
         return
-    this, default = (
-        sum(estimate(image, attrs.evolve(settings, model=model)).seconds for image in images)
-        for model in (settings.model, DEFAULT_MODEL)
-    )
+    these = [estimate(image, settings) for image in images]
+    memory = max((one.sr_memory_gb for one in these), default=0.0)
+    say(f"{settings.model} needs up to {memory:.1f} GB for an image" + (", on the GPU" if gpus else ""))
+    if gpus:
+        return
+    this = sum(one.seconds for one in these)
+    default = sum(estimate(image, attrs.evolve(settings, model=DEFAULT_MODEL)).seconds for image in images)
     say(
         f"WARNING: no GPU is used: {settings.model} will take about {this / 60:.0f} min for these images one after the "
         f"other, {DEFAULT_MODEL} would take {default / 60:.0f} min"

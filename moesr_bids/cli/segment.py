@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "segment",
         help="label the tissues of scans to train on",
-        description="Label white matter and cortex of the T1w, T2w and FLAIR scans of a BIDS folder, from their "
+        description="Label white matter and cortex of the sharp T1w, T2w and FLAIR scans of a BIDS folder, from their "
         "intensities and an atlas, with FreeSurfer numbers. moesr train takes the folder as --segmentations. What is "
         "there already is kept. Exit code 1 if a scan could not be labelled.",
     )
@@ -36,53 +36,64 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--random-seed", "--random_seed", type=int, default=1, metavar="SEED", help="(default: 1)")
 
 
+def usage_problem(options: argparse.Namespace) -> str | None:
+    """Say what is wrong with the options, if anything."""
+    if not options.data.is_dir():
+        return f"{options.data}: no such folder"
+    if options.output.exists() and not options.output.is_dir():
+        return f"{options.output}: is no folder"
+    known = {folder.name for folder in options.data.glob("sub-*")}
+    missing = sorted({f"sub-{label.removeprefix('sub-')}" for label in options.participant_label} - known)
+    return f"{options.data}: there is no participant {missing[0].removeprefix('sub-')}" if missing else None
+
+
 def run(options: argparse.Namespace) -> int:
     """Label all scans; return the exit code."""
     from ..resources import available_cpus
+    from ..training.tissue import segmentation_name
 
-    if not options.data.is_dir():
-        raise ImageError(f"{options.data}: no such folder")
-    chosen = {label.removeprefix("sub-") for label in options.participant_label}
-    known = {folder.name.removeprefix("sub-"): folder for folder in sorted(options.data.glob("sub-*"))}
-    if missing := sorted(chosen - set(known)):
-        raise ImageError(f"{options.data}: there is no participant {missing[0]}")
-    scans = [
-        path
-        for label, folder in known.items()
-        if label in chosen or not chosen
-        for path in sorted(path for suffix in SUFFIXES for path in folder.rglob(f"*_{suffix}.nii.gz"))
-    ]
+    chosen = {f"sub-{label.removeprefix('sub-')}" for label in options.participant_label}
+    folders = [path for path in sorted(options.data.glob("sub-*")) if path.name in chosen or not chosen]
+    scans = [path for folder in folders for s in SUFFIXES for path in sorted(folder.rglob(f"*_{s}.nii.gz"))]
     if not scans:
         raise ImageError(f"{options.data}: has no {', '.join(SUFFIXES)} scan")
-    failed = 0
-    with tempfile.TemporaryDirectory(prefix="moesr_segment_") as folder:
+    threads, failed = options.omp_nthreads or available_cpus(), 0
+    with tempfile.TemporaryDirectory(prefix="moesr_segment_") as work:
         for scan in scans:
-            stem, _, suffix = scan.name.removesuffix(".nii.gz").rpartition("_")
-            out = options.output / scan.parent.relative_to(options.data) / f"{stem}_desc-{suffix}_dseg.nii.gz"
+            out = options.output / scan.parent.relative_to(options.data) / segmentation_name(scan)
             if out.exists():
+                _say(f"{out} is there already")
                 continue
             try:
-                _segment(scan, out, Path(folder), options.omp_nthreads or available_cpus(), options.random_seed)
+                _say(_segment(scan, out, Path(work), threads, options.random_seed))
             except ImageError as error:
-                print(f"moesr segment: left out: {error}", file=sys.stderr, flush=True)
+                _say(f"failed: {error}")
                 failed += 1
-            else:
-                print(f"moesr segment: wrote {out}", file=sys.stderr, flush=True)
     return 1 if failed else 0
 
 
-def _segment(scan: Path, out: Path, folder: Path, threads: int, seed: int) -> None:
+def _segment(scan: Path, out: Path, folder: Path, threads: int, seed: int) -> str:
+    """Label a scan; return what happened."""
     import nibabel as nib
 
     from ..preproc.brainmask import BrainMaskError
     from ..training.segmentation import segment
-    from ..training.volumes import read_3d
+    from ..training.volumes import read_3d, too_coarse
 
     data, affine = read_3d(scan)
+    if coarse := too_coarse(affine):
+        return f"left out: {scan}: {coarse}"
     try:
-        labels = segment(nib.Nifti1Image(data, affine), work_dir=folder, threads=threads, seed=seed)
-    except BrainMaskError as error:
+        labels = segment(
+            nib.Nifti1Image(data, affine, nib.load(scan).header), work_dir=folder, threads=threads, seed=seed
+        )
+    except (ImageError, BrainMaskError) as error:
         raise ImageError(f"{scan}: {error}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_beside(out) as temporary:
         labels.to_filename(temporary)
+    return f"wrote {out}"
+
+
+def _say(line: str) -> None:
+    print(f"moesr segment: {line}", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,8 +47,8 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="DIR",
-        help="folders with segmentations (*_dseg.nii.gz, FreeSurfer numbers) of the scans on their grids; they tell "
-        "the gate of the mixture of experts where the tissues are",
+        help="folders with segmentations (*_dseg.nii.gz, FreeSurfer numbers) of the scans on their grids, such as "
+        "moesr segment makes; they tell the gate of the mixture of experts where the tissues are",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for weights, state and log")
     parser.add_argument("--recipe", default="student", help="name of a recipe, or a .yml file (default: student)")
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     """Train; return the exit code."""
     import torch
 
-    from ..sr.device import choose_device, full_gpu_told
+    from ..sr.device import choose_device, full_memory_told
     from ..sr.weights import Weights, write_weights
     from ..training.recipe import read_recipe
     from ..training.synthesis import load_label_map
@@ -116,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
     if not volumes and not maps:
         raise ImageError(f"{options.data}: no scan is sharp enough to train on")
     options.out.mkdir(parents=True, exist_ok=True)
-    with full_gpu_told(WAY_OUT):
+    with full_memory_told(WAY_OUT):
         trained = train(
             recipe,
             options.out,
@@ -180,6 +181,7 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
         "name": options.recipe if not options.recipe.endswith((".yml", ".yaml")) else Path(options.recipe).stem,
         "kind": "student" if trained.recipe.kind == "distill" else trained.recipe.kind,
         "version": __version__,
+        "commit": _commit(),
         "guidance": list(trained.recipe.guidance),
         "data": data,
         "training": {
@@ -201,6 +203,19 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
     if options.teacher:
         card["teacher"] = {"sha256": Weights.read(options.teacher).sha256}
     return card
+
+
+def _commit() -> str:
+    """Commit of the source that is run, ending in -dirty if it was changed; n/a for an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        # The package may lie in a repository that does not hold it.
+        subprocess.run(
+            [*command[:3], "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True
+        )
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "n/a"
 
 
 def _cpu(threads: int) -> str:

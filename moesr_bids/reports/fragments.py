@@ -79,10 +79,12 @@ def _uncertainty(moesr: Mapping[str, Any]) -> str:
     contrasts = " and ".join(calibration.get("Contrasts", ())) or "no"
     brightest = f"median standard deviation in the brain {number(median, 3)} % of the brightest"
     text = f"{brightest}, calibrated on {contrasts} scans"
-    held = _block(calibration, "Coverage").get("90")
-    if held is None:
+    coverage = _block(calibration, "Coverage")
+    if not coverage:
         return f"{text}; not checked on others of this contrast"
-    return f"{text}; on others of this contrast the 90 % interval held {percent(held)} of the voxels"
+    levels = sorted(coverage, key=int)
+    held = ", ".join(percent(coverage[level]) for level in levels)
+    return f"{text}; on others of this contrast the {', '.join(levels)} % intervals held {held} of the voxels"
 
 
 def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:

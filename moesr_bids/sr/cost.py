@@ -17,7 +17,7 @@ def estimate_cost(
     target_shape: Sequence[int],
     model: str = DEFAULT_MODEL,
     threads: int = 1,
-    samples: int = 1,
+    drawn: int = 0,
 ) -> tuple[float, float]:
     """Estimate peak memory and wall time of :func:`moesr_bids.sr.engine.super_resolve` on a CPU.
 
@@ -31,8 +31,8 @@ def estimate_cost(
         Name of a registered model.
     threads
         Threads of one process.
-    samples
-        Samples of a diffusion model.
+    drawn
+        Samples that a diffusion model draws; 0 for its mean.
 
     Returns
     -------
@@ -45,10 +45,11 @@ def estimate_cost(
     memory = _BASE_GB + (card.bytes_per_voxel * voxels + window + 24 * math.prod(input_shape)) / 1024**3
     transform = _transform_work(input_shape, target_shape)
     speed = 1 if threads <= 1 else threads**0.8
+    steps = max(1, drawn * card.steps_per_sample)
     seconds = (
         6.0
         + (card.iterations + 3) * 2 * transform / _MULTIPLY_ADD_PER_SECOND / speed
-        + (card.seconds_per_megavoxel + samples * card.seconds_per_sample) * voxels / 1e6 / speed
+        + (card.seconds_per_megavoxel + steps * card.seconds_per_step) * voxels / 1e6 / speed
     )
     return round(memory, 2), round(seconds, 1)
 

@@ -30,8 +30,8 @@ def device_name(device: torch.device) -> str:
 
 
 @contextmanager
-def full_gpu_told(way_out: str) -> Iterator[None]:
-    """Say what to do when the memory of the GPU is full.
+def full_memory_told(way_out: str) -> Iterator[None]:
+    """Say what to do when memory is full, that of the GPU or the machine's.
 
     Raises
     ------
@@ -43,3 +43,8 @@ def full_gpu_told(way_out: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         first = str(error).partition(". ")[0]
         raise MemoryError(f"{first}: too little of the GPU's memory is free; use {way_out}") from error
+    except RuntimeError as error:
+        # PyTorch has no class of its own for this.
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise MemoryError(f"too little memory is free on this machine; use {way_out}") from error

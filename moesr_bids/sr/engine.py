@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import ImageError
 from ..resources import measured
-from .device import choose_device, device_name, full_gpu_told
+from .device import choose_device, device_name, full_memory_told
 from .grid import Grid, xform_code
 from .models import DEFAULT_MODEL, get_model
 from .models.base import Model, Problem, Progress
@@ -143,7 +143,7 @@ def super_resolve(
                 f"model {model} was not trained with the guidance map {key!r} but with {known}; leave it out"
             )
     where = choose_device(device)
-    with measured() as total, _thread_limit(threads), full_gpu_told(_WAY_OUT):
+    with measured() as total, _thread_limit(threads), full_memory_told(_WAY_OUT):
         torch.manual_seed(seed)
         stages: list[dict[str, Any]] = []
         with _stage("prepare", stages):

@@ -16,7 +16,7 @@ class Sampling:
     Parameters
     ----------
     samples
-        Number of samples. One sample of the mean estimate is none: the chain is followed without noise.
+        Number of samples. One sample of the mean estimate is none: the mean is estimated in one step.
     estimate
         ``mean`` of the samples as the image, or the first ``sample``.
     rule
@@ -28,6 +28,6 @@ class Sampling:
     rule: str = field(default=RULES[0], validator=validators.in_(RULES))
 
     @property
-    def noiseless(self) -> bool:
-        """Whether the chain is followed without noise."""
-        return self.samples == 1 and self.estimate == "mean"
+    def drawn(self) -> int:
+        """Number of samples that are drawn."""
+        return 0 if self.samples == 1 and self.estimate == "mean" else self.samples

@@ -16,8 +16,8 @@ from attrs import field, frozen, validators
 from torch import nn
 
 from ..sr.models.mixture import MixtureNetwork, parameters
-from ..sr.models.network import NetworkOutput, ResidualNetwork
-from .losses import LossWeights, charbonnier_ratio, inner, loss_weights, student_loss
+from ..sr.models.network import FACTOR, NetworkOutput, ResidualNetwork
+from .losses import LossWeights, charbonnier_ratio, loss_weights, student_loss, without_border
 
 LARGEST_SHARE = 0.25
 """A student has at most this share of its teacher's parameters."""
@@ -103,10 +103,9 @@ class Pupil(nn.Module):
 def teach(
     teacher: MixtureNetwork, channels: torch.Tensor, acquisition: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the teacher's mean estimate of the residual, which is that of its first step, and its features."""
+    """Return the teacher's mean estimate of the residual, and its features."""
     scene = teacher.look(channels, acquisition)
-    state, eta = torch.zeros_like(channels[:, :1]), teacher.shape.schedule.etas[-1]
-    return teacher.denoiser(scene, acquisition)(state, eta), scene.features
+    return teacher.mean(scene, acquisition), scene.features
 
 
 def smoothed(volume: torch.Tensor, fwhm: float) -> torch.Tensor:
@@ -158,12 +157,13 @@ def distillation_loss(
         Voxels at the sides that do not count.
     """
     features = pupil.student.features(channels, acquisition)
-    output = NetworkOutput(*(inner(part, border) for part in pupil.student.output(features, acquisition)))
-    start, sharp = inner(start, border), inner(sharp, border)
+    output = NetworkOutput(*(without_border(part, border) for part in pupil.student.output(features, acquisition)))
+    start, sharp = without_border(start, border), without_border(sharp, border)
     truth, terms = student_loss(output, start, sharp, weights.image)
     residual, hint = taught
-    target = inner(smoothed(residual, stage.blur), border)
+    target = without_border(smoothed(residual, stage.blur), border)
     teacher = charbonnier_ratio(output.residual - target, start - sharp, weights.image.epsilon)
+    features, hint = (without_border(part, border // FACTOR) for part in (features, hint))
     hints = (pupil.adapter(features) - hint).square().mean() / (hint.square().mean() + _TINY)
     total = (1 - weights.teacher) * truth + weights.teacher * teacher + weights.hints * hints
     return total, {**terms, "teacher": teacher.detach(), "hints": hints.detach()}

@@ -31,7 +31,7 @@ from .objectives import Objective, objective_of
 from .recall import GateMemory
 from .recipe import Recipe, recipe_from
 from .synthesis import LabelMap
-from .validation import validate
+from .validation import BORDER, validate
 from .volumes import Volume
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ _LOG_EVERY = 100
 _SAVE_SECONDS = 120.0
 _VALIDATION_PATCH = 64
 _VALIDATION_PATCHES = 3
-_VALIDATION_BORDER = 8  # a network that misses its surroundings is not what is validated
 STATE = "state.safetensors"
 LOG = "training.tsv"
 
@@ -199,7 +198,7 @@ def train(
         memory = None
         if recipe.recall.count:
             first, stride = team.rank * recipe.batch, team.size * recipe.batch
-            memory = GateMemory(examples, recipe.recall, first=first, stride=stride)
+            memory = GateMemory(examples, recipe.recall, border=recipe.border, first=first, stride=stride)
         objective = objective_of(recipe, None if teacher is None else teacher.to(team.device), memory)
         run = _Run(recipe, folder, team, seed, start, objective)
         names = [volume.name for volume in volumes] + [label_map.name for label_map in labels]
@@ -338,7 +337,7 @@ class _Run:
             margin=self.recipe.margin,
             patches=_VALIDATION_PATCHES,
             device=self.team.device,
-            border=_VALIDATION_BORDER,
+            border=BORDER,
         )
 
     def _log(self, kind: str, values: dict[str, float], say: Any) -> None:

@@ -37,7 +37,7 @@ def loss_weights(value: LossWeights | Mapping[str, Any]) -> LossWeights:
     return LossWeights(**value) if isinstance(value, Mapping) else value
 
 
-def inner(volume: torch.Tensor, border: int) -> torch.Tensor:
+def without_border(volume: torch.Tensor, border: int) -> torch.Tensor:
     """Cut voxels off all sides of (batch, channels, i, j, k): there the network misses its surroundings."""
     i, j, k = (slice(border, n - border) for n in volume.shape[2:])
     return volume[:, :, i, j, k]

@@ -11,7 +11,7 @@ from torch.nn import functional
 from ..sr.models.context import FINE, gate_weights
 from ..sr.models.mixture import gated_sum
 from ..sr.models.network import NetworkOutput
-from .losses import LossWeights, inner, loss_weights, student_loss
+from .losses import LossWeights, loss_weights, student_loss, without_border
 from .smoothing import box_mean
 from .tissue import tissue_bands
 
@@ -89,8 +89,12 @@ def mixture_loss(
     """
     bands, confidence = tissue_bands(tissue)
     counted = (gate_weights(mixed.logits), bands, confidence, mixed.base, mixed.corrections, mixed.log_scale)
-    gate, bands, confidence, base, corrections, log_scale = (inner(volume, border) for volume in counted)
-    start, sharp, logits = inner(start, border), inner(sharp, border), inner(mixed.logits, border // FINE)
+    gate, bands, confidence, base, corrections, log_scale = (without_border(volume, border) for volume in counted)
+    start, sharp, logits = (
+        without_border(start, border),
+        without_border(sharp, border),
+        without_border(mixed.logits, border // FINE),
+    )
     gated = gated_sum(base, corrections, gate)
     image, terms = student_loss(NetworkOutput(gated, log_scale), start, sharp, weights.image)
     # An expert answers for its tissue where that is known, elsewhere for what the gate gives it.
@@ -144,8 +148,9 @@ def gate_losses(
     """Losses of the gate, per token.
 
     ``gate_error`` is the cross-entropy to softmax(-e / T), e the experts' mean absolute errors less their median and T
-    the robust standard deviation 1.4826 MAD of these (as in MoEDiff-SR, arXiv 2504.07308); ``gate_tissue`` that to the
-    tissue bands; ``balance`` is 3 sum_k m_k^2 - 1 with the mean weights m of the head: 0 where all are used alike.
+    the robust standard deviation 1.4826 MAD of these in the head (as in MoEDiff-SR, arXiv 2504.07308);
+    ``gate_tissue`` that to the tissue bands; ``balance`` is 3 sum_k m_k^2 - 1 with the mean weights m of the head: 0
+    where all are used alike.
     """
 
     def tokens(volume: torch.Tensor) -> torch.Tensor:
@@ -154,9 +159,10 @@ def gate_losses(
     log_gate = logits.float().log_softmax(dim=1)
     error = tokens(errors.abs())
     centred = error - error.median(dim=1, keepdim=True).values
-    temperature = _NORMAL_MAD * centred.abs().median() + _TINY
-    better = (-centred / temperature).softmax(dim=1)
     head = tokens((sharp > _HEAD).float())
+    # In air nothing is to be found, and all experts are alike.
+    spread = centred.abs().where(head > 0, torch.nan).nanmedian().nan_to_num()
+    better = (-centred / (_NORMAL_MAD * spread + _TINY)).softmax(dim=1)
     sure = tokens(confidence)
     shares = (log_gate.exp() * head).sum(dim=(0, 2, 3, 4)) / (head.sum() + 1)
     return {

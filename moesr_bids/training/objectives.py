@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..sr.models.diffusion import noisy_state, sample
+from ..sr.models.diffusion import noisy_state
 from ..sr.models.mixture import MixtureNetwork, MixtureShape
 from ..sr.models.network import NetworkOutput, NetworkShape, ResidualNetwork
 from .distillation import ONE_STAGE, DistillationLossWeights, Pupil, Stage, distillation_loss, teach
-from .losses import LossWeights, inner, student_loss
+from .losses import LossWeights, student_loss, without_border
 from .mixture_loss import Mixed, MixtureLossWeights, cross_entropy, mixture_loss
 from .recall import GateMemory, gate_inputs
 
@@ -83,8 +83,10 @@ class StudentObjective(Objective):
     ) -> tuple[torch.Tensor, Terms]:
         """Loss of the predicted residual and scale."""
         del drawn, stage
-        output = NetworkOutput(*(inner(part, self.border) for part in network(batch.channels, batch.acquisition)))
-        start, sharp = (inner(part, self.border) for part in (batch.start, batch.sharp))
+        output = NetworkOutput(
+            *(without_border(part, self.border) for part in network(batch.channels, batch.acquisition))
+        )
+        start, sharp = (without_border(part, self.border) for part in (batch.start, batch.sharp))
         return student_loss(output, start, sharp, self.weights)
 
     def product(self, network: nn.Module) -> Network:
@@ -153,7 +155,7 @@ class MixtureObjective(Objective):
         if self.memory is None:
             return total, terms
         earlier = self.memory.draw(batch.first, network)
-        self.memory.keep(batch.first, gate_inputs(batch, scene.cells))
+        self.memory.keep(batch.first, gate_inputs(batch, scene.cells, self.border))
         recalled = total.new_zeros(())
         if earlier is not None:
             _, logits = network.context(earlier.cells.float())
@@ -166,16 +168,9 @@ class MixtureObjective(Objective):
         return network
 
     def estimator(self, network: nn.Module) -> Estimator:
-        """Follow the mean of the chain."""
+        """Estimate the mean of all samples, in one step."""
         assert isinstance(network, MixtureNetwork)
-
-        def estimate(channels: torch.Tensor, acquisition: torch.Tensor) -> torch.Tensor:
-            denoise = network.denoiser(network.look(channels, acquisition), acquisition)
-            shape = (len(channels), 1, *channels.shape[2:])
-            schedule, device = self.shape.schedule, channels.device
-            return sample(denoise, shape, schedule, rule="deterministic", temperature=0.0, seed=0, device=device)
-
-        return estimate
+        return lambda channels, acquisition: network.mean(network.look(channels, acquisition), acquisition)
 
 
 class DistillationObjective(Objective):

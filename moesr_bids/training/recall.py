@@ -15,6 +15,7 @@ from torch.nn import functional
 from ..sr.models.context import FINE
 from ..sr.models.mixture import MixtureNetwork, context_cells
 from ..sr.models.network import network_cells
+from .losses import without_border
 from .tissue import tissue_bands
 
 if TYPE_CHECKING:
@@ -58,12 +59,15 @@ class GateMemory:
         Where what was forgotten is made again.
     recall
         Sizes.
+    border
+        Voxels at the sides of an example that do not count.
     first, stride
         Number of the first example of this process, and between those of two steps.
     """
 
-    def __init__(self, examples: Examples, recall: Recall, *, first: int, stride: int) -> None:
+    def __init__(self, examples: Examples, recall: Recall, *, border: int = 0, first: int, stride: int) -> None:
         self._examples, self._recall = examples, recall
+        self._border = border
         self._first, self._stride = first, stride
         self._kept: dict[int, GateInputs | None] = {}
 
@@ -88,14 +92,21 @@ class GateMemory:
                 batch = self._examples.batch(number)
             with torch.no_grad():
                 features = network.trunk.features(batch.channels, batch.acquisition)
-                self._kept[number] = gate_inputs(batch, context_cells(network_cells(batch.channels), features))
+                self._kept[number] = gate_inputs(
+                    batch, context_cells(network_cells(batch.channels), features), self._border
+                )
         return self._kept[number]
 
 
-def gate_inputs(batch: Batch, cells: torch.Tensor) -> GateInputs | None:
-    """Return the inputs of the examples with known tissue, the cells in bfloat16; None if there are none."""
+def gate_inputs(batch: Batch, cells: torch.Tensor, border: int = 0) -> GateInputs | None:
+    """Return the inputs of the examples with known tissue, the cells in bfloat16; None if there are none.
+
+    Within ``border`` voxels of the sides nothing is sure.
+    """
     known = batch.tissue.flatten(1).any(dim=1)
     if not known.any():
         return None
     bands, confidence = (functional.avg_pool3d(part, FINE) for part in tissue_bands(batch.tissue[known]))
+    margin = border // FINE
+    confidence = functional.pad(without_border(confidence, margin), [margin] * 6)
     return GateInputs(cells.detach()[known].to(torch.bfloat16), bands, confidence)

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from ..preproc.bias import correct_bias
 from ..preproc.brainmask import extract_brain
+from ..preproc.images import like
 from ..preproc.tissues import TISSUES, tissue_probabilities
 
 # FreeSurfer numbers (FreeSurferColorLUT.txt).
@@ -26,7 +27,7 @@ def segment(image: nib.Nifti1Image, *, work_dir: Path, threads: int = 1, seed: i
     """Label white matter (2), cortex (3), fluid of the sulci (24) and of the ventricles (4) of a structural image.
 
     The classes are those of :func:`moesr_bids.preproc.tissues.tissue_probabilities` on the image without its bias
-    field; deep grey matter gets no label, and neither does what is not sure.
+    field. What is not sure gets no label; neither does deep grey matter, but for what of it looks like white matter.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def segment(image: nib.Nifti1Image, *, work_dir: Path, threads: int = 1, seed: i
     labels[mask] = np.select(
         [white, grey & ~deep, fluid & sulcal, fluid], [_WHITE, _CORTEX, _FLUID, _VENTRICLE], default=0
     )
-    return nib.Nifti1Image(labels, image.affine)
+    return like(labels, image, np.uint8)
 
 
 def _in_deep_grey(mask: NDArray[np.bool_], to_template: NDArray[np.float64]) -> NDArray[np.bool_]:

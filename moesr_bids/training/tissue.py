@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
+from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
+from ..config import SUFFIXES
 from ..errors import ImageError
 from .smoothing import box_mean
 
@@ -27,25 +31,37 @@ def tissue_fractions(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
     return np.stack([white, cortex]).astype(np.uint8)
 
 
-def find_segmentation(scan: Path, affine: NDArray[np.float64], folders: list[Path]) -> NDArray[np.uint8] | None:
+def find_segmentation(scan: Path, image: SpatialImage, folders: Sequence[Path]) -> NDArray[np.uint8] | None:
     """Tissue of a scan from a segmentation of the same participant on the same grid; None without one.
+
+    The folders count in their order; in each of them a map that is named after the scan (``segmentation_name``) goes
+    before others, and maps that are named after another scan are none of this one.
 
     Raises
     ------
     ImageError
         If the participant's segmentation cannot be read.
     """
-    import nibabel as nib
-
-    participant = scan.name.split("_", 1)[0]
-    for path in sorted(path for folder in folders for path in folder.rglob(f"{participant}_*_dseg.nii.gz")):
-        try:
-            image = nib.load(path)
-            if np.allclose(image.affine, affine, atol=1e-3):
-                return tissue_fractions(np.asanyarray(image.dataobj).astype(np.int32))
-        except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-            raise ImageError(f"{path}: not a readable segmentation ({error}); leave its folder out") from error
+    participant, own = scan.name.split("_", 1)[0], segmentation_name(scan)
+    others = tuple(f"_desc-{suffix}_dseg.nii.gz" for suffix in SUFFIXES)
+    for folder in folders:
+        found = sorted(folder.rglob(f"{participant}_*_dseg.nii.gz"))
+        named = [path for path in found if path.name == own]
+        for path in named + [path for path in found if not path.name.endswith(others)]:
+            try:
+                labels = nib.load(path)
+                voxels = np.squeeze(np.asanyarray(labels.dataobj))
+            except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+                raise ImageError(f"{path}: not a readable segmentation ({error}); leave its folder out") from error
+            if voxels.shape == image.shape[:3] and np.allclose(labels.affine, image.affine, atol=1e-3):
+                return tissue_fractions(voxels.astype(np.int32))
     return None
+
+
+def segmentation_name(scan: Path) -> str:
+    """Name of the segmentation of a scan that ``moesr segment`` writes."""
+    stem, _, suffix = scan.name.removesuffix(".nii.gz").rpartition("_")
+    return f"{stem}_desc-{suffix}_dseg.nii.gz"
 
 
 def tissue_bands(tissue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,8 @@ from .volumes import Volume, cut_out
 
 _NOISE = 0.02
 _FOREGROUND = 0.1
+BORDER = 8
+"""Voxels at the sides of a patch in which a network misses its surroundings."""
 
 
 def cases() -> dict[str, Sampling]:

@@ -160,10 +160,8 @@ def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> Volume:
         If the file is no 3-D image, or its voxels are too anisotropic for a sharp target.
     """
     data, affine = read_3d(path)
-    zooms = nib.affines.voxel_sizes(affine)
-    if max(zooms) > _MOST_ANISOTROPIC * min(zooms):
-        sizes = " x ".join(f"{z:.3g}" for z in zooms)
-        raise ImageError(f"{path}: voxels of {sizes} mm are no sharp target; leave it out")
+    if coarse := too_coarse(affine):
+        raise ImageError(f"{path}: {coarse}")
     head = foreground(data)
     scale = float(np.percentile(data[head], _PERCENTILE))
     inside = ndimage.binary_erosion(head, iterations=_EROSION)
@@ -174,8 +172,17 @@ def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> Volume:
         np.clip(data / scale, 0, 8).astype(np.float16),
         max(smoothness) / min(smoothness),
         _deep_voxels(head, affine),
-        find_segmentation(path, affine, list(segmentations)),
+        find_segmentation(path, nib.Nifti1Image(data, affine), segmentations),
     )
+
+
+def too_coarse(affine: NDArray[np.float64]) -> str | None:
+    """Say why a scan is no sharp target if its voxels are too anisotropic."""
+    zooms = nib.affines.voxel_sizes(affine)
+    if max(zooms) <= _MOST_ANISOTROPIC * min(zooms):
+        return None
+    sizes = " x ".join(f"{z:.3g}" for z in zooms)
+    return f"voxels of {sizes} mm are no sharp target; leave it out"
 
 
 def read_3d(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

@@ -111,8 +111,8 @@ class ModelCard:
         Peak memory per voxel of the window that a network works on, beside that.
     seconds_per_megavoxel
         Time beside the products with A per million target voxels, one CPU thread.
-    seconds_per_sample
-        The same for each sample of a diffusion model.
+    seconds_per_step, steps_per_sample
+        The same for each step of a diffusion model, of which its mean takes one and a sample so many.
     one_step
         Whether it is a network that is applied once: its runtime can be chosen, and flips averaged.
     experts
@@ -129,7 +129,8 @@ class ModelCard:
     bytes_per_voxel: int = 24
     window_bytes_per_voxel: int = 0
     seconds_per_megavoxel: float = 0.1
-    seconds_per_sample: float = 0.0
+    seconds_per_step: float = 0.0
+    steps_per_sample: int = 1
     one_step: bool = False
     experts: tuple[str, ...] = ()
 

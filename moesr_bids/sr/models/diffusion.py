@@ -110,8 +110,7 @@ def sample(
     rule
         One of :data:`STEP_RULES`.
     temperature
-        Factor of all noise. A sample of the full distribution (1) errs by more than the mean of the distribution;
-        0 follows the chain's mean.
+        Factor of all noise. A sample of the full distribution (1) errs by more than the mean of the distribution.
     seed
         Of all noise. It is drawn on the CPU for the whole volume, so that neither windows nor device matter.
     device

@@ -207,6 +207,11 @@ class MixtureNetwork(nn.Module):
         base, corrections = self(scene.features, scene.trunk, state, etas, self.told(acquisition, etas))
         return gated_sum(base, corrections, gate)
 
+    def mean(self, scene: Scene, acquisition: torch.Tensor) -> torch.Tensor:
+        """Estimate the mean residual, (batch, 1, i, j, k): the first step's estimate, whose state tells nothing."""
+        state = torch.zeros_like(scene.trunk.residual, dtype=torch.float32)
+        return self.denoiser(scene, acquisition)(state, self.shape.schedule.etas[-1])
+
     def denoiser(self, scene: Scene, acquisition: torch.Tensor) -> Denoiser:
         """Return :meth:`denoise` of an image, with its gate, as :func:`.diffusion.sample` takes it."""
         return partial(self.denoise, scene, gate_weights(scene.logits), acquisition)

@@ -38,6 +38,9 @@ GATE_THRESHOLD = 0.02
 """An expert whose gate stays below this everywhere in a window is not evaluated there."""
 SAMPLE_TEMPERATURE = 0.5
 """Of the noise of samples: one of the packaged weights then errs by 0.4 dB more than the mean, a full one by 1.3 dB."""
+SAMPLE_SCALE = 1.0
+"""Of the residual of the sample that is the image. An estimate has too little contrast; of all images with the energy
+of the truth the nearest to it is the estimate scaled (for Gaussian laws; Freirich et al. 2021, arXiv 2107.02555)."""
 _ACTIVATIONS = 5  # inner volumes that are alive at a time
 _VOLUMES_BYTES = 150  # per target voxel: images, state, noise, gate, shared features
 
@@ -54,7 +57,7 @@ def moediff(name: str, path: Path) -> Model:
     shape = weights.shape(MixtureShape)
     per_step = 2 * 27 / FACTOR**3 * len(EXPERTS) * _multiplications_per_cell(shape)
     card = ModelCard(
-        "mixture-of-experts diffusion model, in several steps",
+        "mixture-of-experts diffusion model",
         methods=_METHODS,
         weights_sha256=weights.sha256,
         uncertainty=True,
@@ -63,7 +66,8 @@ def moediff(name: str, path: Path) -> Model:
         bytes_per_voxel=_VOLUMES_BYTES,
         window_bytes_per_voxel=_bytes_per_voxel(shape, torch.float32),
         seconds_per_megavoxel=flops_per_voxel(shape.trunk) / FLOPS_PER_THREAD * 1e6,
-        seconds_per_sample=shape.schedule.steps * per_step / FLOPS_PER_THREAD * 1e6,
+        seconds_per_step=per_step / FLOPS_PER_THREAD * 1e6,
+        steps_per_sample=shape.schedule.steps,
         experts=EXPERTS,
     )
     return Model(name, card, partial(reconstruct, weights))
@@ -80,27 +84,18 @@ def _bytes_per_voxel(shape: MixtureShape, dtype: torch.dtype) -> int:
 
 
 def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
-    """Look at the scan once, then draw samples, or follow the mean of the chain."""
+    """Look at the scan once, then draw samples, or estimate their mean in one step."""
     start = time.perf_counter()
     inputs = Inputs.of(problem, TOKEN)
     network = weights.network(inputs.image.device)
     assert isinstance(network, MixtureNetwork)
     options, schedule = problem.sampling, network.shape.schedule
-    rule = "deterministic" if options.noiseless else options.rule
     with torch.no_grad():  # not inference mode: the engine works on the result in place
         chain = _Chain.look(network, inputs, problem)
         looked = time.perf_counter()
         mean, square, image = torch.zeros_like(inputs.image), torch.zeros_like(inputs.image), None
-        for number in range(options.samples):
-            residual = sample(
-                chain.denoise,
-                inputs.image.shape,
-                schedule,
-                rule=rule,
-                temperature=0.0 if options.noiseless else SAMPLE_TEMPERATURE,
-                seed=(problem.seed * 10_000 + number) % 2**63,
-                device=inputs.image.device,
-            )
+        for number in range(max(1, options.drawn)):
+            residual = chain.draw(problem, number) if options.drawn else chain.mean()
             mean.add_(residual)
             square.addcmul_(residual, residual)
             image = residual if image is None else image
@@ -108,21 +103,18 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         mean /= options.samples
         spread = (square / options.samples).addcmul_(mean, mean, value=-1).clamp_(min=0)
         spread *= options.samples / max(options.samples - 1, 1)
-        chosen = mean if options.estimate == "mean" or image is None else image
+        chosen = mean if options.estimate == "mean" or image is None else SAMPLE_SCALE * image
         out = inputs.image + inputs.head * (chosen + inputs.correction)
         calibration = weights.calibration(problem.contrast)
         # Outside of the head there is nothing but noise, and the interpolated image has it.
         predicted = (2 * chain.trunk.log_scale[0, 0]).exp_().add_(spread).sqrt_().mul_(calibration["Temperature"])
         std = torch.full_like(inputs.image, problem.sigma).lerp_(predicted, inputs.head)
+    how: dict[str, Any] = {"Steps": 1}
+    if options.drawn:
+        how = {"Steps": schedule.steps, "Rule": options.rule, "NoiseTemperature": SAMPLE_TEMPERATURE}
     facts = {
         "Precision": str(chain.dtype).removeprefix("torch."),
-        "Sampling": {
-            "Estimate": options.estimate,
-            "Samples": options.samples,
-            "Steps": schedule.steps,
-            "Rule": rule,
-            "NoiseTemperature": 0.0 if options.noiseless else SAMPLE_TEMPERATURE,
-        },
+        "Sampling": {"Estimate": options.estimate, "Samples": options.samples, **how},
         "Windows": len(chain.windows),
         "ExpertsEvaluated": round(chain.evaluated / max(chain.possible, 1), 4),
         "NetworkSeconds": round(time.perf_counter() - start, 3),
@@ -169,7 +161,7 @@ class _Chain:
         trunk = NetworkOutput(*(torch.zeros((1, 1, *image.shape), device=device) for _ in range(2)))
         halo = shape.trunk.receptive_field
         # The experts see beyond the cores of their windows: the trunk covers that too.
-        wide = _grown(head, expert_halo(shape.blocks), image.shape)
+        wide = _aligned(_grown(head, expert_halo(shape.blocks), image.shape), TOKEN)
         windows = plan_windows(image.shape, wide, halo=halo, largest=largest, multiple=FACTOR)
         for number, window in enumerate(windows):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -180,14 +172,13 @@ class _Chain:
                 whole[:, :, *window.core] = part[:, :, *window.inner]
             problem.progress("reconstruct", 0.15 * (number + 1) / len(windows))
         # The head alone: what the context makes of it does not depend on how much air is around.
-        box = _aligned(wide, TOKEN)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            cells = context_cells(network_cells(inputs.channels(box)), features[:, :, *_coarse(box)])
+            cells = context_cells(network_cells(inputs.channels(wide)), features[:, :, *_coarse(wide)])
             tokens, seen = network.context(cells)
-        inside = features[:, :, *_coarse(box)]
+        inside = features[:, :, *_coarse(wide)]
         inside.copy_(with_context(inside, tokens.float()))
         logits = torch.zeros((1, len(EXPERTS), *(n // FINE for n in image.shape)), device=device)
-        logits[:, :, *_coarse(box, FINE)] = seen.float()
+        logits[:, :, *_coarse(wide, FINE)] = seen.float()
         problem.progress("reconstruct", 0.2)
         return cls(
             network,
@@ -203,8 +194,24 @@ class _Chain:
                 multiple=FACTOR,
             ),
             dtype,
-            shape.schedule.etas[1] if problem.maps else None,
+            shape.schedule.etas[1 if problem.sampling.drawn else -1] if problem.maps else None,
         )
+
+    def draw(self, problem: Problem, number: int) -> torch.Tensor:
+        """Draw a sample of the residual."""
+        return sample(
+            self.denoise,
+            self.inputs.image.shape,
+            self.network.shape.schedule,
+            rule=problem.sampling.rule,
+            temperature=SAMPLE_TEMPERATURE,
+            seed=(problem.seed * 10_000 + number) % 2**63,
+            device=self.inputs.image.device,
+        )
+
+    def mean(self) -> torch.Tensor:
+        """Estimate the mean of all samples: the first step's estimate, whose state tells nothing."""
+        return self.denoise(torch.zeros_like(self.inputs.image), self.network.shape.schedule.etas[-1])
 
     def denoise(self, state: torch.Tensor, eta: float) -> torch.Tensor:
         """Estimate the residual of the whole volume from a state of the chain."""
@@ -244,7 +251,7 @@ class _Chain:
         return {name: round(float(share), 4) for name, share in zip(EXPERTS, shares, strict=True)}
 
     def maps(self) -> dict[str, torch.Tensor]:
-        """Gate of each expert, and its difference to the gated sum at the last step."""
+        """Gate of each expert, and its difference to the gated sum at the last step that is evaluated."""
         found: dict[str, Any] = {f"gate-{name}": gate for name, gate in zip(EXPERTS, self.gate[0], strict=True)}
         if self.differences is not None:
             found |= {f"difference-{name}": part for name, part in zip(EXPERTS, self.differences, strict=True)}
