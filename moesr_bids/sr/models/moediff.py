@@ -38,9 +38,6 @@ GATE_THRESHOLD = 0.02
 """An expert whose gate stays below this everywhere in a window is not evaluated there."""
 SAMPLE_TEMPERATURE = 0.5
 """Of the noise of samples: one of the packaged weights then errs by 0.4 dB more than the mean, a full one by 1.3 dB."""
-SAMPLE_SCALE = 1.0
-"""Of the residual of the sample that is the image. An estimate has too little contrast; of all images with the energy
-of the truth the nearest to it is the estimate scaled (for Gaussian laws; Freirich et al. 2021, arXiv 2107.02555)."""
 _ACTIVATIONS = 5  # inner volumes that are alive at a time
 _VOLUMES_BYTES = 150  # per target voxel: images, state, noise, gate, shared features
 
@@ -103,7 +100,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         mean /= options.samples
         spread = (square / options.samples).addcmul_(mean, mean, value=-1).clamp_(min=0)
         spread *= options.samples / max(options.samples - 1, 1)
-        chosen = mean if options.estimate == "mean" or image is None else SAMPLE_SCALE * image
+        chosen = mean if options.estimate == "mean" or image is None else image
         out = inputs.image + inputs.head * (chosen + inputs.correction)
         calibration = weights.calibration(problem.contrast)
         # Outside of the head there is nothing but noise, and the interpolated image has it.
