@@ -71,7 +71,7 @@ def test_uncertainty_comes_with_the_default_model(finished: Path) -> None:
     page = (finished / "sub-01.html").read_text()
     assert f"nibabel {nib.__version__}" in page
     assert "sub-01_desc-uncertainty_T1w.png" in page
-    assert "on others of this contrast the 90 % interval held" in page
+    assert "on others of this contrast the 50, 80, 90, 95 % intervals held" in page
 
 
 @pytest.mark.parametrize("acquisition", ACQUISITIONS, ids=lambda acquisition: acquisition.participant)
