@@ -34,7 +34,7 @@ from moesr_bids.sr.models.network import CONDITIONS, GUIDANCE, INPUTS, ResidualN
 from moesr_bids.sr.sampling import Sampling
 from moesr_bids.sr.weights import Weights
 from moesr_bids.training.acquisition import Scan, SmoothField
-from moesr_bids.training.validation import BORDER, plain_scan, validate
+from moesr_bids.training.validation import plain_scan, validate
 from moesr_bids.training.volumes import load_volume
 
 from .degrade import Case, all_cases, degrade
@@ -166,7 +166,6 @@ def ablation_table(paths: Sequence[Path], weights: Weights, patches: int) -> Ite
             patches=patches,
             device=torch.device("cpu"),
             scan=scan,
-            border=BORDER,
         )
         return float(np.mean(list(gains.values())))
 

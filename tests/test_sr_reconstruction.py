@@ -208,6 +208,9 @@ def test_lesions_are_found_where_they_went_and_as_large_as_they_became():
     shift, volume = lesion_geometry(image, shrunk, lesions, 10.0)
     assert volume == pytest.approx((100 + 64) / (125 + 64))
     assert shift == pytest.approx(0.25)  # the median of 0.5 and 0
+    shift, volume = lesion_geometry(image, np.full(image.shape, 10.0), lesions, 10.0)
+    assert np.isnan(shift)  # a lesion that is gone did not stay in its place
+    assert volume == 0
     assert all(np.isnan(lesion_geometry(image, image, image > 99, 10.0)))
 
 

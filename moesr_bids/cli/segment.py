@@ -12,6 +12,7 @@ from ..atomic import temporary_beside
 from ..config import SUFFIXES
 from ..errors import ImageError
 from .arguments import positive_int
+from .scans import find_scans, label_of, unknown_participant
 
 
 def add_parser(commands: Any) -> None:
@@ -42,9 +43,7 @@ def usage_problem(options: argparse.Namespace) -> str | None:
         return f"{options.data}: no such folder"
     if options.output.exists() and not options.output.is_dir():
         return f"{options.output}: is no folder"
-    known = {folder.name for folder in options.data.glob("sub-*")}
-    missing = sorted({f"sub-{label.removeprefix('sub-')}" for label in options.participant_label} - known)
-    return f"{options.data}: there is no participant {missing[0].removeprefix('sub-')}" if missing else None
+    return unknown_participant(options.data, options.participant_label)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,9 +51,8 @@ def run(options: argparse.Namespace) -> int:
     from ..resources import available_cpus
     from ..training.tissue import segmentation_name
 
-    chosen = {f"sub-{label.removeprefix('sub-')}" for label in options.participant_label}
-    folders = [path for path in sorted(options.data.glob("sub-*")) if path.name in chosen or not chosen]
-    scans = [path for folder in folders for s in SUFFIXES for path in sorted(folder.rglob(f"*_{s}.nii.gz"))]
+    chosen = set(map(label_of, options.participant_label))
+    scans = list(find_scans(options.data, lambda label: label in chosen or not chosen))
     if not scans:
         raise ImageError(f"{options.data}: has no {', '.join(SUFFIXES)} scan")
     threads, failed = options.omp_nthreads or available_cpus(), 0

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..config import SUFFIXES
 from ..errors import ImageError
 from .arguments import positive_float, positive_int
+from .scans import find_scans, label_of, unknown_participant
 
 if TYPE_CHECKING:
     from ..training.loop import Trained
@@ -83,12 +83,10 @@ def usage_problem(options: argparse.Namespace) -> str | None:
             return f"{folder}: no such folder"
     if options.minutes is None and options.steps is None:
         return "say when to stop: --minutes or --steps"
-    both = set(map(_label, options.participant_label)) & set(map(_label, options.validation_label))
+    both = set(map(label_of, options.participant_label)) & set(map(label_of, options.validation_label))
     if both:
         return f"participant {sorted(both)[0]} is named for training and for validation"
-    known = {path.name.removeprefix("sub-") for path in options.data.glob("sub-*")}
-    missing = sorted({*map(_label, options.participant_label), *map(_label, options.validation_label)} - known)
-    return f"{options.data}: there is no participant {missing[0]}" if missing else None
+    return unknown_participant(options.data, (*options.participant_label, *options.validation_label))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -107,13 +105,13 @@ def run(options: argparse.Namespace) -> int:
     if options.omp_nthreads:
         torch.set_num_threads(options.omp_nthreads)
     device, recipe = choose_device(options.device), read_recipe(options.recipe)
-    held_out_labels = set(map(_label, options.validation_label))
-    chosen = set(map(_label, options.participant_label))
+    held_out_labels = set(map(label_of, options.validation_label))
+    chosen = set(map(label_of, options.participant_label))
     volumes = list(_volumes(options, lambda label: label in chosen if chosen else label not in held_out_labels))
     held_out = list(_volumes(options, held_out_labels.__contains__))
     maps = [path for folder in options.labels for path in sorted(folder.rglob("*_dseg.nii.gz"))]
-    others = {_label(folder.name) for folder in options.data.glob("sub-*")} - chosen if chosen else set()
-    maps = [path for path in maps if _label(path.name.split("_", 1)[0]) not in held_out_labels | others]
+    others = {label_of(folder.name) for folder in options.data.glob("sub-*")} - chosen if chosen else set()
+    maps = [path for path in maps if label_of(path.name.split("_", 1)[0]) not in held_out_labels | others]
     if not volumes and not maps:
         raise ImageError(f"{options.data}: no scan is sharp enough to train on")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -158,17 +156,14 @@ def planners(device: str, threads: int | None) -> int:
 def _volumes(options: argparse.Namespace, wanted: Any) -> Iterable[Volume]:
     from ..training.volumes import load_volume
 
-    for folder in sorted(options.data.glob("sub-*")):
-        if not wanted(_label(folder.name)):
+    for path in find_scans(options.data, wanted):
+        try:
+            volume = load_volume(path, options.segmentations)
+        except ImageError as error:
+            _say(f"left out: {error}")
             continue
-        for path in sorted(path for s in SUFFIXES for path in folder.rglob(f"*_{s}.nii.gz")):
-            try:
-                volume = load_volume(path, options.segmentations)
-            except ImageError as error:
-                _say(f"left out: {error}")
-                continue
-            _say(f"{volume.name}: spacing {volume.spacings[0]:.2f} to {volume.spacings[1]:.2f} of its voxels")
-            yield volume
+        _say(f"{volume.name}: spacing {volume.spacings[0]:.2f} to {volume.spacings[1]:.2f} of its voxels")
+        yield volume
 
 
 def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -207,7 +202,7 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
 
 def _commit() -> str:
     """Commit of the source that is run, ending in -dirty if it was changed; n/a for an installed package."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
     try:
         # The package may lie in a repository that does not hold it.
         subprocess.run(
@@ -222,10 +217,6 @@ def _cpu(threads: int) -> str:
     from ..resources import cpu_name
 
     return f"{cpu_name()}, {threads} threads, {platform.machine()}"
-
-
-def _label(name: str) -> str:
-    return name.removeprefix("sub-")
 
 
 def _say(line: str) -> None:

@@ -102,7 +102,8 @@ def lesion_geometry(
     Returns
     -------
     shift, volume
-        Median distance of the centres of contrast, in voxels, and the ratio of the summed volumes; NaN without any.
+        Median distance of the centres of contrast, in voxels, of the lesions that have any in the image, and the ratio
+        of the summed volumes; NaN without lesions.
     """
     _same_shape(reference, image, lesions)
     labels, _ = ndimage.label(lesions)
@@ -115,12 +116,12 @@ def lesion_geometry(
         where = np.nonzero(ndimage.binary_dilation(lesion, iterations=_AROUND))
         contrast = float(reference[box][lesion].mean()) - level
         shares = [np.maximum((part[box][where] - level) / contrast, 0) for part in (reference, image)]
-        centres = [np.average(np.stack(where), axis=1, weights=share) for share in shares if share.any()]
         volumes += [np.count_nonzero(share > 0.5) for share in shares]
-        shifts.append(float(np.linalg.norm(centres[-1] - centres[0])))
-    if not shifts:
-        return math.nan, math.nan
-    return float(np.median(shifts)), float(volumes[1] / volumes[0])
+        if shares[1].any():
+            there, here = (np.average(np.stack(where), axis=1, weights=share) for share in shares)
+            shifts.append(float(np.linalg.norm(here - there)))
+    shift = float(np.median(shifts)) if shifts else math.nan
+    return shift, float(volumes[1] / volumes[0]) if volumes[0] else math.nan
 
 
 def _same_shape(*arrays: NDArray[np.generic]) -> None:

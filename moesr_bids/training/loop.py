@@ -31,7 +31,7 @@ from .objectives import Objective, objective_of
 from .recall import GateMemory
 from .recipe import Recipe, recipe_from
 from .synthesis import LabelMap
-from .validation import BORDER, validate
+from .validation import validate
 from .volumes import Volume
 
 if TYPE_CHECKING:
@@ -337,7 +337,6 @@ class _Run:
             margin=self.recipe.margin,
             patches=_VALIDATION_PATCHES,
             device=self.team.device,
-            border=BORDER,
         )
 
     def _log(self, kind: str, values: dict[str, float], say: Any) -> None:

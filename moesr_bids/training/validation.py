@@ -12,14 +12,14 @@ from attrs import evolve
 from ..sr.models.network import INPUTS
 from ..sr.psf import PSF, AxisPSF
 from .acquisition import Contrast, Motion, RandomScan, RicianNoise, Sampling, Scan, SmoothField
+from .losses import without_border
 from .objectives import Estimator
 from .simulation import acquire
 from .volumes import Volume, cut_out
 
 _NOISE = 0.02
 _FOREGROUND = 0.1
-BORDER = 8
-"""Voxels at the sides of a patch in which a network misses its surroundings."""
+_BORDER = 8  # voxels at the sides of a patch in which a network misses its surroundings
 
 
 def cases() -> dict[str, Sampling]:
@@ -61,9 +61,10 @@ def validate(
     patches: int,
     device: torch.device,
     scan: Scan | None = None,
-    border: int = 0,
 ) -> dict[str, float]:
     """Mean PSNR gain over cubic interpolation in dB, per volume and case, in the foreground of fixed patches.
+
+    The 8 voxels at the sides of a patch do not count: there a network misses its surroundings.
 
     Parameters
     ----------
@@ -77,8 +78,6 @@ def validate(
         Where to simulate.
     scan
         What else happens in the scan; by default nothing.
-    border
-        Voxels at the sides of a patch that do not count.
     """
     plain = scan or plain_scan()
     gains: dict[str, float] = {}
@@ -91,12 +90,12 @@ def validate(
                 sharp = cut_out(parts, cut, cut.matrix(patch + 2 * margin).to(device))
                 noise = RicianNoise(_NOISE, _NOISE, number)
                 example = acquire(sharp, evolve(plain, sampling=sampling, noise=noise), margin)
-                residual = estimate(example.channels[None], example.acquisition[None])[0, 0]
-                inside = torch.zeros_like(example.sharp, dtype=torch.bool)
-                counted = (slice(border, patch - border),) * 3
-                inside[counted] = example.sharp[counted] > _FOREGROUND
-                before = (example.channels[0] - example.sharp)[inside].square().mean()
-                after = (example.channels[:INPUTS].sum(dim=0) + residual - example.sharp)[inside].square().mean()
+                residual = estimate(example.channels[None], example.acquisition[None])
+                whole = (example.channels[None], example.sharp[None, None], residual)
+                channels, truth, estimated = (without_border(part, _BORDER)[0] for part in whole)
+                inside = truth[0] > _FOREGROUND
+                before = (channels[0] - truth[0])[inside].square().mean()
+                after = (channels[:INPUTS].sum(dim=0) + estimated[0] - truth[0])[inside].square().mean()
                 found.append(10 * math.log10(float(before) / float(after)))
             gains[f"{volume.name}_{name}"] = float(np.mean(found))
     return gains
