@@ -3,7 +3,7 @@
     python -m benchmarks.moediff --data BIDS_DIR --splits splits.tsv --models student FILE [--tables ...]
 
 Scans of one role of ``splits.tsv``, degraded as in :mod:`benchmarks.quality`. ``side``: gain over cubic interpolation,
-sharpness (energy of the finest band against the truth's), coverage of the 90 % interval, size, operations of a 0.7 mm
+sharpness (energy of the finest band against the truth's), coverage of the intervals, size, operations of a 0.7 mm
 head of 20 million voxels, time. ``ablation``: the mean on simulated patches without the gate, without an
 expert, without a guidance map that there is. ``gate``: mean weight of each expert in the cortical ribbon and in deep
 white matter, and how far the image would be off with it alone. ``threshold``: what leaving out experts of little weight
@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.utils.flop_counter import FlopCounterMode
 
+from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr, ssim
-from moesr_bids.sr.models import EXPERTS, moediff, weights_path
+from moesr_bids.sr.models import EXPERTS, get_model, moediff, weights_path
+from moesr_bids.sr.models.inputs import FLIPS
 from moesr_bids.sr.models.mixture import MixtureNetwork, parameters
 from moesr_bids.sr.models.network import CONDITIONS, GUIDANCE, INPUTS, ResidualNetwork
 from moesr_bids.sr.sampling import Sampling
@@ -43,7 +45,6 @@ from .quality import Truth, interpolate, load_truths
 TABLES = ("side", "ablation", "gate", "threshold")
 _NOISE = 0.02
 _BAND_VOXELS = 1.0  # standard deviation of the Gaussian below which the finest band lies
-_HALF_WIDTH_90 = 1.645
 _DEEP_VOXELS = 4
 _FIELD = SmoothField([0.12, -0.1, 0.08, 0.1, *[0.05, -0.05] * 7, 0.05], True)
 _WAYS = {
@@ -51,6 +52,7 @@ _WAYS = {
     "one sample": Sampling(estimate="sample"),
     "mean of 8": Sampling(samples=8),
 }
+_AVERAGED = "over all flips"  # of a one-step model: --test-time-averaging
 _SMALL_WINDOW = 700_000  # voxels: windows that an expert can be missing from
 _COUNTED = 64  # voxels per side of the volume whose operations are counted
 _HEAD_VOXELS = 20e6
@@ -63,22 +65,25 @@ def sharpness(image: NDArray[np.floating], truth: NDArray[np.floating], mask: ND
     return float(np.square(fine[0][mask]).sum() / np.square(fine[1][mask]).sum())
 
 
-def teraflops(network: ResidualNetwork | MixtureNetwork, drawn: int) -> float:
+def teraflops(network: ResidualNetwork | MixtureNetwork, sampling: Sampling, averaged: bool) -> float:
     """Count the floating-point operations of a head of 20 million voxels, in 10^12; all experts are evaluated.
 
-    ``drawn`` samples of a mixture, or its mean if there are none.
+    What patches of the context share is counted once; ``averaged`` is a one-step network over all flips.
     """
     channels = torch.zeros((1, INPUTS + len(GUIDANCE), *(_COUNTED,) * 3))
     acquisition = torch.zeros((1, CONDITIONS))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         if isinstance(network, ResidualNetwork):
             network(channels, acquisition)
+            passes, looking, steps = len(FLIPS) if averaged else 1, counter.get_total_flops(), 0
         else:
-            denoise = network.denoiser(network.look(channels, acquisition), acquisition)
-            etas = network.shape.schedule.etas
-            for eta in drawn * etas[1:] or etas[-1:]:
-                denoise(torch.zeros_like(channels[:, :1]), eta)
-    return counter.get_total_flops() / _COUNTED**3 * _HEAD_VOXELS / 1e12
+            scene = network.look(channels, acquisition)
+            looking = counter.get_total_flops()
+            network.mean(scene, acquisition)
+            passes = min(sampling.drawn or len(FLIPS), len(FLIPS))
+            steps = sampling.drawn * network.shape.schedule.steps + (sampling.estimate == "sample") or passes
+        step = counter.get_total_flops() - looking
+    return (passes * looking + steps * step) / _COUNTED**3 * _HEAD_VOXELS / 1e12
 
 
 def cropped(truth: Truth, size: int) -> Truth:
@@ -99,53 +104,56 @@ def cropped(truth: Truth, size: int) -> Truth:
 
 def side_table(truths: Sequence[Truth], cases: Sequence[Case], models: Sequence[str], threads: int) -> Iterator[str]:
     """Yield a line per model and way of sampling: mean over scans and cases, worst in brackets."""
-    ways: dict[str, tuple[str, Sampling]] = {}
+    ways: dict[str, tuple[str, Sampling, bool]] = {}
     for model in models:
-        mixture = (path := weights_path(model)) is not None and Weights.read(path).kind == "moediff"
-        for name, sampling in (_WAYS if mixture else {"": Sampling()}).items():
-            ways[f"{model} {name}".strip()] = model, sampling
-    found: dict[str, list[tuple[float, float, float, float, float]]] = {name: [] for name in ways}
+        card = get_model(model).card
+        if card.experts:
+            ways |= {f"{model} {name}": (model, sampling, False) for name, sampling in _WAYS.items()}
+            continue
+        ways[model] = model, Sampling(), False
+        if card.one_step:
+            ways[f"{model} {_AVERAGED}"] = model, Sampling(), True
+    found: dict[str, list[list[float]]] = {name: [] for name in ways}
     for truth in truths:
         sharp = np.asanyarray(truth.image.dataobj)
         for case in cases:
             low = degrade(truth.image, case, _NOISE * truth.level, seed=sum(map(ord, truth.participant + case.name)))
             base = psnr(sharp, interpolate(low, truth.image, 3), truth.mask)
-            for name, (model, sampling) in ways.items():
-                zoom = float(truth.image.header.get_zooms()[0])
+            for name, (model, sampling, averaged) in ways.items():
                 result = super_resolve(
-                    low, resolution=zoom, model=model, contrast=truth.suffix, sampling=sampling, threads=threads
+                    low,
+                    resolution=float(truth.image.header.get_zooms()[0]),
+                    model=model,
+                    contrast=truth.suffix,
+                    averaged=averaged,
+                    sampling=sampling,
+                    threads=threads,
                 )
                 image = np.asanyarray(result.image.dataobj)
-                inside = float("nan")
+                inside = [float("nan")] * len(LEVELS)
                 if result.uncertainty is not None:
-                    width = _HALF_WIDTH_90 * np.asanyarray(result.uncertainty.dataobj)
-                    inside = float(np.mean((np.abs(image - sharp) < width)[truth.mask]))
+                    std = np.asanyarray(result.uncertainty.dataobj)
+                    inside = list(ErrorRatios.of(image - sharp, std, truth.mask).coverage(1.0).values())
                 gain = psnr(sharp, image, truth.mask) - base
-                found[name].append(
-                    (
-                        gain,
-                        ssim(sharp, image, truth.mask),
-                        sharpness(image, sharp, truth.mask),
-                        inside,
-                        result.record["Seconds"],
-                    )
-                )
+                fine = sharpness(image, sharp, truth.mask)
+                found[name].append([gain, ssim(sharp, image, truth.mask), fine, result.record["Seconds"], *inside])
                 print(f"{truth.participant} {case.name} {name} {gain:+.2f}", file=sys.stderr, flush=True)
     yield (
-        "| model | gain, dB [worst] | SSIM | sharpness | in 90 % interval, calibrated on them | million parameters | "
-        "10^12 operations per head | seconds |"
+        "| model | gain, dB [worst] | SSIM | sharpness [least, most] | in 50, 80, 90, 95 % intervals, calibrated on "
+        "them | million parameters | 10^12 operations per head | seconds |"
     )
     yield "|---" * 8 + "|"
     for name, rows in found.items():
-        gain, similarity, fine, inside, seconds = np.mean(rows, axis=0)
+        gain, similarity, fine, seconds, *inside = np.mean(rows, axis=0)
+        low_high = ", ".join(f"{chosen(row[2] for row in rows):.2f}" for chosen in (min, max))
         path = weights_path(ways[name][0])
         network = Weights.read(path).network(torch.device("cpu")) if path else None
         size = f"{parameters(network) / 1e6:.2f}" if network else "none"
-        work = f"{teraflops(network, ways[name][1].drawn):.1f}" if network else "n/a"
+        work = f"{teraflops(network, *ways[name][1:]):.1f}" if network else "n/a"
         worst = min(row[0] for row in rows)
         yield (
-            f"| {name} | {gain:+.2f} [{worst:+.2f}] | {similarity:.3f} | {fine:.2f} | {100 * inside:.0f} % | {size} | "
-            f"{work} | {seconds:.0f} |"
+            f"| {name} | {gain:+.2f} [{worst:+.2f}] | {similarity:.3f} | {fine:.2f} [{low_high}] | "
+            f"{', '.join(f'{100 * share:.0f}' for share in inside)} | {size} | {work} | {seconds:.0f} |"
         )
 
 

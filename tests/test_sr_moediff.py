@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from moesr_bids.cli.moesr import main
 from moesr_bids.interfaces.sr import SuperResolve
+from moesr_bids.sr.cost import estimate_cost
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.models import EXPERTS, get_model
 from moesr_bids.sr.models import moediff as module
-from moesr_bids.sr.models.context import Context, ContextShape, gate_weights
+from moesr_bids.sr.models.context import Context, ContextShape, context_in_patches, gate_weights
 from moesr_bids.sr.models.experts import Expert, expert_halo
 from moesr_bids.sr.models.mixture import MixtureNetwork, MixtureShape
 from moesr_bids.sr.models.network import CONDITIONS, NetworkShape, ResidualNetwork
@@ -27,7 +28,7 @@ from moesr_bids.sr.weights import Weights, write_weights
 from tests.test_sr_student import thick
 
 TRUNK = NetworkShape(channels=8, blocks=1, embedding=8, kernels=2)
-SHAPE = MixtureShape(trunk=TRUNK, context=ContextShape(channels=16, depth=2, heads=2, window=2), blocks=1)
+SHAPE = MixtureShape(trunk=TRUNK, context=ContextShape(channels=16, depth=2, heads=2, window=2, patch=32), blocks=1)
 CARD = {"kind": "moediff", "temperature": {"all": 1.5}, "guidance": ["log_bias"]}
 
 
@@ -85,7 +86,7 @@ def test_experts_see_no_further_than_they_say(name: str) -> None:
 
 
 def test_an_untrained_mixture_says_what_its_trunk_says(tmp_path: Path) -> None:
-    """Experts start from nothing, so the mean is that of the one-step model."""
+    """Experts start from nothing, so the mean is that of the one-step model over all flips."""
     network = random_mixture()
     for expert in network.experts:
         torch.nn.init.zeros_(expert.tail.weight)
@@ -95,12 +96,28 @@ def test_an_untrained_mixture_says_what_its_trunk_says(tmp_path: Path) -> None:
     assert isinstance(stored, MixtureNetwork)
     write_weights(paths[1], stored.trunk, {**CARD, "kind": "student"})
     image = thick(shape=(56, 64, 48))  # whole tokens: nothing is padded
-    one, other = (super_resolve(image, model=str(path), resolution=1.0) for path in paths)
+    one, other = (super_resolve(image, model=str(path), resolution=1.0, averaged=True) for path in paths)
     level = np.percentile(other.image.get_fdata(), 99)
     assert np.abs(one.image.get_fdata() - other.image.get_fdata()).max() < 1e-4 * level
     assert np.abs(one.uncertainty.get_fdata() - other.uncertainty.get_fdata()).max() < 1e-4 * level
     sampled = super_resolve(image, model=str(paths[0]), resolution=1.0, sampling=Sampling(estimate="sample"))
     assert np.abs(sampled.image.get_fdata() - other.image.get_fdata()).max() > 1e-3 * level
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2)])
+def test_a_flipped_scan_gives_the_flipped_image(mixture: Path, axes: tuple[int, ...]) -> None:
+    image = thick(shape=(56, 64, 48))  # whole tokens: nothing is padded
+    flipped = nib.Nifti1Image(np.flip(np.asanyarray(image.dataobj), axes), image.affine)
+    one, other = (super_resolve(scan, model=str(mixture), resolution=1.0, maps=True) for scan in (image, flipped))
+    pairs = [(one.image, other.image, 2e-3), (one.uncertainty, other.uncertainty, 2e-3)]
+    # The gate is found in half precision where the processor has it.
+    pairs += [(one.maps[f"gate-{name}"], other.maps[f"gate-{name}"], 3e-2) for name in EXPERTS]
+    for here, there, tolerance in pairs:
+        level = np.percentile(here.get_fdata(), 99)
+        np.testing.assert_allclose(np.flip(there.get_fdata(), axes), here.get_fdata(), atol=tolerance * level, rtol=0)
+    # One sample is drawn in one flip.
+    sampled = super_resolve(image, model=str(mixture), resolution=1.0, sampling=Sampling(estimate="sample"))
+    assert (one.record["Sampling"]["Flips"], sampled.record["Sampling"]["Flips"]) == (8, 1)
 
 
 @pytest.mark.parametrize("estimate", ["mean", "sample"])
@@ -150,10 +167,37 @@ def test_gate_does_not_depend_on_the_air_around_the_head(mixture: Path, monkeypa
 
     monkeypatch.setattr(Context, "forward", watched)
     some, more = gates(40), gates(56)
-    assert seen[0] == seen[1]
+    half = len(seen) // 2
+    assert half > 8  # several patches in each flip
+    assert seen[:half] == seen[half:]
     assert some.shape == (3, 56, 64, 48)
     assert some.std() > 0.05
     assert np.abs(some - more).mean() < 0.1 * some.std()
+
+
+def test_context_of_a_large_volume_is_that_of_its_patches() -> None:
+    context, generator = random_mixture().context, torch.Generator().manual_seed(0)
+    channels = context.cell.get_submodule("conv").in_channels
+    cells = torch.randn((1, channels, 28, 16, 16), generator=generator)  # two patches of 16 that share 4 cells
+    with torch.no_grad():
+        found = context_in_patches(context, cells, 16)
+        first, last = context(cells[:, :, :16]), context(cells[:, :, 12:])
+    for whole, one, other, side in zip(found, first, last, (4, 2), strict=True):  # cells per token
+        assert whole.shape[2] == 28 // side
+        torch.testing.assert_close(whole[:, :, : 12 // side], one[:, :, : 12 // side])
+        torch.testing.assert_close(whole[:, :, 16 // side :], other[:, :, 4 // side :])
+        shared = whole[:, :, 12 // side : 16 // side]
+        parts = one[:, :, 12 // side :], other[:, :, : 4 // side]
+        low, high = torch.minimum(*parts), torch.maximum(*parts)
+        assert ((shared >= low - 1e-5) & (shared <= high + 1e-5)).all()
+    small = cells[:, :, :12]  # less than a patch
+    with torch.no_grad():
+        for whole, one in zip(context_in_patches(context, small, 16), context(small), strict=True):
+            assert torch.equal(whole, one)
+        thin = context_in_patches(context, cells[:, :, :, :12], 16)
+    assert [tuple(part.shape[2:]) for part in thin] == [(7, 3, 4), (14, 6, 8)]
+    with pytest.raises(ValueError, match="multiple of 32"):
+        ContextShape(patch=40)
 
 
 def test_seed_and_number_of_samples(mixture: Path) -> None:
@@ -164,14 +208,14 @@ def test_seed_and_number_of_samples(mixture: Path) -> None:
     sample, again, other = run(estimate="sample"), run(estimate="sample"), run(seed=1, estimate="sample")
     assert np.array_equal(sample[0], again[0])
     assert not np.array_equal(sample[0], other[0])
-    mean, many = run(), run(samples=6)
+    mean, many = run(), run(samples=10)  # two flips are drawn in twice
     assert np.array_equal(mean[0], run(seed=1)[0])  # the mean is estimated, nothing is drawn
     # Samples scatter around the mean, and their spread widens the intervals.
     assert np.abs(many[0] - mean[0]).mean() < np.abs(sample[0] - mean[0]).mean()
     assert (many[1] >= mean[1] * 0.999).all()
     assert many[1].mean() > 1.01 * mean[1].mean()
-    assert many[2]["Sampling"]["Samples"] == 6
-    assert mean[2]["Sampling"] == {"Estimate": "mean", "Samples": 1, "Steps": 1}
+    assert many[2]["Sampling"] | {"Samples": 10, "Flips": 8} == many[2]["Sampling"]
+    assert mean[2]["Sampling"] == {"Estimate": "mean", "Samples": 1, "Flips": 8, "Steps": 1}
 
 
 def test_experts_without_weight_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,12 +288,24 @@ def test_cost_of_the_command_is_told_before_it_starts(
     assert "needs about" not in capsys.readouterr().err
 
 
+def test_cost_counts_flips_and_steps(mixture: Path) -> None:
+    def seconds(**options: object) -> float:
+        return estimate_cost((96, 128, 128), (192, 256, 256), str(mixture), sampling=Sampling(**options))[1]
+
+    one, mean, few, many = seconds(estimate="sample"), seconds(), seconds(samples=8), seconds(samples=16)
+    assert one < mean < few < many
+    card = get_model(str(mixture)).card
+    # Twice the samples need twice the steps, but no flip more.
+    assert many - few == pytest.approx(8 * card.steps_per_sample * card.seconds_per_step * 192 * 256**2 / 1e6, abs=0.2)
+
+
 def test_command_writes_gates_and_differences(mixture: Path, tmp_path: Path) -> None:
     nib.save(thick(), tmp_path / "scan.nii.gz")
     (tmp_path / "maps").mkdir()
     arguments = [
         *("sr", str(tmp_path / "scan.nii.gz"), str(tmp_path / "out.nii.gz"), "--model", str(mixture)),
         *("--resolution", "1", "--maps", str(tmp_path / "maps"), "--record", str(tmp_path / "record.json")),
+        *("--estimate", "sample"),  # in one flip: the maps of the mean are means over flips
     ]
     assert main(arguments) == 0
     gates, differences = (

@@ -18,7 +18,6 @@ from moesr_bids.training.distillation import (
     DistillationLossWeights,
     Pupil,
     distillation_loss,
-    smoothed,
     teach,
 )
 from moesr_bids.training.examples import Batch
@@ -30,29 +29,19 @@ from tests.test_training import TINY, bids
 __all__ = ["bids"]
 STAGES = [{"name": "smooth", "until": 0.5, "blur": 3.0}, {"name": "sharp", "until": 1.0, "blur": 0.0}]
 LOSS = {"teacher": 0.5, "hints": 0.1, "stages": STAGES}
+NO_FLIPS = torch.zeros(3, dtype=torch.bool)
 STUDENT = NetworkShape(channels=4, blocks=1, embedding=4)
 RECIPE = {**TINY, "kind": "distill", "network": STUDENT.record(), "loss": LOSS, "patch": 24}
 
 
-def test_smoothing_keeps_the_mean_and_has_its_width() -> None:
-    point = torch.zeros(1, 1, 21, 21, 21)
-    point[..., 10, 10, 10] = 1
-    blurred = smoothed(point, 3.0)
-    assert float(blurred.sum()) == pytest.approx(1, abs=1e-4)
-    line = blurred[0, 0, :, 10, 10] / blurred.max()
-    assert float(line[9]) > 0.5 > float(line[8])  # half the height between 1 and 2 voxels: FWHM 3
-    assert smoothed(point, 0.0) is point
-    torch.testing.assert_close(smoothed(torch.ones(1, 1, 9, 9, 9), 2.0), torch.ones(1, 1, 9, 9, 9))
-
-
 def test_targets_go_from_smooth_to_sharp() -> None:
-    """In each stage the student that says what the teacher says, as smooth as demanded, has the least loss."""
+    """What is finer than a stage demands does not count there, and the whole of the teacher does in the last."""
     torch.manual_seed(0)
     teacher, student = random_mixture(), ResidualNetwork(STUDENT)
     pupil = Pupil(student, teacher)
     channels, vector = torch.rand(1, 4, 24, 24, 24), torch.zeros(1, CONDITIONS)
     start = channels[:, :2].sum(dim=1, keepdim=True)
-    residual, features = teach(teacher, channels, vector)
+    residual, features = teach(teacher, channels, vector, NO_FLIPS)
     assert features.shape == (1, 8, 12, 12, 12)
     weights = DistillationLossWeights(**LOSS)
     assert [weights.stage(share).name for share in (0.0, 0.49, 0.5, 1.0)] == ["smooth", "smooth", "sharp", "sharp"]
@@ -64,8 +53,25 @@ def test_targets_go_from_smooth_to_sharp() -> None:
         return float(terms["teacher"])
 
     # The student is untrained and says nothing, so the loss is that of the target itself.
-    assert teacher_loss(residual, 0.0) < teacher_loss(residual, 0.9)
     assert teacher_loss(torch.zeros_like(residual), 0.0) == pytest.approx(0, abs=1e-6)
+    detail = torch.zeros_like(residual)
+    detail[..., ::2], detail[..., 1::2] = 0.1, -0.1
+    assert teacher_loss(detail, 0.0) < 0.05 * teacher_loss(detail, 0.9)
+    even = torch.full_like(residual, 0.1)
+    assert teacher_loss(even, 0.0) == pytest.approx(teacher_loss(even, 0.9), rel=1e-3)
+
+
+def test_teacher_sees_the_batch_flipped() -> None:
+    """Its estimate of a flipped image, flipped back; its features stay as they are."""
+    torch.manual_seed(0)
+    teacher, channels, vector = random_mixture(), torch.rand(1, 4, 16, 16, 16), torch.zeros(1, CONDITIONS)
+    flips = torch.tensor([True, False, True])
+    residual, features = teach(teacher, channels, vector, flips)
+    plain, plain_features = teach(teacher, channels, vector, NO_FLIPS)
+    other, _ = teach(teacher, channels.flip(2, 4), vector, NO_FLIPS)
+    torch.testing.assert_close(residual, other.flip(2, 4))
+    assert not torch.allclose(residual, plain)
+    torch.testing.assert_close(features, plain_features)
 
 
 @pytest.mark.parametrize("kind", ["student", "distill"])
@@ -81,7 +87,8 @@ def test_what_lies_in_the_border_of_an_example_does_not_count(kind: str) -> None
 
     def terms(truth: torch.Tensor) -> dict[str, float]:
         batch = Batch(channels, torch.zeros(1, CONDITIONS), truth, torch.zeros(1, 2, 24, 24, 24))
-        return {name: float(value) for name, value in objective.loss(network, batch, (), ONE_STAGE)[1].items()}
+        drawn = objective.draw(batch, torch.Generator().manual_seed(0))
+        return {name: float(value) for name, value in objective.loss(network, batch, drawn, ONE_STAGE)[1].items()}
 
     assert terms(other) == terms(sharp)
     other[..., 12, 12, 12] += 1
@@ -94,7 +101,7 @@ def test_hints_and_teacher_reach_the_student() -> None:
     pupil = Pupil(ResidualNetwork(STUDENT), teacher)
     channels, vector = torch.rand(1, 4, 24, 24, 24), torch.zeros(1, CONDITIONS)
     start = channels[:, :2].sum(dim=1, keepdim=True)
-    taught = teach(teacher, channels, vector)
+    taught = teach(teacher, channels, vector, NO_FLIPS)
     optimizer = torch.optim.Adam(pupil.parameters(), 1e-2)
     weights, history = DistillationLossWeights(**LOSS), []
     for _ in range(120):

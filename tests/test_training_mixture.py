@@ -31,7 +31,7 @@ from tests.test_sr_moediff import SHAPE, TRUNK, random_mixture
 from tests.test_training import TINY, bids
 
 __all__ = ["bids"]
-RECIPE = {**TINY, "kind": "moediff", "network": SHAPE.record(), "loss": {}, "patch": 24, "frozen": ["trunk"]}
+RECIPE = {**TINY, "kind": "moediff", "network": SHAPE.record(), "loss": {}, "patch": 32, "frozen": ["trunk"]}
 
 
 def test_tissue_of_freesurfer_labels() -> None:
@@ -273,9 +273,13 @@ def test_recipe_of_the_package_is_what_it_says() -> None:
     network = objective_of(recipe).build(None)
     trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
     assert trained == {"context", "embed_step", "experts", "mix"}  # the trunk is frozen
+    gate = objective_of(read_recipe("moediff-gate")).build(None)
+    assert {name.split(".")[0] for name, p in gate.named_parameters() if p.requires_grad} == {"context"}
     for wrong in ({"patch": 20}, {"kind": "oracle"}, {"loss": {"magic": 1}}):
         with pytest.raises((ValueError, TypeError)):
             recipe_from({**RECIPE, **wrong})
+    with pytest.raises(ValueError, match="the context sees patches of 32 voxels"):
+        recipe_from({**RECIPE, "patch": 64})
     with pytest.raises(ValueError, match="starts from the weights of a one-step network"):
         objective_of(recipe_from(TINY)).build(MixtureObjective(recipe_from(RECIPE)).build(None))
 

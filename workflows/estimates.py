@@ -70,8 +70,8 @@ def estimate(image: RawImage, settings: Settings) -> Estimate:
     if max(target.shape) > MAX_TARGET_VOXELS:
         grid, readable = Grid(UNKNOWN_SHAPE, np.eye(4)), False
         target = grid.isotropic(settings.resolution)
-    drawn = Sampling(samples=settings.samples, estimate=settings.estimate).drawn
-    memory_gb, seconds = estimate_cost(grid.shape, target.shape, settings.model, settings.omp_nthreads, drawn)
+    sampling = Sampling(samples=settings.samples, estimate=settings.estimate)
+    memory_gb, seconds = estimate_cost(grid.shape, target.shape, settings.model, settings.omp_nthreads, sampling)
     voxels = max(math.prod(grid.shape), math.prod(target.shape))
     return Estimate(
         input_shape=tuple(map(int, grid.shape)),

@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--test-time-averaging",
         "--test_time_averaging",
         action="store_true",
-        help="average a learned model over the eight flips of the image: slightly better, eight times the work",
+        help="average a one-step model over the eight flips of the image: slightly better, eight times the work",
     )
     sr.add_argument(
         "--runtime",
@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--estimate",
         choices=ESTIMATES,
         default=ESTIMATES[0],
-        help="image of a diffusion model: the mean (estimated in one step, or that of several samples), or one "
+        help="image of a diffusion model: the mean (estimated over all flips, or that of several samples), or one "
         f"sample, which is sharper and errs more (default: {ESTIMATES[0]})",
     )
     sr.add_argument(
@@ -289,7 +289,7 @@ def _tell_cost(options: argparse.Namespace) -> None:
         return
     threads = options.omp_nthreads or available_cpus()
     sampling = Sampling(samples=options.samples, estimate=options.estimate)
-    memory, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, sampling.drawn)
+    memory, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, sampling)
     on_cpu = choose_device(options.device).type == "cpu"
     time_text = f" and about {seconds / 60:.0f} min on {threads} CPU threads" if on_cpu else ""
     print(f"moesr sr: note: {options.model} needs about {memory:.1f} GB{time_text}", file=sys.stderr, flush=True)

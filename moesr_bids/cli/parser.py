@@ -162,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--estimate",
         choices=ESTIMATES,
         default=ESTIMATES[0],
-        help="image of a diffusion model: the mean (estimated in one step, or that of several samples), or one "
+        help="image of a diffusion model: the mean (estimated over all flips, or that of several samples), or one "
         f"sample, which is sharper and errs more (default: {ESTIMATES[0]})",
     )
     sr.add_argument(

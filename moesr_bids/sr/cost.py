@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from .models import DEFAULT_MODEL, get_model
+from .sampling import Sampling
 from .windows import CPU_WINDOW_VOXELS
 
 _BASE_GB = 0.6  # Python, torch, nibabel and the input as read
@@ -17,7 +18,7 @@ def estimate_cost(
     target_shape: Sequence[int],
     model: str = DEFAULT_MODEL,
     threads: int = 1,
-    drawn: int = 0,
+    sampling: Sampling | None = None,
 ) -> tuple[float, float]:
     """Estimate peak memory and wall time of :func:`moesr_bids.sr.engine.super_resolve` on a CPU.
 
@@ -31,8 +32,8 @@ def estimate_cost(
         Name of a registered model.
     threads
         Threads of one process.
-    drawn
-        Samples that a diffusion model draws; 0 for its mean.
+    sampling
+        How a diffusion model is sampled; by default its mean.
 
     Returns
     -------
@@ -45,11 +46,15 @@ def estimate_cost(
     memory = _BASE_GB + (card.bytes_per_voxel * voxels + window + 24 * math.prod(input_shape)) / 1024**3
     transform = _transform_work(input_shape, target_shape)
     speed = 1 if threads <= 1 else threads**0.8
-    steps = max(1, drawn * card.steps_per_sample)
+    sampling = sampling or Sampling()
+    drawn = sampling.drawn
+    passes = min(card.flips, drawn or card.flips)
+    # The detail of a sample is compared with that of the mean, which takes a step more.
+    steps = drawn * card.steps_per_sample + (sampling.estimate == "sample") if drawn else passes
     seconds = (
         6.0
         + (card.iterations + 3) * 2 * transform / _MULTIPLY_ADD_PER_SECOND / speed
-        + (card.seconds_per_megavoxel + steps * card.seconds_per_step) * voxels / 1e6 / speed
+        + (passes * card.seconds_per_megavoxel + steps * card.seconds_per_step) * voxels / 1e6 / speed
     )
     return round(memory, 2), round(seconds, 1)
 

@@ -109,7 +109,7 @@ def super_resolve(
     contrast
         BIDS suffix of the image, for the calibration of the uncertainty.
     averaged
-        Average a learned model over the eight flips of the image: eight times the work.
+        Average a one-step model over the eight flips of the image: eight times the work.
     runtime
         What runs the convolutions of the one-step model: ``torch`` or ``openvino``.
     sampling

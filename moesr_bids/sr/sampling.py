@@ -16,7 +16,7 @@ class Sampling:
     Parameters
     ----------
     samples
-        Number of samples. One sample of the mean estimate is none: the mean is estimated in one step.
+        Number of samples. One sample of the mean estimate is none: the mean is estimated without drawing.
     estimate
         ``mean`` of the samples as the image, or the first ``sample``.
     rule

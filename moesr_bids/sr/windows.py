@@ -53,6 +53,7 @@ def largest_window(bytes_per_voxel: int, device: torch.device) -> int:
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # kept for this process
     return int(_GPU_SHARE * free / bytes_per_voxel)
 
 

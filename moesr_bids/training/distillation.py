@@ -2,14 +2,13 @@
 
 The student's targets go from a smooth to the sharp version of the teacher's estimate over named stages; the truth stays
 beside the teacher, and the teacher's features are hints (FitNets, Romero et al. 2015) by way of a 1 x 1 x 1 adapter
-that is thrown away.
+that is thrown away. The teacher sees each example flipped at random, so that what the student learns, the mean over
+all flips, is better than any of them (Hinton et al. 2015, arXiv 1503.02531, of ensembles).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from attrs import field, frozen, validators
@@ -17,6 +16,7 @@ from torch import nn
 
 from ..sr.models.mixture import MixtureNetwork, parameters
 from ..sr.models.network import FACTOR, NetworkOutput, ResidualNetwork
+from ..sr.smoothing import smoothed
 from .losses import LossWeights, charbonnier_ratio, loss_weights, student_loss, without_border
 
 LARGEST_SHARE = 0.25
@@ -35,7 +35,8 @@ class Stage:
     until
         Share of the run at which it ends.
     blur
-        FWHM of the Gaussian that smooths the teacher's residual, in target voxels; 0 for its own sharpness.
+        FWHM of the Gaussian through which the student's residual is compared with the teacher's, in target voxels; 0
+        for all of its detail.
     """
 
     name: str
@@ -97,33 +98,30 @@ class Pupil(nn.Module):
             raise ValueError(f"a student of {share:.0%} of its teacher's parameters is none; at most a quarter")
         self.student = student
         self.adapter = nn.Conv3d(student.shape.channels, teacher.shape.trunk.channels, 1)
+        # A student that starts as the trunk has its features already.
+        nn.init.dirac_(self.adapter.weight)
+        assert self.adapter.bias is not None
+        nn.init.zeros_(self.adapter.bias)
 
 
 @torch.no_grad()
 def teach(
-    teacher: MixtureNetwork, channels: torch.Tensor, acquisition: torch.Tensor
+    teacher: MixtureNetwork, channels: torch.Tensor, acquisition: torch.Tensor, flips: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the teacher's mean estimate of the residual, and its features."""
-    scene = teacher.look(channels, acquisition)
-    return teacher.mean(scene, acquisition), scene.features
+    """Return the teacher's mean estimate of the residual, and its features.
+
+    The estimate is that of the batch flipped along those of its three axes where ``flips`` is true, flipped back.
+    """
+    features = teacher.look(channels, acquisition).features
+    flipped = _flipped(channels, flips)
+    return _flipped(teacher.mean(teacher.look(flipped, acquisition), acquisition), flips), features
 
 
-def smoothed(volume: torch.Tensor, fwhm: float) -> torch.Tensor:
-    """Gaussian smoothing of (batch, 1, i, j, k), FWHM in voxels, in float32; the ends are repeated."""
-    if fwhm == 0:
-        return volume
-    from monai.networks.layers.simplelayers import separable_filtering
-
-    with torch.autocast(volume.device.type, enabled=False):
-        return separable_filtering(volume.float(), [_gaussian(fwhm, volume.device)] * 3, mode="replicate")
-
-
-@lru_cache(maxsize=8)
-def _gaussian(fwhm: float, device: torch.device) -> torch.Tensor:
-    from monai.networks.layers.convutils import gaussian_1d
-
-    sigma = torch.tensor(fwhm / math.sqrt(8 * math.log(2)))
-    return gaussian_1d(sigma, truncated=3.0, approx="sampled", normalize=True).to(device)
+def _flipped(volume: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
+    for axis in range(3):
+        # The same operations whatever was drawn, so that a GPU can repeat them by itself.
+        volume = torch.where(flips[axis], volume.flip(2 + axis), volume)
+    return volume
 
 
 def distillation_loss(
@@ -161,8 +159,9 @@ def distillation_loss(
     start, sharp = without_border(start, border), without_border(sharp, border)
     truth, terms = student_loss(output, start, sharp, weights.image)
     residual, hint = taught
-    target = without_border(smoothed(residual, stage.blur), border)
-    teacher = charbonnier_ratio(output.residual - target, start - sharp, weights.image.epsilon)
+    # Both are smoothed: a student that knows the detail already shall not forget it for the smooth stages.
+    missed = smoothed(output.residual - without_border(residual, border), stage.blur)
+    teacher = charbonnier_ratio(missed, start - sharp, weights.image.epsilon)
     features, hint = (without_border(part, border // FACTOR) for part in (features, hint))
     hints = (pupil.adapter(features) - hint).square().mean() / (hint.square().mean() + _TINY)
     total = (1 - weights.teacher) * truth + weights.teacher * teacher + weights.hints * hints

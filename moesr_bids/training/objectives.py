@@ -187,6 +187,11 @@ class DistillationObjective(Objective):
         """Make the student, from the weights of another if one is given, and its adapter."""
         return Pupil(self.student.build(start), self.teacher)
 
+    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Draw how the teacher sees the batch: along which axes it is flipped."""
+        flips = torch.rand(3, generator=generator) < 0.5
+        return (flips.to(batch.channels.device, non_blocking=True),)
+
     def stage(self, share: float) -> Stage:
         """How smooth the teacher is."""
         return self.weights.stage(share)
@@ -195,9 +200,8 @@ class DistillationObjective(Objective):
         self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
     ) -> tuple[torch.Tensor, Terms]:
         """Loss against the truth, the teacher of this stage, and its features."""
-        del drawn
         assert isinstance(network, Pupil)
-        taught = teach(self.teacher, batch.channels, batch.acquisition)
+        taught = teach(self.teacher, batch.channels, batch.acquisition, *drawn)
         return distillation_loss(
             network,
             batch.channels,

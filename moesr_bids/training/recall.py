@@ -31,7 +31,7 @@ class Recall:
     count
         Earlier steps that are drawn for each step; those of examples without known tissue count for nothing.
     memory
-        Steps that are kept: about 4 MB for each example of 56 voxels with known tissue.
+        Steps that are kept: about 5 MB for each example of 64 voxels with known tissue.
     """
 
     count: int = field(default=0, validator=validators.ge(0))

@@ -73,6 +73,9 @@ class Recipe:
     def __attrs_post_init__(self) -> None:
         if self.recall.count and "trunk" not in self.frozen:
             raise ValueError("recall needs a frozen trunk: what the gate is given again would have changed")
+        if isinstance(self.network, MixtureShape) and self.network.context.patch != self.patch:
+            seen = self.network.context.patch
+            raise ValueError(f"the context sees patches of {seen} voxels, so patch is {seen} too; got {self.patch}")
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON-serialisable facts."""

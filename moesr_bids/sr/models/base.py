@@ -39,7 +39,7 @@ class Problem:
     contrast
         BIDS suffix of the image, for the calibration of the uncertainty; empty where unknown.
     averaged
-        Whether a learned model averages over the eight flips of the image.
+        Whether a one-step model averages over the eight flips of the image.
     runtime
         What runs the convolutions of a learned model (:data:`..runtimes.RUNTIMES`).
     sampling
@@ -112,7 +112,9 @@ class ModelCard:
     seconds_per_megavoxel
         Time beside the products with A per million target voxels, one CPU thread.
     seconds_per_step, steps_per_sample
-        The same for each step of a diffusion model, of which its mean takes one and a sample so many.
+        The same for each step of a diffusion model, of which its mean takes one in each flip and a sample so many.
+    flips
+        Flips of the image that the mean is estimated in; the samples are drawn in one after the other.
     one_step
         Whether it is a network that is applied once: its runtime can be chosen, and flips averaged.
     experts
@@ -131,6 +133,7 @@ class ModelCard:
     seconds_per_megavoxel: float = 0.1
     seconds_per_step: float = 0.0
     steps_per_sample: int = 1
+    flips: int = 1
     one_step: bool = False
     experts: tuple[str, ...] = ()
 

@@ -8,8 +8,10 @@ over the experts per token of 4 voxels, interpolated linearly to the voxels: sof
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import nn
 from torch.nn import functional
 
@@ -19,6 +21,9 @@ TOKEN = 2 * FINE
 """Target voxels per side of the tokens of the transformer; volumes are multiples of it."""
 _CELL, _FINE, _MIDDLE, _COARSE = 32, 64, 96, 128  # channels at half resolution, and of the embeddings
 _GROUPS = 8
+_OVERLAP = 0.25  # of a patch with the next one
+_PATCHES_ON_GPU = 16  # at a time: one alone would keep it waiting
+_PATCH_MULTIPLE = 4 * TOKEN  # then patches overlap by whole tokens
 
 
 @frozen
@@ -35,12 +40,21 @@ class ContextShape:
         Attention heads.
     window
         Tokens per side of an attention window.
+    patch
+        Target voxels per side of the patches that the network was trained on, and so sees at a time: its group
+        normalisation takes mean and scale from all of them.
     """
 
     channels: int = 128
     depth: int = 4
     heads: int = 4
     window: int = 4
+    patch: int = field(default=64)
+
+    @patch.validator
+    def _whole_tokens(self, attribute: Any, value: int) -> None:
+        if value < 1 or value % _PATCH_MULTIPLE:
+            raise ValueError(f"context.{attribute.name} is a positive multiple of {_PATCH_MULTIPLE}, got {value}")
 
 
 class Context(nn.Module):
@@ -98,6 +112,40 @@ class Context(nn.Module):
         coarse = _doubled(self.from_coarse(self.coarse(middle)))[:, :, :i, :j, :k]
         tokens = self.transformer(self.from_middle(middle) + coarse)
         return self.to_features(tokens), self.gate(torch.cat([fine, _doubled(self.to_gate(tokens))], dim=1))
+
+
+def context_in_patches(context: Context, cells: torch.Tensor, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply :meth:`Context.forward` in patches of ``patch`` cells, which overlap and are blended in a large volume."""
+    size = [min(patch, n) for n in cells.shape[2:]]
+    if size == list(cells.shape[2:]):
+        found: tuple[torch.Tensor, torch.Tensor] = context(cells)
+        return found
+    from monai.inferers import sliding_window_inference
+
+    rises = [_rise(n, max(1, int(_OVERLAP * n))).to(cells.device) for n in size]
+    weight = torch.einsum("i,j,k->ijk", *rises)
+    at_a_time = _PATCHES_ON_GPU if cells.is_cuda else 1
+    tokens, logits = sliding_window_inference(
+        cells, size, at_a_time, context, overlap=_OVERLAP, mode="gaussian", roi_weight_map=weight
+    )
+    return tokens, logits
+
+
+def _rise(size: int, overlap: int) -> torch.Tensor:
+    """Weight along an axis: 1, and rising from nothing over the overlap at both ends."""
+    places = torch.arange(size) + 0.5
+    return (torch.minimum(places, size - places) / overlap).clamp(max=1.0)
+
+
+def context_flops(shape: ContextShape, channels: int) -> float:
+    """Return the floating-point operations of the context per target voxel of a large volume."""
+    width, overlapping = shape.channels, (1 - _OVERLAP) ** -3
+    cell = channels * _CELL
+    fine = 27 * (_CELL + _FINE) * _FINE + 27 * 2 * _FINE * _FINE
+    middle = 27 * (_FINE + _MIDDLE) * _MIDDLE + 12 * shape.depth * width**2
+    coarse = 27 * (_MIDDLE + _COARSE) * _COARSE
+    sizes = (TOKEN // 4, FINE, TOKEN, 2 * TOKEN)
+    return 2 * overlapping * sum(work / n**3 for work, n in zip((cell, fine, middle, coarse), sizes, strict=True))
 
 
 def _convolution(channels: int, out: int, *, size: int = 3, stride: int = 1) -> nn.Module:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch.nn import functional
 
 from ..interpolation import spline_matrix
@@ -14,6 +16,8 @@ from ..windows import Box
 from .base import Problem
 from .network import GUIDANCE, acquisition_vector, axis_order, data_correction
 
+FLIPS = tuple(tuple(axis for axis in range(3) if turn[axis]) for turn in product((False, True), repeat=3))
+"""Axes that are reversed, in each of the eight flips of a volume; the first is none."""
 _HEAD_LEVEL = 0.05  # of the 99th percentile: below is background
 _CELL = 8  # voxels per side of the cells in which the head is looked for
 
@@ -87,6 +91,14 @@ class Inputs:
         absent = torch.zeros_like(parts[0])
         parts += [self.maps[name][where] if name in self.maps else absent for name in GUIDANCE]
         return torch.stack(parts)[None]
+
+    def flipped(self, axes: tuple[int, ...]) -> Inputs:
+        """Reverse some axes; the acquisition has no direction along them."""
+        if not axes:
+            return self
+        maps = {name: volume.flip(axes) for name, volume in self.maps.items()}
+        image, correction, head = (volume.flip(axes) for volume in (self.image, self.correction, self.head))
+        return evolve(self, image=image, correction=correction, head=head, maps=maps)
 
     def unpadded(self, volume: torch.Tensor) -> torch.Tensor:
         """Cut the padding off, and put the axes back."""

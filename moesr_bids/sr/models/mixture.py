@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from . import EXPERTS
-from .context import TOKEN, Context, ContextShape, gate_weights
+from .context import TOKEN, Context, ContextShape, context_in_patches, gate_weights
 from .diffusion import Denoiser, ShiftSchedule
 from .experts import Expert, state_cells
 from .network import (
@@ -108,9 +108,8 @@ class MixtureNetwork(nn.Module):
         super().__init__()
         self.shape = shape
         width, embedding = shape.trunk.channels, shape.trunk.embedding
-        channels = (INPUTS + 1 + len(GUIDANCE)) * FACTOR**3 + width
         self.trunk = ResidualNetwork(shape.trunk)
-        self.context = Context(shape.context, channels, width, len(EXPERTS))
+        self.context = Context(shape.context, context_channels(shape.trunk), width, len(EXPERTS))
         self.embed_step = nn.Sequential(nn.Linear(_STEP_FACTS, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         kernels = shape.trunk.kernels
         self.experts = nn.ModuleList(Expert(name, width, shape.blocks, embedding, kernels) for name in EXPERTS)
@@ -131,8 +130,12 @@ class MixtureNetwork(nn.Module):
         """
         features = self.trunk.features(channels, acquisition)
         cells = context_cells(network_cells(channels), features)
-        tokens, logits = self.context(cells)
+        tokens, logits = self.see(cells)
         return Scene(with_context(features, tokens), self.trunk.output(features, acquisition), cells, logits)
+
+    def see(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Apply the context, in patches of the size that it was trained on."""
+        return context_in_patches(self.context, cells, self.shape.context.patch // FACTOR)
 
     def told(self, acquisition: torch.Tensor, etas: torch.Tensor) -> Told:
         """Embed acquisition and step for the experts, one of each per example of the batch."""
@@ -220,6 +223,11 @@ class MixtureNetwork(nn.Module):
 def gated_sum(base: torch.Tensor, corrections: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """Return b + sum_k g_k e_k, (batch, 1, i, j, k)."""
     return base + (gate * corrections).sum(dim=1, keepdim=True)
+
+
+def context_channels(trunk: NetworkShape) -> int:
+    """Count the channels of :func:`context_cells`."""
+    return (INPUTS + 1 + len(GUIDANCE)) * FACTOR**3 + trunk.channels
 
 
 def context_cells(cells: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,14 @@
 """The teacher: residual-shifting diffusion with a gated mixture of three experts.
 
-The trunk, the context and the gate look at the image once; each step of the chain evaluates the experts alone, and in
-a window only those whose gate exceeds a threshold there.
+The trunk, the context and the gate look at the image before the chain begins; each step of it evaluates the experts
+alone, and in a window only those whose gate exceeds a threshold there. All eight flips of the image take part: the mean
+is estimated in each of them, and samples are drawn in one after the other.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,23 +22,25 @@ from ..weights import Weights
 from ..windows import CPU_WINDOW_VOXELS, Window, largest_window, plan_windows
 from . import EXPERTS
 from .base import Model, ModelCard, Problem, Reconstruction
-from .context import FINE, TOKEN, gate_weights
+from .context import FINE, TOKEN, context_flops, gate_weights
+from .detail import detail_gain
 from .diffusion import sample
 from .experts import STATE_CHANNELS, expert_halo, state_cells
-from .inputs import Inputs
-from .mixture import MixtureNetwork, MixtureShape, context_cells, with_context
+from .inputs import FLIPS, Inputs
+from .mixture import MixtureNetwork, MixtureShape, context_cells, context_channels, with_context
 from .network import FACTOR, FoldedNetwork, NetworkOutput, network_cells, network_output
 from .student import FLOPS_PER_THREAD, flops_per_voxel
 
 _METHODS = (
     "A residual-shifting diffusion model [@resshift] with a gated mixture of three experts, for deep white matter, "
     "cortex and the junction of grey and white matter [@moediff], trained on simulated acquisitions of sharp scans and "
-    "told the point-spread function and the noise of this one, estimated the image. The image was then projected onto "
-    "the acquired data."
+    "told the point-spread function and the noise of this one, estimated the mean image over its eight flips, or drew "
+    "samples (a sample that is itself the image has its detail amplified to the energy that is expected of it). The "
+    "image was then projected onto the acquired data."
 )
 GATE_THRESHOLD = 0.02
 """An expert whose gate stays below this everywhere in a window is not evaluated there."""
-SAMPLE_TEMPERATURE = 0.5
+SAMPLE_TEMPERATURE = 0.25
 """Of the noise of samples: one of the packaged weights then errs by 0.4 dB more than the mean, a full one by 1.3 dB."""
 _ACTIVATIONS = 5  # inner volumes that are alive at a time
 _VOLUMES_BYTES = 150  # per target voxel: images, state, noise, gate, shared features
@@ -53,6 +57,7 @@ def moediff(name: str, path: Path) -> Model:
     weights = Weights.read(path)
     shape = weights.shape(MixtureShape)
     per_step = 2 * 27 / FACTOR**3 * len(EXPERTS) * _multiplications_per_cell(shape)
+    context = context_flops(shape.context, context_channels(shape.trunk))
     card = ModelCard(
         "mixture-of-experts diffusion model",
         methods=_METHODS,
@@ -62,9 +67,10 @@ def moediff(name: str, path: Path) -> Model:
         iterations=2,
         bytes_per_voxel=_VOLUMES_BYTES,
         window_bytes_per_voxel=_bytes_per_voxel(shape, torch.float32),
-        seconds_per_megavoxel=flops_per_voxel(shape.trunk) / FLOPS_PER_THREAD * 1e6,
+        seconds_per_megavoxel=(flops_per_voxel(shape.trunk) + context) / FLOPS_PER_THREAD * 1e6,
         seconds_per_step=per_step / FLOPS_PER_THREAD * 1e6,
         steps_per_sample=shape.schedule.steps,
+        flips=len(FLIPS),
         experts=EXPERTS,
     )
     return Model(name, card, partial(reconstruct, weights))
@@ -81,48 +87,122 @@ def _bytes_per_voxel(shape: MixtureShape, dtype: torch.dtype) -> int:
 
 
 def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
-    """Look at the scan once, then draw samples, or estimate their mean in one step."""
+    """Draw samples, or estimate their mean in one step; in all flips of the scan."""
     start = time.perf_counter()
     inputs = Inputs.of(problem, TOKEN)
     network = weights.network(inputs.image.device)
     assert isinstance(network, MixtureNetwork)
     options, schedule = problem.sampling, network.shape.schedule
-    with torch.no_grad():  # not inference mode: the engine works on the result in place
-        chain = _Chain.look(network, inputs, problem)
-        looked = time.perf_counter()
-        mean, square, image = torch.zeros_like(inputs.image), torch.zeros_like(inputs.image), None
-        for number in range(max(1, options.drawn)):
-            residual = chain.draw(problem, number) if options.drawn else chain.mean()
-            mean.add_(residual)
-            square.addcmul_(residual, residual)
-            image = residual if image is None else image
-            problem.progress("reconstruct", 0.2 + 0.8 * (number + 1) / options.samples)
-        mean /= options.samples
-        spread = (square / options.samples).addcmul_(mean, mean, value=-1).clamp_(min=0)
-        spread *= options.samples / max(options.samples - 1, 1)
-        chosen = mean if options.estimate == "mean" or image is None else image
-        out = inputs.image + inputs.head * (chosen + inputs.correction)
-        calibration = weights.calibration(problem.contrast)
-        # Outside of the head there is nothing but noise, and the interpolated image has it.
-        predicted = (2 * chain.trunk.log_scale[0, 0]).exp_().add_(spread).sqrt_().mul_(calibration["Temperature"])
-        std = torch.full_like(inputs.image, problem.sigma).lerp_(predicted, inputs.head)
+    flips = FLIPS[: options.drawn or len(FLIPS)]
     how: dict[str, Any] = {"Steps": 1}
     if options.drawn:
         how = {"Steps": schedule.steps, "Rule": options.rule, "NoiseTemperature": SAMPLE_TEMPERATURE}
+    with torch.no_grad():  # not inference mode: the engine works on the result in place
+        found = _FlipAverage.nothing(inputs, len(flips))
+        for flip in range(len(flips)):
+            found.add(network, problem, flip)
+        count = options.drawn or len(flips)
+        mean = found.total / count
+        spread = torch.zeros_like(mean)
+        if options.drawn > 1:
+            spread = (found.square / count).addcmul_(mean, mean, value=-1).clamp_(min=0).mul_(count / (count - 1))
+        calibration = weights.calibration(problem.contrast)
+        # Outside of the head there is nothing but noise, and the interpolated image has it.
+        predicted = (2 * found.log_scale).exp_().add_(spread).sqrt_().mul_(calibration["Temperature"])
+        std = torch.full_like(inputs.image, problem.sigma).lerp_(predicted, inputs.head)
+        out = inputs.image + inputs.head * (mean + inputs.correction)
+        if found.sample is not None and found.expected is not None:
+            image, expected = (inputs.image + part + inputs.correction for part in (found.sample, found.expected))
+            gain, detail = detail_gain(image, expected, std)
+            out = torch.lerp(inputs.image, image.addcmul_(gain - 1, detail), inputs.head)
+            how["DetailGain"] = round(float((gain * inputs.head).sum() / inputs.head.sum().clamp(min=1)), 3)
     facts = {
-        "Precision": str(chain.dtype).removeprefix("torch."),
-        "Sampling": {"Estimate": options.estimate, "Samples": options.samples, **how},
-        "Windows": len(chain.windows),
-        "ExpertsEvaluated": round(chain.evaluated / max(chain.possible, 1), 4),
+        "Precision": str(fast_dtype(inputs.image.device)).removeprefix("torch."),
+        "Sampling": {"Estimate": options.estimate, "Samples": options.samples, "Flips": len(flips), **how},
+        "Windows": found.windows,
+        "ExpertsEvaluated": round(found.evaluated / max(found.possible, 1), 4),
         "NetworkSeconds": round(time.perf_counter() - start, 3),
-        "SecondsBeforeSampling": round(looked - start, 3),
+        "ConditioningSeconds": round(found.conditioning, 3),
         "Guidance": sorted(inputs.maps),
-        "GateShares": chain.gate_shares(),
+        "GateShares": found.gate_shares(),
         "UncertaintyCalibration": calibration,
     }
-    maps = chain.maps() if problem.maps else {}
+    maps = found.maps() if problem.maps else {}
     maps = {name: inputs.unpadded(volume) for name, volume in maps.items()}
     return Reconstruction(inputs.unpadded(out), inputs.unpadded(std), facts, maps)
+
+
+@define(eq=False)
+class _FlipAverage:
+    """What the flips have found, in the orientation of the inputs.
+
+    ``total`` and ``square`` are sums over all residuals; scale, gate and differences are means over the flips.
+    ``sample`` is the first one where the estimate shall be one, and ``expected`` the mean in its flip.
+    """
+
+    inputs: Inputs
+    flips: int
+    total: torch.Tensor
+    square: torch.Tensor
+    log_scale: torch.Tensor
+    gate: torch.Tensor
+    differences: torch.Tensor | None = None
+    sample: torch.Tensor | None = None
+    expected: torch.Tensor | None = None
+    windows: int = 0
+    evaluated: int = 0
+    possible: int = 0
+    conditioning: float = 0.0  # seconds of trunk, context and gate
+
+    @classmethod
+    def nothing(cls, inputs: Inputs, flips: int) -> _FlipAverage:
+        """Begin."""
+        total, square, log_scale = (torch.zeros_like(inputs.image) for _ in range(3))
+        gate = inputs.image.new_zeros((len(EXPERTS), *inputs.image.shape))
+        return cls(inputs, flips, total, square, log_scale, gate)
+
+    def add(self, network: MixtureNetwork, problem: Problem, flip: int) -> None:
+        """Look at the scan in a flip; estimate the mean there, or draw every eighth sample."""
+        axes, drawn = FLIPS[flip], problem.sampling.drawn
+        begun = time.perf_counter()
+
+        def progress(share: float) -> None:
+            problem.progress("reconstruct", (flip + share) / self.flips)
+
+        chain = _Chain.look(network, self.inputs.flipped(axes), problem, progress)
+        self.conditioning += time.perf_counter() - begun
+        numbers = range(flip, drawn, len(FLIPS)) if drawn else range(1)
+        for done, number in enumerate(numbers, 1):
+            residual = _flipped_back(chain.draw(problem, number) if drawn else chain.mean(), axes)
+            self.total.add_(residual)
+            self.square.addcmul_(residual, residual)
+            if number == 0 and problem.sampling.estimate == "sample":
+                self.sample, self.expected = residual, chain.mean()
+            progress(0.2 + 0.8 * done / len(numbers))
+        self.log_scale.add_(_flipped_back(chain.trunk.log_scale[0, 0], axes), alpha=1 / self.flips)
+        self.gate.add_(_flipped_back(chain.gate[0], axes), alpha=1 / self.flips)
+        if chain.differences is not None:
+            differences = _flipped_back(chain.differences, axes) / self.flips
+            self.differences = differences if self.differences is None else self.differences.add_(differences)
+        self.windows = len(chain.windows)
+        self.evaluated, self.possible = self.evaluated + chain.evaluated, self.possible + chain.possible
+
+    def gate_shares(self) -> dict[str, float]:
+        """Mean weight of each expert in the head."""
+        head = self.inputs.head
+        shares = (self.gate * head).sum(dim=(1, 2, 3)) / head.sum().clamp(min=1)
+        return {name: round(float(share), 4) for name, share in zip(EXPERTS, shares, strict=True)}
+
+    def maps(self) -> dict[str, torch.Tensor]:
+        """Gate of each expert, and its difference to the gated sum at the last step that is evaluated."""
+        found: dict[str, Any] = {f"gate-{name}": gate for name, gate in zip(EXPERTS, self.gate, strict=True)}
+        if self.differences is not None:
+            found |= {f"difference-{name}": part for name, part in zip(EXPERTS, self.differences, strict=True)}
+        return found
+
+
+def _flipped_back(volume: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    return volume.flip([volume.ndim - 3 + axis for axis in axes]) if axes else volume
 
 
 @define(eq=False)
@@ -145,7 +225,9 @@ class _Chain:
     possible: int = 0
 
     @classmethod
-    def look(cls, network: MixtureNetwork, inputs: Inputs, problem: Problem) -> _Chain:
+    def look(
+        cls, network: MixtureNetwork, inputs: Inputs, problem: Problem, progress: Callable[[float], None]
+    ) -> _Chain:
         """Everything that does not depend on the step."""
         shape, image = network.shape, inputs.image
         device, dtype = image.device, fast_dtype(image.device)
@@ -167,16 +249,17 @@ class _Chain:
             features[:, :, *_coarse(window.core)] = found[:, :, *_coarse(window.inner)].to(dtype)
             for whole, part in zip(trunk, output, strict=True):
                 whole[:, :, *window.core] = part[:, :, *window.inner]
-            problem.progress("reconstruct", 0.15 * (number + 1) / len(windows))
+            progress(0.15 * (number + 1) / len(windows))
         # The head alone: what the context makes of it does not depend on how much air is around.
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             cells = context_cells(network_cells(inputs.channels(wide)), features[:, :, *_coarse(wide)])
-            tokens, seen = network.context(cells)
+            tokens, seen = network.see(cells)
+        del cells
         inside = features[:, :, *_coarse(wide)]
         inside.copy_(with_context(inside, tokens.float()))
         logits = torch.zeros((1, len(EXPERTS), *(n // FINE for n in image.shape)), device=device)
         logits[:, :, *_coarse(wide, FINE)] = seen.float()
-        problem.progress("reconstruct", 0.2)
+        progress(0.2)
         return cls(
             network,
             inputs,
@@ -207,7 +290,7 @@ class _Chain:
         )
 
     def mean(self) -> torch.Tensor:
-        """Estimate the mean of all samples: the first step's estimate, whose state tells nothing."""
+        """Estimate the mean of all samples in this flip: the first step's estimate, whose state tells nothing."""
         return self.denoise(torch.zeros_like(self.inputs.image), self.network.shape.schedule.etas[-1])
 
     def denoise(self, state: torch.Tensor, eta: float) -> torch.Tensor:
@@ -240,19 +323,6 @@ class _Chain:
             gated = (self.gate[0] * differences).sum(dim=0)
             self.differences = (differences - gated) * self.inputs.head
         return out
-
-    def gate_shares(self) -> dict[str, float]:
-        """Mean weight of each expert in the head."""
-        head = self.inputs.head
-        shares = (self.gate[0] * head).sum(dim=(1, 2, 3)) / head.sum().clamp(min=1)
-        return {name: round(float(share), 4) for name, share in zip(EXPERTS, shares, strict=True)}
-
-    def maps(self) -> dict[str, torch.Tensor]:
-        """Gate of each expert, and its difference to the gated sum at the last step that is evaluated."""
-        found: dict[str, Any] = {f"gate-{name}": gate for name, gate in zip(EXPERTS, self.gate[0], strict=True)}
-        if self.differences is not None:
-            found |= {f"difference-{name}": part for name, part in zip(EXPERTS, self.differences, strict=True)}
-        return found
 
 
 def _coarse(box: tuple[slice, slice, slice], factor: int = FACTOR) -> tuple[slice, slice, slice]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from ..runtimes import features_of
 from ..weights import Weights
 from ..windows import largest_window, plan_windows
 from .base import Model, ModelCard, Problem, Reconstruction
-from .inputs import Inputs
+from .inputs import FLIPS, Inputs
 from .network import (
     FACTOR,
     GUIDANCE,
@@ -130,10 +129,10 @@ def _predict(
     predict: Callable[[torch.Tensor], NetworkOutput], channels: torch.Tensor, *, averaged: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Residual and log scale of a window, averaged over the eight flips if asked for."""
-    flips = [tuple(2 + a for a in range(3) if turn[a]) for turn in product((False, True), repeat=3)]
     sums: list[torch.Tensor] = []
-    chosen = flips if averaged else flips[:1]
-    for axes in chosen:
+    chosen = FLIPS if averaged else FLIPS[:1]
+    for flip in chosen:
+        axes = tuple(2 + axis for axis in flip)
         output = predict(channels.flip(axes) if axes else channels)
         found = [(part.flip(axes) if axes else part)[0, 0] for part in output]
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
