@@ -178,16 +178,16 @@ def test_gate_does_not_depend_on_the_air_around_the_head(mixture: Path, monkeypa
 def test_context_of_a_large_volume_is_that_of_its_patches() -> None:
     context, generator = random_mixture().context, torch.Generator().manual_seed(0)
     channels = context.cell.get_submodule("conv").in_channels
-    cells = torch.randn((1, channels, 28, 16, 16), generator=generator)  # two patches of 16 that share 4 cells
+    cells = torch.randn((1, channels, 24, 16, 16), generator=generator)  # two patches of 16 that share 8 cells
     with torch.no_grad():
         found = context_in_patches(context, cells, 16)
-        first, last = context(cells[:, :, :16]), context(cells[:, :, 12:])
+        first, last = context(cells[:, :, :16]), context(cells[:, :, 8:])
     for whole, one, other, side in zip(found, first, last, (4, 2), strict=True):  # cells per token
-        assert whole.shape[2] == 28 // side
-        torch.testing.assert_close(whole[:, :, : 12 // side], one[:, :, : 12 // side])
-        torch.testing.assert_close(whole[:, :, 16 // side :], other[:, :, 4 // side :])
-        shared = whole[:, :, 12 // side : 16 // side]
-        parts = one[:, :, 12 // side :], other[:, :, : 4 // side]
+        assert whole.shape[2] == 24 // side
+        torch.testing.assert_close(whole[:, :, : 8 // side], one[:, :, : 8 // side])
+        torch.testing.assert_close(whole[:, :, 16 // side :], other[:, :, 8 // side :])
+        shared = whole[:, :, 8 // side : 16 // side]
+        parts = one[:, :, 8 // side :], other[:, :, : 8 // side]
         low, high = torch.minimum(*parts), torch.maximum(*parts)
         assert ((shared >= low - 1e-5) & (shared <= high + 1e-5)).all()
     small = cells[:, :, :12]  # less than a patch
@@ -195,7 +195,7 @@ def test_context_of_a_large_volume_is_that_of_its_patches() -> None:
         for whole, one in zip(context_in_patches(context, small, 16), context(small), strict=True):
             assert torch.equal(whole, one)
         thin = context_in_patches(context, cells[:, :, :, :12], 16)
-    assert [tuple(part.shape[2:]) for part in thin] == [(7, 3, 4), (14, 6, 8)]
+    assert [tuple(part.shape[2:]) for part in thin] == [(6, 3, 4), (12, 6, 8)]
     with pytest.raises(ValueError, match="multiple of 32"):
         ContextShape(patch=40)
 

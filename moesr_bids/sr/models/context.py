@@ -21,9 +21,12 @@ TOKEN = 2 * FINE
 """Target voxels per side of the tokens of the transformer; volumes are multiples of it."""
 _CELL, _FINE, _MIDDLE, _COARSE = 32, 64, 96, 128  # channels at half resolution, and of the embeddings
 _GROUPS = 8
-_OVERLAP = 0.25  # of a patch with the next one
+_CELL_VOXELS = 2  # target voxels per side of a cell
+_OVERLAP = 0.375  # of a patch with the next one
+_BORDER = 0.125  # of a patch at each side, which did not count in the training
+_LEAST_WEIGHT = 1e-3
 _PATCHES_ON_GPU = 16  # at a time: one alone would keep it waiting
-_PATCH_MULTIPLE = 4 * TOKEN  # then patches overlap by whole tokens
+_PATCH_MULTIPLE = 4 * TOKEN
 
 
 @frozen
@@ -122,29 +125,39 @@ def context_in_patches(context: Context, cells: torch.Tensor, patch: int) -> tup
         return found
     from monai.inferers import sliding_window_inference
 
-    rises = [_rise(n, max(1, int(_OVERLAP * n))).to(cells.device) for n in size]
-    weight = torch.einsum("i,j,k->ijk", *rises)
+    weight = torch.einsum("i,j,k->ijk", *(_weights(n).to(cells.device) for n in size))
+    # Half a cell, so that rounding does not make the distance of two patches one cell less.
+    overlap = [1 - (_distance(n) + 0.5) / n for n in size]
     at_a_time = _PATCHES_ON_GPU if cells.is_cuda else 1
     tokens, logits = sliding_window_inference(
-        cells, size, at_a_time, context, overlap=_OVERLAP, mode="gaussian", roi_weight_map=weight
+        cells, size, at_a_time, context, overlap=overlap, mode="gaussian", roi_weight_map=weight
     )
     return tokens, logits
 
 
-def _rise(size: int, overlap: int) -> torch.Tensor:
-    """Weight along an axis: 1, and rising from nothing over the overlap at both ends."""
+def _distance(size: int) -> int:
+    """Cells from one patch to the next: whole tokens."""
+    cells = TOKEN // _CELL_VOXELS
+    return max(1, int((1 - _OVERLAP) * size / cells)) * cells
+
+
+def _weights(size: int) -> torch.Tensor:
+    """Weight along an axis of a patch: next to nothing in its border, and rising over what of the overlap is left."""
+    border = int(_BORDER * size)
     places = torch.arange(size) + 0.5
-    return (torch.minimum(places, size - places) / overlap).clamp(max=1.0)
+    rising = max(1, size - _distance(size) - 2 * border)
+    return ((torch.minimum(places, size - places) - border) / rising).clamp(_LEAST_WEIGHT, 1.0)
 
 
 def context_flops(shape: ContextShape, channels: int) -> float:
     """Return the floating-point operations of the context per target voxel of a large volume."""
-    width, overlapping = shape.channels, (1 - _OVERLAP) ** -3
+    patch = shape.patch // _CELL_VOXELS
+    width, overlapping = shape.channels, (patch / _distance(patch)) ** 3
     cell = channels * _CELL
     fine = 27 * (_CELL + _FINE) * _FINE + 27 * 2 * _FINE * _FINE
     middle = 27 * (_FINE + _MIDDLE) * _MIDDLE + 12 * shape.depth * width**2
     coarse = 27 * (_MIDDLE + _COARSE) * _COARSE
-    sizes = (TOKEN // 4, FINE, TOKEN, 2 * TOKEN)
+    sizes = (_CELL_VOXELS, FINE, TOKEN, 2 * TOKEN)
     return 2 * overlapping * sum(work / n**3 for work, n in zip((cell, fine, middle, coarse), sizes, strict=True))
 
 
