@@ -41,7 +41,7 @@ _METHODS = (
 GATE_THRESHOLD = 0.02
 """An expert whose gate stays below this everywhere in a window is not evaluated there."""
 SAMPLE_TEMPERATURE = 0.25
-"""Of the noise of samples: one of the packaged weights then errs by 0.4 dB more than the mean, a full one by 1.3 dB."""
+"""Of the noise of samples: one of the packaged weights, with its detail, then errs by 0.6 dB more than the mean."""
 _ACTIVATIONS = 5  # inner volumes that are alive at a time
 _VOLUMES_BYTES = 150  # per target voxel: images, state, noise, gate, shared features
 
