@@ -75,15 +75,15 @@ def teraflops(network: ResidualNetwork | MixtureNetwork, sampling: Sampling, ave
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         if isinstance(network, ResidualNetwork):
             network(channels, acquisition)
-            passes, looking, steps = len(FLIPS) if averaged else 1, counter.get_total_flops(), 0
+            flips, steps = len(FLIPS) if averaged else 1, 0
+            looking = counter.get_total_flops()
         else:
             scene = network.look(channels, acquisition)
             looking = counter.get_total_flops()
             network.mean(scene, acquisition)
-            passes = min(sampling.drawn or len(FLIPS), len(FLIPS))
-            steps = sampling.drawn * network.shape.schedule.steps + (sampling.estimate == "sample") or passes
+            flips, steps = sampling.evaluations(len(FLIPS), network.shape.schedule.steps)
         step = counter.get_total_flops() - looking
-    return (passes * looking + steps * step) / _COUNTED**3 * _HEAD_VOXELS / 1e12
+    return (flips * looking + steps * step) / _COUNTED**3 * _HEAD_VOXELS / 1e12
 
 
 def cropped(truth: Truth, size: int) -> Truth:

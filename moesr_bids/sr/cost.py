@@ -46,15 +46,11 @@ def estimate_cost(
     memory = _BASE_GB + (card.bytes_per_voxel * voxels + window + 24 * math.prod(input_shape)) / 1024**3
     transform = _transform_work(input_shape, target_shape)
     speed = 1 if threads <= 1 else threads**0.8
-    sampling = sampling or Sampling()
-    drawn = sampling.drawn
-    passes = min(card.flips, drawn or card.flips)
-    # The detail of a sample is compared with that of the mean, which takes a step more.
-    steps = drawn * card.steps_per_sample + (sampling.estimate == "sample") if drawn else passes
+    flips, steps = (sampling or Sampling()).evaluations(card.flips, card.steps_per_sample)
     seconds = (
         6.0
         + (card.iterations + 3) * 2 * transform / _MULTIPLY_ADD_PER_SECOND / speed
-        + (passes * card.seconds_per_megavoxel + steps * card.seconds_per_step) * voxels / 1e6 / speed
+        + (flips * card.seconds_per_megavoxel + steps * card.seconds_per_step) * voxels / 1e6 / speed
     )
     return round(memory, 2), round(seconds, 1)
 

@@ -31,3 +31,13 @@ class Sampling:
     def drawn(self) -> int:
         """Number of samples that are drawn."""
         return 0 if self.samples == 1 and self.estimate == "mean" else self.samples
+
+    def evaluations(self, flips: int, steps: int) -> tuple[int, int]:
+        """Count the flips of an image that are looked at, of so many, and the steps of the chain in all of them.
+
+        The mean takes one step in each flip, a sample takes ``steps``. A sample that is the image takes one more, of
+        the mean that its detail is compared with.
+        """
+        if not self.drawn:
+            return flips, flips
+        return min(flips, self.drawn), self.drawn * steps + (self.estimate == "sample")

@@ -1,9 +1,10 @@
 """Distillation of a mixture-of-experts teacher into a one-step student.
 
-The student's targets go from a smooth to the sharp version of the teacher's estimate over named stages; the truth stays
-beside the teacher, and the teacher's features are hints (FitNets, Romero et al. 2015) by way of a 1 x 1 x 1 adapter
-that is thrown away. The teacher sees each example flipped at random, so that what the student learns, the mean over
-all flips, is better than any of them (Hinton et al. 2015, arXiv 1503.02531, of ensembles).
+Over named stages the student is compared with the teacher in more and more detail: both estimates are smoothed alike,
+from much to not at all. The truth stays beside the teacher, and the teacher's features are hints (FitNets, Romero et
+al. 2015) by way of a 1 x 1 x 1 adapter that is thrown away. The teacher sees each example flipped at random, so that
+what the student learns, the mean over all flips, is better than any of them (Hinton et al. 2015, arXiv 1503.02531, of
+ensembles).
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def distillation_loss(
     weights
         Weights of the terms.
     stage
-        How smooth the teacher is.
+        Through which smoothing student and teacher are compared.
     border
         Voxels at the sides that do not count.
     """

@@ -193,7 +193,7 @@ class DistillationObjective(Objective):
         return (flips.to(batch.channels.device, non_blocking=True),)
 
     def stage(self, share: float) -> Stage:
-        """How smooth the teacher is."""
+        """Through which smoothing student and teacher are compared."""
         return self.weights.stage(share)
 
     def loss(

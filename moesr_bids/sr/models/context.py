@@ -15,13 +15,14 @@ from attrs import field, frozen
 from torch import nn
 from torch.nn import functional
 
+from .network import FACTOR
+
 FINE = 4
 """Target voxels per side of the tokens of the gate."""
 TOKEN = 2 * FINE
 """Target voxels per side of the tokens of the transformer; volumes are multiples of it."""
 _CELL, _FINE, _MIDDLE, _COARSE = 32, 64, 96, 128  # channels at half resolution, and of the embeddings
 _GROUPS = 8
-_CELL_VOXELS = 2  # target voxels per side of a cell
 _OVERLAP = 0.375  # of a patch with the next one
 _BORDER = 0.125  # of a patch at each side, which did not count in the training
 _LEAST_WEIGHT = 1e-3
@@ -137,7 +138,7 @@ def context_in_patches(context: Context, cells: torch.Tensor, patch: int) -> tup
 
 def _distance(size: int) -> int:
     """Cells from one patch to the next: whole tokens."""
-    cells = TOKEN // _CELL_VOXELS
+    cells = TOKEN // FACTOR
     return max(1, int((1 - _OVERLAP) * size / cells)) * cells
 
 
@@ -151,13 +152,13 @@ def _weights(size: int) -> torch.Tensor:
 
 def context_flops(shape: ContextShape, channels: int) -> float:
     """Return the floating-point operations of the context per target voxel of a large volume."""
-    patch = shape.patch // _CELL_VOXELS
+    patch = shape.patch // FACTOR
     width, overlapping = shape.channels, (patch / _distance(patch)) ** 3
     cell = channels * _CELL
     fine = 27 * (_CELL + _FINE) * _FINE + 27 * 2 * _FINE * _FINE
     middle = 27 * (_FINE + _MIDDLE) * _MIDDLE + 12 * shape.depth * width**2
     coarse = 27 * (_MIDDLE + _COARSE) * _COARSE
-    sizes = (_CELL_VOXELS, FINE, TOKEN, 2 * TOKEN)
+    sizes = (FACTOR, FINE, TOKEN, 2 * TOKEN)
     return 2 * overlapping * sum(work / n**3 for work, n in zip((cell, fine, middle, coarse), sizes, strict=True))
 
 

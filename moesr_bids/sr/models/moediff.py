@@ -110,9 +110,10 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         # Outside of the head there is nothing but noise, and the interpolated image has it.
         predicted = (2 * found.log_scale).exp_().add_(spread).sqrt_().mul_(calibration["Temperature"])
         std = torch.full_like(inputs.image, problem.sigma).lerp_(predicted, inputs.head)
-        out = inputs.image + inputs.head * (mean + inputs.correction)
-        if found.sample is not None and found.expected is not None:
-            image, expected = (inputs.image + part + inputs.correction for part in (found.sample, found.expected))
+        if found.sample is None:
+            out = inputs.image + inputs.head * (mean + inputs.correction)
+        else:
+            image, expected = (inputs.image + part + inputs.correction for part in found.sample)
             gain, detail = detail_gain(image, expected, std)
             out = torch.lerp(inputs.image, image.addcmul_(gain - 1, detail), inputs.head)
             how["DetailGain"] = round(float((gain * inputs.head).sum() / inputs.head.sum().clamp(min=1)), 3)
@@ -137,7 +138,7 @@ class _FlipAverage:
     """What the flips have found, in the orientation of the inputs.
 
     ``total`` and ``square`` are sums over all residuals; scale, gate and differences are means over the flips.
-    ``sample`` is the first one where the estimate shall be one, and ``expected`` the mean in its flip.
+    ``sample`` is the first one and the mean in its flip, where the estimate shall be a sample.
     """
 
     inputs: Inputs
@@ -147,8 +148,7 @@ class _FlipAverage:
     log_scale: torch.Tensor
     gate: torch.Tensor
     differences: torch.Tensor | None = None
-    sample: torch.Tensor | None = None
-    expected: torch.Tensor | None = None
+    sample: tuple[torch.Tensor, torch.Tensor] | None = None
     windows: int = 0
     evaluated: int = 0
     possible: int = 0
@@ -177,7 +177,7 @@ class _FlipAverage:
             self.total.add_(residual)
             self.square.addcmul_(residual, residual)
             if number == 0 and problem.sampling.estimate == "sample":
-                self.sample, self.expected = residual, chain.mean()
+                self.sample = residual, chain.mean()
             progress(0.2 + 0.8 * done / len(numbers))
         self.log_scale.add_(_flipped_back(chain.trunk.log_scale[0, 0], axes), alpha=1 / self.flips)
         self.gate.add_(_flipped_back(chain.gate[0], axes), alpha=1 / self.flips)
