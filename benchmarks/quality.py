@@ -28,7 +28,7 @@ from scipy import ndimage
 from moesr_bids.atomic import temporary_beside
 from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
-from moesr_bids.sr.metrics import contrast_to_noise, lesion_geometry, psnr, ssim
+from moesr_bids.sr.metrics import contrast_to_noise, lesion_contrasts, lesion_geometry, psnr, ssim
 from moesr_bids.sr.models import weights_path
 
 from .degrade import Case, all_cases, degrade, mismatched_cases
@@ -38,6 +38,7 @@ _LCM = 60  # of all factors, so that every degraded image has the truth's field 
 _BASELINE = "cubic"
 _LANCZOS_RADIUS = 5
 _RIM_VOXELS = (1, 4)  # from and to this many voxels around a lesion
+_LESION_SIZES = (0, 100, 1000, np.inf)  # voxels
 
 
 @frozen(eq=False)
@@ -83,8 +84,16 @@ class Row:
     lesion_ratio: float = float("nan")
     lesion_shift: float = float("nan")
     lesion_volume: float = float("nan")
+    contrast_small: float = float("nan")
+    contrast_medium: float = float("nan")
+    contrast_large: float = float("nan")
     noise_ratio: float = float("nan")
     residual_ratio: float = float("nan")
+
+    @property
+    def contrasts(self) -> tuple[float, float, float]:
+        """Contrast of lesions of less than 100, less than 1000, and more voxels, over the truth's."""
+        return self.contrast_small, self.contrast_medium, self.contrast_large
 
 
 def load_truths(data: Path, splits: Path, role: str, participants: Sequence[str]) -> Iterator[Truth]:
@@ -193,7 +202,9 @@ def compare(
             here, there = (contrast_to_noise(image, truth.lesions, rim) for image in (restored, sharp))
             facts["lesion_ratio"] = here / there
             shift, volume = lesion_geometry(sharp, restored, truth.lesions, float(sharp[rim].mean()))
+            small, medium, large = lesion_contrasts(sharp, restored, truth.lesions, rim, _LESION_SIZES)
             facts |= {"lesion_shift": shift, "lesion_volume": volume}
+            facts |= {"contrast_small": small, "contrast_medium": medium, "contrast_large": large}
         rows.append(Row(truth.participant, truth.suffix, case.name, method, p, s, *gains, round(seconds, 1), **facts))
 
     for method in (_BASELINE, *(name for name in interpolators if name != _BASELINE)):
@@ -270,6 +281,11 @@ def lesion_table(rows: Sequence[Row]) -> str:
     lines += ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
     for of_one in _by_image(some):
         cells = [f"{100 * r.lesion_ratio:.0f}, {100 * r.lesion_volume:.0f}, {r.lesion_shift:.2f}" for r in of_one]
+        lines.append(f"| {of_one[0].participant} {of_one[0].suffix} | {of_one[0].case} | " + " | ".join(cells) + " |")
+    lines += ["", "Contrast of lesions of less than 100, less than 1000, and more voxels, % of the truth's", ""]
+    lines += ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
+    for of_one in _by_image(some):
+        cells = [", ".join("n/a" if np.isnan(c) else f"{100 * c:.0f}" for c in r.contrasts) for r in of_one]
         lines.append(f"| {of_one[0].participant} {of_one[0].suffix} | {of_one[0].case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

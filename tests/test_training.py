@@ -46,7 +46,7 @@ from moesr_bids.training.acquisition import (
 from moesr_bids.training.examples import Examples
 from moesr_bids.training.gradients import gradients_of
 from moesr_bids.training.loop import Budget, train
-from moesr_bids.training.losses import LossWeights, student_loss
+from moesr_bids.training.losses import LossWeights, importance, student_loss
 from moesr_bids.training.objectives import objective_of
 from moesr_bids.training.recipe import read_recipe, recipe_from
 from moesr_bids.training.simulation import acquire
@@ -86,7 +86,7 @@ def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def patch_of(volume: torch.Tensor) -> torch.Tensor:
     """Patch of a volume of unknown tissue."""
-    return torch.stack([volume, torch.zeros_like(volume), torch.zeros_like(volume)])
+    return torch.cat([volume[None], volume.new_zeros((3, *volume.shape))])
 
 
 @given(seed=st.integers(0, 10_000))
@@ -249,7 +249,7 @@ def test_patches_are_drawn_inside_and_scaled(bids: Path) -> None:
     volume = load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz")
     for seed in range(6):
         patch = _cut(volume, seed)
-        assert patch.shape == (3, 40, 40, 40)
+        assert patch.shape == (4, 40, 40, 40)
         assert 0.7 < float(patch[0].max()) < 2.0
         assert float(patch[1:].abs().max()) == 0  # no segmentation
 
@@ -257,12 +257,13 @@ def test_patches_are_drawn_inside_and_scaled(bids: Path) -> None:
 def test_patches_carry_the_tissue_of_a_segmentation(bids: Path) -> None:
     volume = load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz", [bids / "segmentations"])
     truth = brainlike().get_fdata()
-    white, cortex = volume.tissue
+    white, cortex, lesions = volume.tissue
+    assert not lesions.any()
     assert np.array_equal(white > 0, truth > 90)
     assert np.array_equal(cortex > 0, (truth > 40) & (truth <= 90))
     assert load_volume(bids / "sub-02/anat/sub-02_T1w.nii.gz", [bids / "segmentations"]).tissue is None
     for seed in range(4):  # turned and resampled with the image
-        image, white, cortex = _cut(volume, seed)
+        image, white, cortex, _ = _cut(volume, seed)
         assert float(image[white > 0.99].min()) > float(image[cortex > 0.99].max()) - 0.15
         assert 0 <= float(torch.minimum(white, cortex).min()) <= float(torch.maximum(white, cortex).max()) <= 1
 
@@ -271,16 +272,19 @@ def test_synthesis_draws_lesions_in_white_matter_and_partial_volume(bids: Path) 
     labels = load_label_map(bids / "labels/sub-09_dseg.nii.gz")
     assert labels.values.tolist() == [0, 2, 3]  # background, cortex, and white matter of both sides as one
     anatomy = RandomAnatomy(lesions=1.0, bare=0.0)
-    with_lesions = anatomy.draw(labels, 32, np.random.default_rng(2), CPU)
-    without = RandomAnatomy(lesions=0.0, bare=0.0).draw(labels, 32, np.random.default_rng(2), CPU)
+    with_lesions = anatomy.draw(labels, 32, np.random.default_rng(3), CPU)
+    without = RandomAnatomy(lesions=0.0, bare=0.0).draw(labels, 32, np.random.default_rng(3), CPU)
     lesion = with_lesions.fine == 255
     assert 0 < int(lesion.sum()) < lesion.numel() / 2
     assert torch.isin(without.fine[lesion], torch.tensor(labels.indices([2]), dtype=torch.uint8)).all()
     assert torch.equal(with_lesions.fine[~lesion], without.fine[~lesion])
+    assert float(with_lesions.tissue[2].mean()) == pytest.approx(float(lesion.float().mean()))
+    torch.testing.assert_close(with_lesions.tissue[:2], without.tissue[:2])  # they count as white matter
     palette = RandomAnatomy(texture=(1e-6, 2e-6)).palette(labels, np.random.default_rng(0))
     image = palette.paint(without, torch.from_numpy(palette.tables))
-    assert image.shape == (3, 32, 32, 32)
-    assert float(image[1:].sum(dim=0).max()) == 1.0
+    assert image.shape == (4, 32, 32, 32)
+    assert float(image[1:3].sum(dim=0).max()) == 1.0
+    assert not image[3].any()
     image = image[0]
     levels, counts = np.unique(np.round(image.numpy(), 4), return_counts=True)
     assert len(levels) > 3  # mixed voxels
@@ -296,7 +300,7 @@ def test_synthesis_has_the_contrasts_of_brain_scans(bids: Path) -> None:
     for seed in range(12):
         anatomy = RandomAnatomy(texture=(1e-6, 2e-6), natural=1.0)
         palette = anatomy.palette(labels, np.random.default_rng(seed))
-        image, white, cortex = palette.paint(drawn, torch.from_numpy(palette.tables))
+        image, white, cortex, _ = palette.paint(drawn, torch.from_numpy(palette.tables))
         levels = float(image[white == 1].mean()), float(image[cortex == 1].mean())
         assert 0.2 < levels[1] < 0.95 and abs(levels[0] - levels[1]) < 0.8
         whiter.add(levels[0] > levels[1] + 0.02)
@@ -360,12 +364,35 @@ def test_loss_is_least_for_the_truth_and_the_right_scale() -> None:
 
     def loss(residual: torch.Tensor, log_scale: float) -> float:
         output = NetworkOutput(residual, torch.full_like(truth, log_scale))
-        return float(student_loss(output, start, truth, weights)[0])
+        return float(student_loss(output, start, truth, weights, torch.ones_like(truth))[0])
 
     scale = float(np.log(0.1 * np.sqrt(2 / np.pi)))  # of the absolute error
     nothing = torch.zeros_like(truth)
     assert loss(truth - start, -5.0) < loss(nothing, scale)
     assert loss(nothing, scale) < min(loss(nothing, scale - 0.5), loss(nothing, scale + 0.5))
+
+
+def test_errors_in_lesions_count_more() -> None:
+    """In lesions and two voxels around them, and only there."""
+    truth, tissue = torch.rand(1, 1, 16, 16, 16), torch.zeros(1, 3, 16, 16, 16)
+    tissue[:, 2, 4:6, 4:6, 4:6] = 1
+
+    def losses(place: slice, weights: LossWeights) -> tuple[float, float]:
+        residual = torch.zeros_like(truth)
+        residual[..., place, place, place] = 0.1
+        output = NetworkOutput(residual - 0.2, torch.zeros_like(truth))
+        terms = student_loss(output, truth + 0.2, truth, weights, importance(tissue, weights))[1]
+        return float(terms["reconstruction"]), float(terms["gradient"])
+
+    near, far, plain, heavy = slice(2, 4), slice(12, 14), LossWeights(), LossWeights(lesions=9.0)
+    counts = importance(tissue, heavy)
+    assert torch.equal(counts[..., 2:8, 2:8, 2:8], torch.full((1, 1, 6, 6, 6), 10.0))
+    assert float(counts.sum()) == 16**3 + 9 * 6**3
+    assert losses(near, plain) == pytest.approx(losses(far, plain))
+    for wrong_near, wrong_far in zip(losses(near, heavy), losses(far, heavy), strict=True):
+        assert wrong_near > wrong_far
+    tissue = torch.zeros_like(tissue)  # without lesions all counts alike
+    assert losses(far, heavy) == pytest.approx(losses(far, plain))
 
 
 def _train(bids: Path, folder: Path, steps: int, say=lambda line: None, workers: int = 0):

@@ -30,6 +30,7 @@ __all__ = ["bids"]
 STAGES = [{"name": "smooth", "until": 0.5, "blur": 3.0}, {"name": "sharp", "until": 1.0, "blur": 0.0}]
 LOSS = {"teacher": 0.5, "hints": 0.1, "stages": STAGES}
 NO_FLIPS = torch.zeros(3, dtype=torch.bool)
+NO_TISSUE = torch.zeros(1, 3, 24, 24, 24)
 STUDENT = NetworkShape(channels=4, blocks=1, embedding=4)
 RECIPE = {**TINY, "kind": "distill", "network": STUDENT.record(), "loss": LOSS, "patch": 24}
 
@@ -48,7 +49,7 @@ def test_targets_go_from_smooth_to_sharp() -> None:
 
     def teacher_loss(taught: torch.Tensor, share: float) -> float:
         terms = distillation_loss(
-            pupil, channels, vector, start, start + 0.1, (taught, features), weights, weights.stage(share)
+            pupil, channels, vector, start, start + 0.1, NO_TISSUE, (taught, features), weights, weights.stage(share)
         )[1]
         return float(terms["teacher"])
 
@@ -86,7 +87,7 @@ def test_what_lies_in_the_border_of_an_example_does_not_count(kind: str) -> None
     other[..., 4:20, 4:20, 4:20] = sharp[..., 4:20, 4:20, 4:20]
 
     def terms(truth: torch.Tensor) -> dict[str, float]:
-        batch = Batch(channels, torch.zeros(1, CONDITIONS), truth, torch.zeros(1, 2, 24, 24, 24))
+        batch = Batch(channels, torch.zeros(1, CONDITIONS), truth, NO_TISSUE)
         drawn = objective.draw(batch, torch.Generator().manual_seed(0))
         return {name: float(value) for name, value in objective.loss(network, batch, drawn, ONE_STAGE)[1].items()}
 
@@ -106,7 +107,7 @@ def test_hints_and_teacher_reach_the_student() -> None:
     weights, history = DistillationLossWeights(**LOSS), []
     for _ in range(120):
         loss, terms = distillation_loss(
-            pupil, channels, vector, start, start + taught[0], taught, weights, weights.stage(0.9)
+            pupil, channels, vector, start, start + taught[0], NO_TISSUE, taught, weights, weights.stage(0.9)
         )
         optimizer.zero_grad()
         loss.backward()

@@ -42,7 +42,7 @@ def test_tissue_of_freesurfer_labels() -> None:
 
 
 def test_bands_are_pure_inside_and_junction_between() -> None:
-    tissue = torch.zeros(1, 2, 32, 16, 16)
+    tissue = torch.zeros(1, 3, 32, 16, 16)
     tissue[:, 0, :14], tissue[:, 1, 14:22] = 1, 1
     bands, confidence = tissue_bands(tissue)
     torch.testing.assert_close(bands.sum(dim=1), torch.ones(1, 32, 16, 16))
@@ -109,7 +109,7 @@ def test_what_lies_in_the_border_does_not_count() -> None:
     torch.manual_seed(0)
     sharp, start, log_scale = (torch.rand(1, 1, 32, 32, 32) for _ in range(3))
     corrections, logits = torch.rand(1, 3, 32, 32, 32), torch.rand(1, 3, 8, 8, 8)
-    tissue = torch.rand(1, 2, 32, 32, 32)
+    tissue = torch.rand(1, 3, 32, 32, 32)
     mixed = Mixed(torch.zeros_like(sharp), corrections, logits, log_scale)
     weights = MixtureLossWeights()
     before, _ = mixture_loss(mixed, start, sharp, tissue, weights, border=8)
@@ -129,7 +129,7 @@ def test_most_steps_are_the_first_that_is_sampled() -> None:
     objective = MixtureObjective(recipe_from(RECIPE))
     same = torch.rand(400, 1, 4, 4, 4)
     channels = torch.cat([same, torch.zeros(400, 3, 4, 4, 4)], dim=1)
-    batch = Batch(channels, torch.zeros(400, 12), same, torch.zeros(400, 2, 4, 4, 4))
+    batch = Batch(channels, torch.zeros(400, 12), same, torch.zeros(400, 3, 4, 4, 4))
     state, etas = objective.draw(batch, torch.Generator().manual_seed(3))
     schedule = objective.shape.schedule
     assert set(etas.tolist()) == set(torch.tensor(schedule.etas[1:]).tolist())
@@ -153,7 +153,7 @@ def test_one_example_is_learnt_by_heart_and_its_tissue_by_the_gate() -> None:
     line = torch.arange(24.0)
     sharp = (0.6 + 0.2 * torch.sin(line / 2))[None, None, :, None, None].expand(1, 1, 24, 24, 24)
     sharp = sharp + 0.02 * torch.randn(sharp.shape, generator=random)
-    tissue = torch.zeros(1, 2, 24, 24, 24)
+    tissue = torch.zeros(1, 3, 24, 24, 24)
     tissue[:, 0, ..., :12], tissue[:, 1, ..., 12:] = 1, 1
     channels = torch.zeros(1, 4, 24, 24, 24)
     channels[:, 0] = sharp[:, 0] + 0.05 * torch.sin(line)
@@ -223,8 +223,9 @@ def test_a_memory_forgets_and_counts_known_tissue_alone() -> None:
 
         def batch(self, first: int) -> Batch:
             made.append(first)
-            tissue = torch.zeros(2, 2, 8, 8, 8)
-            tissue[1] = 0.5 * (first % 4 == 0)
+            tissue = torch.zeros(2, 3, 8, 8, 8)
+            tissue[1, :2] = 0.5 * (first % 4 == 0)
+            tissue[:, 2] = 1.0  # lesions alone teach the gate nothing
             return Batch(torch.zeros(2, 4, 8, 8, 8), torch.zeros(2, 12), torch.zeros(2, 1, 8, 8, 8), tissue, first)
 
     network = random_mixture()
@@ -262,7 +263,24 @@ def test_command_trains_a_mixture_from_a_one_step_network(
     assert weights.card["started_from"]["sha256"] == Weights.read(tmp_path / "trunk.safetensors").sha256
     assert main([*arguments, "--steps", "3"]) == 0  # resumed
     assert Weights.read(tmp_path / "out/weights.safetensors").card["training"]["steps"] == 3
-    capsys.readouterr()
+    write_weights(tmp_path / "later.safetensors", ResidualNetwork(TRUNK), card)
+    again = [
+        *arguments,
+        "--out",
+        str(tmp_path / "again"),
+        "--steps",
+        "1",
+        "--trunk",
+        str(tmp_path / "later.safetensors"),
+    ]
+    assert main([*again, "--start", str(tmp_path / "out/weights.safetensors")]) == 0
+    renewed, later = Weights.read(tmp_path / "again/weights.safetensors"), Weights.read(tmp_path / "later.safetensors")
+    assert renewed.card["trunk"] == {"sha256": later.sha256}
+    cpu = torch.device("cpu")
+    for name, tensor in later.network(cpu).state_dict().items():
+        torch.testing.assert_close(renewed.network(cpu).state_dict()[f"trunk.{name}"], tensor)
+    assert main([*again, "--start", str(tmp_path / "later.safetensors")]) == 2
+    assert "--trunk takes the weights of a one-step network" in capsys.readouterr().err
     assert main(["models", str(tmp_path / "out/weights.safetensors")]) == 0
     assert "after 42 minutes, 12 steps of the weights that it started from" in capsys.readouterr().out
 

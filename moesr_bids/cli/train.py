@@ -17,6 +17,7 @@ from .arguments import positive_float, positive_int
 from .scans import find_scans, label_of, unknown_participant
 
 if TYPE_CHECKING:
+    from ..sr.weights import Network
     from ..training.loop import Trained
     from ..training.volumes import Volume
 
@@ -48,7 +49,8 @@ def add_parser(commands: Any) -> None:
         default=[],
         metavar="DIR",
         help="folders with segmentations (*_dseg.nii.gz, FreeSurfer numbers) of the scans on their grids, such as "
-        "moesr segment makes; they tell the gate of the mixture of experts where the tissues are",
+        "moesr segment makes, and with masks of lesions (*_label-lesion_mask.nii.gz); they tell the gate of a mixture "
+        "of experts where the tissues are, and a recipe with lesions where these are or may be planted",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for weights, state and log")
     parser.add_argument("--recipe", default="student", help="name of a recipe, or a .yml file (default: student)")
@@ -69,6 +71,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--minutes", type=positive_float, metavar="N", help="stop after this time")
     parser.add_argument("--steps", type=positive_int, metavar="N", help="stop at this step")
     parser.add_argument("--start", type=Path, metavar="FILE", help="weights to start a new training from")
+    parser.add_argument(
+        "--trunk", type=Path, metavar="FILE", help="one-step weights that replace the trunk of the mixture of --start"
+    )
     parser.add_argument("--teacher", type=Path, metavar="FILE", help="weights to learn from, of a recipe that distils")
     parser.add_argument("--licence", default="", help="terms of the data, for the card")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
@@ -81,6 +86,8 @@ def usage_problem(options: argparse.Namespace) -> str | None:
     for folder in (options.data, *options.labels, *options.segmentations):
         if not folder.is_dir():
             return f"{folder}: no such folder"
+    if options.trunk and not options.start:
+        return "--trunk replaces that of a mixture: name it with --start"
     if options.minutes is None and options.steps is None:
         return "say when to stop: --minutes or --steps"
     both = set(map(label_of, options.participant_label)) & set(map(label_of, options.validation_label))
@@ -109,6 +116,16 @@ def run(options: argparse.Namespace) -> int:
     chosen = set(map(label_of, options.participant_label))
     volumes = list(_volumes(options, lambda label: label in chosen if chosen else label not in held_out_labels))
     held_out = list(_volumes(options, held_out_labels.__contains__))
+    if recipe.lesion_focus and not any(volume.lesions for volume in volumes):
+        raise ValueError(
+            f"recipe {options.recipe} has a lesion_focus, and no scan has a mask of lesions; name a folder with "
+            "*_label-lesion_mask.nii.gz as --segmentations, or leave lesion_focus out"
+        )
+    if recipe.lesions_planted and not any(volume.segmented for volume in volumes):
+        raise ValueError(
+            f"recipe {options.recipe} plants lesions into white matter, and of no scan it is known; name a folder of "
+            "moesr segment as --segmentations, or leave lesions_planted out"
+        )
     maps = [path for folder in options.labels for path in sorted(folder.rglob("*_dseg.nii.gz"))]
     others = {label_of(folder.name) for folder in options.data.glob("sub-*")} - chosen if chosen else set()
     maps = [path for path in maps if label_of(path.name.split("_", 1)[0]) not in held_out_labels | others]
@@ -125,7 +142,7 @@ def run(options: argparse.Namespace) -> int:
             budget=Budget(minutes=options.minutes, steps=options.steps),
             device=device,
             seed=options.random_seed,
-            start=Weights.read(options.start).network(torch.device("cpu")) if options.start else None,
+            start=_start(options),
             teacher=Weights.read(options.teacher).network(torch.device("cpu")) if options.teacher else None,
             workers=planners(device.type, options.omp_nthreads),
             validate_minutes=min(10.0, options.minutes / 4) if options.minutes and device.type == "cuda" else 10.0,
@@ -134,7 +151,8 @@ def run(options: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":
         facts = {
             "scans": [volume.name for volume in volumes],
-            "segmented_scans": [volume.name for volume in volumes if volume.tissue is not None],
+            "segmented_scans": [volume.name for volume in volumes if volume.segmented],
+            "lesion_scans": [volume.name for volume in volumes if volume.lesions],
             "label_maps": [path.name.split(".", 1)[0] for path in maps],
             "validation_scans": [volume.name for volume in held_out],
             "licence": options.licence,
@@ -142,6 +160,25 @@ def run(options: argparse.Namespace) -> int:
         weights = write_weights(options.out / WEIGHTS, trained.network, _card(trained, facts, device, options))
         _say(f"wrote {weights.path}")
     return 0
+
+
+def _start(options: argparse.Namespace) -> Network | None:
+    """Read the network to start from, if one is named."""
+    import torch
+
+    from ..sr.models.mixture import MixtureNetwork
+    from ..sr.models.network import ResidualNetwork
+    from ..sr.weights import Weights
+
+    if not options.start:
+        return None
+    start = Weights.read(options.start).network(torch.device("cpu"))
+    if options.trunk:
+        trunk = Weights.read(options.trunk).network(torch.device("cpu"))
+        if not isinstance(start, MixtureNetwork) or not isinstance(trunk, ResidualNetwork):
+            raise ValueError("--trunk takes the weights of a one-step network, for the mixture of experts of --start")
+        start.trunk.load_state_dict(trunk.grown(start.shape.trunk).state_dict())
+    return start
 
 
 def planners(device: str, threads: int | None) -> int:
@@ -195,6 +232,8 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
         kept = ("training", "learning_curve", "started_from")
         before = {key: start.card[key] for key in kept if key in start.card}
         card["started_from"] = {"sha256": start.sha256, **before}
+    if options.trunk:
+        card["trunk"] = {"sha256": Weights.read(options.trunk).sha256}
     if options.teacher:
         card["teacher"] = {"sha256": Weights.read(options.teacher).sha256}
     return card

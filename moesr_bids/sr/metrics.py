@@ -7,6 +7,8 @@ zero), so that a few bright voxels outside of the brain do not change the figure
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +84,42 @@ def contrast_to_noise(image: NDArray[np.floating], inside: NDArray[np.bool_], ar
     _same_shape(image, inside, around)
     background = image[around].astype(np.float64)
     return float((image[inside].mean(dtype=np.float64) - background.mean()) / background.std())
+
+
+def lesion_contrasts(
+    reference: NDArray[np.floating],
+    image: NDArray[np.floating],
+    lesions: NDArray[np.bool_],
+    around: NDArray[np.bool_],
+    bounds: Sequence[float],
+) -> tuple[float, ...]:
+    """Contrast of lesions of different sizes in an image, over that in a reference.
+
+    Parameters
+    ----------
+    reference, image, lesions, around
+        3-D arrays of one shape; the contrast is the difference of the means inside the lesions and ``around`` them.
+    bounds
+        Sizes in voxels, rising, between which the lesions of a class lie: the lower counts, the upper does not.
+
+    Returns
+    -------
+    ratios
+        Of each class; NaN without lesions of this size.
+    """
+    _same_shape(reference, image, lesions, around)
+    labels, count = ndimage.label(lesions)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    sizes[0] = 0  # what is no lesion
+    ratios = []
+    for low, high in pairwise(bounds):
+        inside = ((sizes >= max(low, 1)) & (sizes < high))[labels]
+        here, there = (
+            part[inside].mean(dtype=np.float64) - part[around].mean(dtype=np.float64) if inside.any() else math.nan
+            for part in (image, reference)
+        )
+        ratios.append(float(here / there))
+    return tuple(ratios)
 
 
 def lesion_geometry(

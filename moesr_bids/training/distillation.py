@@ -18,7 +18,7 @@ from torch import nn
 from ..sr.models.mixture import MixtureNetwork, parameters
 from ..sr.models.network import FACTOR, NetworkOutput, ResidualNetwork
 from ..sr.smoothing import smoothed
-from .losses import LossWeights, charbonnier_ratio, loss_weights, student_loss, without_border
+from .losses import LossWeights, charbonnier_ratio, importance, loss_weights, student_loss, without_border
 
 LARGEST_SHARE = 0.25
 """A student has at most this share of its teacher's parameters."""
@@ -131,6 +131,7 @@ def distillation_loss(
     acquisition: torch.Tensor,
     start: torch.Tensor,
     sharp: torch.Tensor,
+    tissue: torch.Tensor,
     taught: tuple[torch.Tensor, torch.Tensor],
     weights: DistillationLossWeights,
     stage: Stage,
@@ -146,6 +147,8 @@ def distillation_loss(
         Inputs of both networks.
     start, sharp
         What the residual is added to, and the truth, (batch, 1, i, j, k).
+    tissue
+        Shares of white matter, cortex and lesions, (batch, 3, i, j, k).
     taught
         From :func:`teach`.
     weights
@@ -158,11 +161,12 @@ def distillation_loss(
     features = pupil.student.features(channels, acquisition)
     output = NetworkOutput(*(without_border(part, border) for part in pupil.student.output(features, acquisition)))
     start, sharp = without_border(start, border), without_border(sharp, border)
-    truth, terms = student_loss(output, start, sharp, weights.image)
+    counts = without_border(importance(tissue, weights.image), border)
+    truth, terms = student_loss(output, start, sharp, weights.image, counts)
     residual, hint = taught
     # Both are smoothed: a student that knows the detail already shall not forget it for the smooth stages.
     missed = smoothed(output.residual - without_border(residual, border), stage.blur)
-    teacher = charbonnier_ratio(missed, start - sharp, weights.image.epsilon)
+    teacher = charbonnier_ratio(missed, start - sharp, weights.image.epsilon, counts)
     features, hint = (without_border(part, border // FACTOR) for part in (features, hint))
     hints = (pupil.adapter(features) - hint).square().mean() / (hint.square().mean() + _TINY)
     total = (1 - weights.teacher) * truth + weights.teacher * teacher + weights.hints * hints

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..sr.models.network import INPUTS
 from .acquisition import RandomScan, Scan
+from .lesions import PlantedLesion, draw_lesions, plant
 from .recipe import Recipe
 from .simulation import Example, Matrices, acquire
 from .synthesis import Anatomy, LabelMap, Palette, RandomAnatomy
@@ -67,6 +68,7 @@ class Plan:
     source: CutVolume | PaintedAnatomy
     scale: float
     scan: Scan
+    lesions: Sequence[PlantedLesion] = ()
 
     def table(self, size: int) -> torch.Tensor:
         """Make what a cube of ``size`` voxels is resampled or painted with."""
@@ -152,14 +154,20 @@ class Examples:
             source = PaintedAnatomy(slot, generation, self.anatomy.palette(labels, rng))
         else:
             index = int(rng.integers(len(self.volumes)))
-            source = CutVolume(index, self.volumes[index].draw(self._size, rng))
-        return Plan(source, float(np.exp(rng.normal(scale=_SCALE_ERROR))), self.scan.sample(rng))
+            source = CutVolume(index, self.volumes[index].draw(self._size, rng, self.recipe.lesion_focus))
+        plan = Plan(source, float(np.exp(rng.normal(scale=_SCALE_ERROR))), self.scan.sample(rng))
+        if isinstance(source, CutVolume) and rng.random() < self.recipe.lesions_planted:
+            darker = self.volumes[source.index].name.endswith("_T1w")
+            plan = evolve(plan, lesions=draw_lesions(self._size, darker, rng))
+        return plan
 
     def make(self, plan: Plan, table: torch.Tensor, matrices: Matrices) -> Example:
         """Make a planned example from what :meth:`Plans.on` yields."""
         source = plan.source
         if isinstance(source, CutVolume):
             patch = cut_out(self._kept(source.index), source.cut, table)
+            if plan.lesions:
+                patch = plant(patch, plan.lesions)
         else:
             patch = source.palette.paint(self._drawn(source.slot, source.generation), table)
         patch[0] *= plan.scale

@@ -11,7 +11,7 @@ from torch.nn import functional
 from ..sr.models.context import FINE, gate_weights
 from ..sr.models.mixture import gated_sum
 from ..sr.models.network import NetworkOutput
-from .losses import LossWeights, loss_weights, student_loss, without_border
+from .losses import LossWeights, charbonnier, importance, loss_weights, student_loss, without_border
 from .smoothing import box_mean
 from .tissue import tissue_bands
 
@@ -81,7 +81,7 @@ def mixture_loss(
     start, sharp
         What the residual is added to, and the truth, (batch, 1, i, j, k).
     tissue
-        Shares of white matter and cortex, (batch, 2, i, j, k), 0 where unknown.
+        Shares of white matter, cortex and lesions, (batch, 3, i, j, k), 0 where unknown.
     weights
         Weights of the terms.
     border
@@ -90,13 +90,11 @@ def mixture_loss(
     bands, confidence = tissue_bands(tissue)
     counted = (gate_weights(mixed.logits), bands, confidence, mixed.base, mixed.corrections, mixed.log_scale)
     gate, bands, confidence, base, corrections, log_scale = (without_border(volume, border) for volume in counted)
-    start, sharp, logits = (
-        without_border(start, border),
-        without_border(sharp, border),
-        without_border(mixed.logits, border // FINE),
-    )
+    start, sharp = (without_border(part, border) for part in (start, sharp))
+    counts = without_border(importance(tissue, weights.image), border)
+    logits = without_border(mixed.logits, border // FINE)
     gated = gated_sum(base, corrections, gate)
-    image, terms = student_loss(NetworkOutput(gated, log_scale), start, sharp, weights.image)
+    image, terms = student_loss(NetworkOutput(gated, log_scale), start, sharp, weights.image, counts)
     # An expert answers for its tissue where that is known, elsewhere for what the gate gives it.
     place = torch.lerp(gate.detach(), bands, confidence)
     estimates = start + base + corrections
@@ -187,8 +185,7 @@ def cross_entropy(target: torch.Tensor, log_gate: torch.Tensor, weight: torch.Te
 
 def _charbonnier(error: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Weighted mean of each example."""
-    loss = (error.square() + epsilon**2).sqrt() - epsilon
-    return (loss * weight).mean(dim=(1, 2, 3, 4))
+    return (charbonnier(error, epsilon) * weight).mean(dim=(1, 2, 3, 4))
 
 
 def _high_pass(volume: torch.Tensor) -> torch.Tensor:

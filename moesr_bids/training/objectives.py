@@ -13,7 +13,7 @@ from ..sr.models.diffusion import noisy_state
 from ..sr.models.mixture import MixtureNetwork, MixtureShape
 from ..sr.models.network import NetworkOutput, NetworkShape, ResidualNetwork
 from .distillation import ONE_STAGE, DistillationLossWeights, Pupil, Stage, distillation_loss, teach
-from .losses import LossWeights, student_loss, without_border
+from .losses import LossWeights, importance, student_loss, without_border
 from .mixture_loss import Mixed, MixtureLossWeights, cross_entropy, mixture_loss
 from .recall import GateMemory, gate_inputs
 
@@ -87,7 +87,8 @@ class StudentObjective(Objective):
             *(without_border(part, self.border) for part in network(batch.channels, batch.acquisition))
         )
         start, sharp = (without_border(part, self.border) for part in (batch.start, batch.sharp))
-        return student_loss(output, start, sharp, self.weights)
+        counts = without_border(importance(batch.tissue, self.weights), self.border)
+        return student_loss(output, start, sharp, self.weights, counts)
 
     def product(self, network: nn.Module) -> Network:
         """Return the network."""
@@ -208,6 +209,7 @@ class DistillationObjective(Objective):
             batch.acquisition,
             batch.start,
             batch.sharp,
+            batch.tissue,
             taught,
             self.weights,
             stage,

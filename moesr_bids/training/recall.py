@@ -103,7 +103,7 @@ def gate_inputs(batch: Batch, cells: torch.Tensor, border: int = 0) -> GateInput
 
     Within ``border`` voxels of the sides nothing is sure.
     """
-    known = batch.tissue.flatten(1).any(dim=1)
+    known = batch.tissue[:, :2].flatten(1).any(dim=1)
     if not known.any():
         return None
     bands, confidence = (functional.avg_pool3d(part, FINE) for part in tissue_bands(batch.tissue[known]))

@@ -57,6 +57,8 @@ class Recipe:
     batch: int = field(validator=_positive)
     synthetic: float = field(validator=_share)
     reuse: int = field(validator=_positive)
+    lesion_focus: float = field(default=0.0, validator=_share)
+    lesions_planted: float = field(default=0.0, validator=_share)
     learning_rate: float = field(validator=_positive)
     weight_decay: float = field(validator=validators.ge(0.0))
     warmup: int = field(validator=validators.ge(0))

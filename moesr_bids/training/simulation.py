@@ -34,7 +34,7 @@ class Example:
     sharp
         float32 (n, n, n): the truth on the target grid.
     tissue
-        float32 (2, n, n, n): shares of white matter and cortex, 0 where unknown.
+        float32 (3, n, n, n): shares of white matter, cortex and lesions, 0 where unknown.
     """
 
     channels: torch.Tensor
@@ -114,7 +114,7 @@ def acquire(patch: torch.Tensor, scan: Scan, margin: int, matrices: Matrices | N
     Parameters
     ----------
     patch
-        float32 (3, m, m, m): sharp volume and its tissue (see :class:`Example`), with ``margin`` voxels more on each
+        float32 (4, m, m, m): sharp volume and its tissue (see :class:`Example`), with ``margin`` voxels more on each
         side than the example will have.
     scan
         Parameters.

@@ -21,6 +21,7 @@ from scipy import ndimage
 from torch.nn import functional
 
 from ..errors import ImageError
+from .lesions import RoughBall
 from .tissue import CORTEX, WHITE
 from .volumes import Turn, log_uniform, read_3d
 
@@ -102,7 +103,7 @@ class Anatomy(NamedTuple):
     """A deformed cube of a label map.
 
     ``fine`` are indices of labels at twice the target's resolution, uint8 (2 n, 2 n, 2 n); ``tissue`` are the shares of
-    white matter and cortex at the target's resolution, float32 (2, n, n, n).
+    white matter, cortex and lesions at the target's resolution, float32 (3, n, n, n).
     """
 
     fine: torch.Tensor
@@ -133,7 +134,8 @@ class Palette:
         Returns
         -------
         patch
-            float32 (3, n, n, n) at the target's resolution: the image, and the shares of white matter and cortex.
+            float32 (4, n, n, n) at the target's resolution: the image, and the shares of white matter, cortex and
+            lesions.
         """
         device = anatomy.fine.device
         drawn = functional.avg_pool3d(tables[:, anatomy.fine.int()][None], _OVERSAMPLING)[0]
@@ -191,8 +193,8 @@ class RandomAnatomy:
             self._add_lesions(labels, fine, rng)
         if rng.random() < self.bare:
             _strip(labels, fine)
-        tissue = [_share(fine, [*labels.indices(WHITE), _LESION]), _share(fine, labels.indices(CORTEX))]
-        return Anatomy(fine, torch.stack(tissue))
+        tissues = [*labels.indices(WHITE), _LESION], labels.indices(CORTEX), [_LESION]
+        return Anatomy(fine, torch.stack([_share(fine, tissue) for tissue in tissues]))
 
     def palette(self, labels: LabelMap, rng: np.random.Generator) -> Palette:
         """Draw a contrast for the anatomies of a label map."""
@@ -217,20 +219,11 @@ class RandomAnatomy:
         """Replace white matter inside some rough balls."""
         n = fine.shape[0]
         white = torch.isin(fine, torch.tensor(labels.indices(WHITE), device=fine.device))
-        line = torch.arange(n, device=fine.device, dtype=torch.float32)
         for _ in range(int(rng.integers(1, 8))):
-            centre = rng.uniform(0, n, size=3)
             radii = np.exp(rng.uniform(math.log(2.0), math.log(0.12 * n), size=3))
-            distance = sum(
-                ((line - float(c)) / float(r)).square().reshape([-1 if a == axis else 1 for a in range(3)])
-                for axis, (c, r) in enumerate(zip(centre, radii, strict=True))
-            )
-            phase = [float(p) for p in rng.uniform(0, 2 * math.pi, size=3)]
-            wave = sum(
-                torch.sin(line * (2 * math.pi / float(3 * r)) + p).reshape([-1 if a == axis else 1 for a in range(3)])
-                for axis, (r, p) in enumerate(zip(radii, phase, strict=True))
-            )
-            fine[(distance + 0.25 * wave < 1) & white] = _LESION
+            ball = RoughBall.draw(n, radii, rng)
+            box = ball.box(n)
+            fine[box][(ball.distance(box, fine.device) < 1) & white[box]] = _LESION
 
 
 def _share(fine: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:

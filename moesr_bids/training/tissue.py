@@ -1,4 +1,4 @@
-"""White matter and cortex of label maps, and the tissue bands that supervise the gate."""
+"""White matter, cortex and lesions of label maps, and the tissue bands that supervise the gate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tissue_fractions(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
 
 
 def find_segmentation(scan: Path, image: SpatialImage, folders: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Tissue of a scan from a segmentation of the same participant on the same grid; None without one.
+    """Tissue of a scan from a segmentation of the same participant and session on the same grid; None without one.
 
     The folders count in their order; in each of them a map that is named after the scan (``segmentation_name``) goes
     before others, and maps that are named after another scan are none of this one.
@@ -42,19 +42,50 @@ def find_segmentation(scan: Path, image: SpatialImage, folders: Sequence[Path]) 
     ImageError
         If the participant's segmentation cannot be read.
     """
-    participant, own = scan.name.split("_", 1)[0], segmentation_name(scan)
+    own = segmentation_name(scan)
     others = tuple(f"_desc-{suffix}_dseg.nii.gz" for suffix in SUFFIXES)
     for folder in folders:
-        found = sorted(folder.rglob(f"{participant}_*_dseg.nii.gz"))
+        found = sorted(folder.rglob(f"{_person(scan)}_*_dseg.nii.gz"))
         named = [path for path in found if path.name == own]
-        for path in named + [path for path in found if not path.name.endswith(others)]:
-            try:
-                labels = nib.load(path)
-                voxels = np.squeeze(np.asanyarray(labels.dataobj))
-            except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-                raise ImageError(f"{path}: not a readable segmentation ({error}); leave its folder out") from error
-            if voxels.shape == image.shape[:3] and np.allclose(labels.affine, image.affine, atol=1e-3):
-                return tissue_fractions(voxels.astype(np.int32))
+        labels = _first_on_grid(named + [path for path in found if not path.name.endswith(others)], image)
+        if labels is not None:
+            return tissue_fractions(labels.astype(np.int32))
+    return None
+
+
+def find_lesions(scan: Path, image: SpatialImage, folders: Sequence[Path]) -> NDArray[np.uint8] | None:
+    """Lesions of a scan from a mask of the same participant and session on the same grid; None without one.
+
+    The mask is a BIDS derivative with ``label-lesion``, as ``sub-01_space-T1w_label-lesion_mask.nii.gz``.
+
+    Raises
+    ------
+    ImageError
+        If the participant's mask cannot be read.
+    """
+    for folder in folders:
+        masks = sorted(folder.rglob(f"{_person(scan)}_*_mask.nii.gz"))
+        lesions = _first_on_grid([path for path in masks if "_label-lesion_" in path.name], image)
+        if lesions is not None:
+            return (lesions > 0).astype(np.uint8)
+    return None
+
+
+def _person(scan: Path) -> str:
+    """Participant and session of a scan, as its name begins."""
+    return "_".join(part for part in scan.name.split("_")[:2] if part.startswith(("sub-", "ses-")))
+
+
+def _first_on_grid(paths: Sequence[Path], image: SpatialImage) -> NDArray[np.number] | None:
+    """Voxels of the first of some label maps that is on the grid of an image."""
+    for path in paths:
+        try:
+            labels = nib.load(path)
+            voxels = np.squeeze(np.asanyarray(labels.dataobj))
+        except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+            raise ImageError(f"{path}: not a readable segmentation ({error}); leave its folder out") from error
+        if voxels.shape == image.shape[:3] and np.allclose(labels.affine, image.affine, atol=1e-3):
+            return voxels
     return None
 
 
@@ -74,7 +105,7 @@ def tissue_bands(tissue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Parameters
     ----------
     tissue
-        Shares of white matter and cortex in each voxel, (batch, 2, i, j, k); 0 where unknown.
+        Shares of white matter, cortex and lesions in each voxel, (batch, 3, i, j, k); 0 where unknown.
 
     Returns
     -------
@@ -82,6 +113,7 @@ def tissue_bands(tissue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (batch, 3, i, j, k) that sum to 1, in the order of :data:`moesr_bids.sr.models.experts.EXPERTS`, and
         (batch, 1, i, j, k).
     """
+    tissue = tissue[:, :2]
     for _ in range(2):
         tissue = box_mean(tissue, _REACH)
     white, cortex = tissue[:, :1], tissue[:, 1:]

@@ -17,7 +17,7 @@ from ..errors import ImageError
 from ..sr.noise import foreground
 from ..sr.operator import apply_axes, axis_matrix
 from ..sr.psf import AxisPSF
-from .tissue import find_segmentation
+from .tissue import find_lesions, find_segmentation
 
 _PERCENTILE = 99.0
 _MOST_ANISOTROPIC = 1.3  # voxel sizes of a target may differ by this factor
@@ -44,7 +44,9 @@ class Volume:
     centres
         Voxels that patches are drawn around, (n, 3).
     tissue
-        Masks of white matter and cortex, (2, i, j, k); None where unknown.
+        Masks of white matter, cortex and lesions, (3, i, j, k), those that are unknown empty; None if all are.
+    lesions
+        Voxels of each lesion, (n, 3).
     """
 
     name: str
@@ -52,6 +54,7 @@ class Volume:
     smoothness: float
     centres: NDArray[np.int16]
     tissue: NDArray[np.uint8] | None = None
+    lesions: Sequence[NDArray[np.int16]] = ()
 
     @property
     def spacings(self) -> tuple[float, float]:
@@ -59,11 +62,22 @@ class Volume:
         least = 1.0 if self.smoothness < _SMOOTHER else self.smoothness
         return least, least * _COARSER
 
-    def draw(self, size: int, rng: np.random.Generator) -> Cut:
-        """Draw where a cube is cut out: half of the cubes are at the finest spacing, the others coarser."""
+    @property
+    def segmented(self) -> bool:
+        """Whether white matter or cortex is known somewhere."""
+        return self.tissue is not None and bool(self.tissue[:2].any())
+
+    def draw(self, size: int, rng: np.random.Generator, focus: float = 0.0) -> Cut:
+        """Draw where a cube is cut out: half of the cubes are at the finest spacing, the others coarser.
+
+        A share ``focus`` of them is around a lesion, if there are lesions; large and small ones count alike.
+        """
         low, high = self.spacings
         spacing = low if rng.random() < 0.5 else float(rng.uniform(low, high))
-        centre = self.centres[rng.integers(len(self.centres))] + rng.integers(-8, 9, size=3)
+        centres = self.centres
+        if focus and self.lesions and rng.random() < focus:
+            centres = self.lesions[int(rng.integers(len(self.lesions)))]
+        centre = centres[rng.integers(len(centres))] + rng.integers(-8, 9, size=3)
         reach = size if spacing == 1 else math.ceil(size * spacing) + 4
         corner = [int(c) - reach // 2 for c in centre]
         return Cut(corner, reach, spacing, Turn.sample(rng))
@@ -122,7 +136,7 @@ def cut_out(parts: Sequence[torch.Tensor], cut: Cut, matrix: torch.Tensor) -> to
     Returns
     -------
     patch
-        float32 (3, size, size, size): the image, and the shares of white matter and cortex (0 where unknown).
+        float32 (4, size, size, size): the image, and the shares of white matter, cortex and lesions (0 where unknown).
     """
     cubes = torch.stack([_crop(part, cut.corner, cut.reach) for part in parts])
     if matrix.numel():
@@ -130,7 +144,7 @@ def cut_out(parts: Sequence[torch.Tensor], cut: Cut, matrix: torch.Tensor) -> to
         # The profile overshoots at edges; shares do not.
         cubes[1:].clamp_(0, 1)
     if len(cubes) == 1:
-        cubes = torch.cat([cubes, cubes.new_zeros((2, *cubes.shape[1:]))])
+        cubes = torch.cat([cubes, cubes.new_zeros((3, *cubes.shape[1:]))])
     return cut.turn.apply(cubes)
 
 
@@ -152,7 +166,7 @@ def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> Volume:
     path
         NIfTI image.
     segmentations
-        Folders in which a FreeSurfer label map on the image's grid is looked for.
+        Folders in which a FreeSurfer label map and a lesion mask on the image's grid are looked for.
 
     Raises
     ------
@@ -167,13 +181,37 @@ def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> Volume:
     inside = ndimage.binary_erosion(head, iterations=_EROSION)
     smoothness = axis_smoothness(data, inside if inside.any() else head)
     name = path.name.split(".", 1)[0]
+    image = nib.Nifti1Image(data, affine)
+    known = find_segmentation(path, image, segmentations), find_lesions(path, image, segmentations)
     return Volume(
         name,
         np.clip(data / scale, 0, 8).astype(np.float16),
         max(smoothness) / min(smoothness),
         _deep_voxels(head, affine),
-        find_segmentation(path, nib.Nifti1Image(data, affine), segmentations),
+        _stacked(data.shape, *known),
+        [] if known[1] is None else _voxels_of_each(known[1]),
     )
+
+
+def _stacked(
+    shape: tuple[int, ...], tissue: NDArray[np.uint8] | None, lesions: NDArray[np.uint8] | None
+) -> NDArray[np.uint8] | None:
+    """Join the masks of tissue and lesions of a volume; None if there are none."""
+    if tissue is None and lesions is None:
+        return None
+    masks = np.zeros((3, *shape), np.uint8)
+    if tissue is not None:
+        masks[:2] = tissue
+    if lesions is not None:
+        masks[2] = lesions
+    return masks
+
+
+def _voxels_of_each(lesions: NDArray[np.uint8]) -> list[NDArray[np.int16]]:
+    """Voxels of each lesion, (n, 3); those that touch at a corner are one."""
+    labels, _ = ndimage.label(lesions, np.ones((3, 3, 3)))
+    places = ndimage.value_indices(labels, ignore_value=0)
+    return [np.stack(place, axis=1).astype(np.int16) for place in places.values()]
 
 
 def too_coarse(affine: NDArray[np.float64]) -> str | None:
