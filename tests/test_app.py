@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -16,7 +15,7 @@ from benchmarks.demo import compare
 from benchmarks.phantom import ACQUISITIONS, build
 from moesr_bids.cli.moesr import main as moesr
 from moesr_bids.sr.models import DEFAULT_MODEL, weights_sha256
-from tests.app import expected_outputs, files_below, outputs_of, rerun, run_app, statuses, validation_errors, work_of
+from tests.app import expected_outputs, files_below, outputs_of, run_app, statuses, validation_errors, work_of
 
 TEMPLATE = "MNI152NLin2009aSym"
 MAIN_02 = "sub-02/anat/sub-02_res-1mm_desc-moesr_T1w.json"
@@ -177,15 +176,6 @@ def test_other_settings_are_planned_not_skipped(phantom: Path, finished: Path) -
     mixed = run_app(phantom / "bids", finished, "--resolution", "0.8", "--dry-run")
     assert mixed.returncode == 2
     assert "of another resolution; choose another output folder for 0.8 mm" in mixed.stderr
-
-
-def test_rerun_repeats_an_image_to_the_last_bit(finished: Path) -> None:
-    sidecar = finished / MAIN_02
-    done = rerun(sidecar)
-    assert done.returncode == 0, done.stdout + done.stderr
-    recorded = json.loads(sidecar.read_text())["Moesr"]["OutputSHA256"]
-    assert f"the same: SHA-256 {recorded}" in done.stdout
-    assert hashlib.sha256(sidecar.with_suffix(".nii.gz").read_bytes()).hexdigest() == recorded
 
 
 @pytest.mark.parametrize(

@@ -201,12 +201,15 @@ def mount_small(folder: Path, size: str) -> None:
         pytest.skip("a small file system needs the right to mount")
 
 
-def test_full_disk_is_told_and_leaves_no_half_files(phantom: Path, tmp_path: Path) -> None:
+def test_full_disk_is_told_and_leaves_no_half_files(
+    phantom: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    done_before = work_of(tmp_path_factory.getbasetemp() / "killed" / "out")  # publishing is what needs the disk
     disk = tmp_path / "disk"
     mount_small(disk, "3m")
     try:
         out = disk / "out"
-        command = [*MODULE, str(phantom), str(out), "participant", "-w", str(tmp_path / "work"), *FAST]
+        command = [*MODULE, str(phantom), str(out), "participant", "-w", str(done_before), *FAST]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert "No space left on device" in done.stdout + done.stderr

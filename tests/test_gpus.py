@@ -8,12 +8,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.cli.parser import parse_settings
 from moesr_bids.interfaces import sr
 from moesr_bids.interfaces.gpus import one_gpu, visible_gpus
 from moesr_bids.sr.device import full_memory_told
+from moesr_bids.workflows.image import init_image_wf
 
 LISTED = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)
 GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-bb)
@@ -61,6 +66,36 @@ def test_no_driver_no_gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert visible_gpus() == {}
 
 
+def test_a_gpu_that_cannot_be_used_is_refused_before_anything_runs(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bids" / "sub-01").mkdir(parents=True)
+    command = [str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "--device", "cuda"]
+
+    def refused() -> str:
+        with pytest.raises(SystemExit):
+            parse_settings(command)
+        return capsys.readouterr().err
+
+    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: False)
+    assert "--device cuda: this PyTorch was built without CUDA; use --device cpu" in refused()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "--device cuda: nvidia-smi lists no GPU that CUDA_VISIBLE_DEVICES shows" in refused()
+
+
+@pytest.mark.parametrize(("use_gpu", "device"), [(True, "cuda"), (False, "cpu")])
+def test_the_device_is_decided_for_the_whole_run(tmp_path: Path, use_gpu: bool, device: str) -> None:
+    """What the scheduler counts on, each image does, whatever its process finds."""
+    scan = tmp_path / "bids" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    scan.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), np.eye(4)), scan)
+    settings = parse_settings([str(tmp_path / "bids"), str(tmp_path / "out"), "participant"])
+    image = RawImage(path=scan, root=tmp_path / "bids")
+    workflow = init_image_wf(image=image, settings=settings, use_gpu=use_gpu)
+    node = workflow.get_node("super_resolve")
+    assert (node.inputs.device, node.inputs.use_gpu) == (device, use_gpu)
+
+
 def test_each_process_has_a_gpu_of_its_own(driver: Path, tmp_path: Path) -> None:
     third: list[str] = []
     with one_gpu(visible_gpus()) as one:
@@ -102,8 +137,8 @@ def test_super_resolution_gets_one_gpu(driver: Path, monkeypatch: pytest.MonkeyP
 
 def test_full_memory_is_told_with_the_way_out() -> None:
     with (
-        pytest.raises(MemoryError, match=r"^CUDA out of memory: too little .* use --device cpu$"),
-        full_memory_told("--device cpu"),
+        pytest.raises(MemoryError, match=r"^CUDA out of memory: too little .* use a coarser grid, or --device cpu$"),
+        full_memory_told("a coarser grid"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 80 GiB")
     with (

@@ -112,8 +112,15 @@ def test_continuation_stays_within_the_range_inside() -> None:
     ],
 )
 def test_knots_follow_the_field_strength(
-    metadata: dict, strength: float | str, distance: int, phantom: Phantom, tmp_path: Path
+    metadata: dict,
+    strength: float | str,
+    distance: int,
+    phantom: Phantom,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if strength == "n/a":  # what N4 would make of it is beside the point
+        monkeypatch.setattr("ants.n4_bias_field_correction", lambda image, **_: image * 0 + 1)
     paths = tmp_path / "image.nii.gz", tmp_path / "mask.nii.gz"
     for image, path in zip(phantom.images(phantom.affine), paths, strict=True):
         image.to_filename(path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from moesr_bids.preproc.template import load_template
 from tests.app import expected_outputs, outputs_of, rerun, run_app, statuses, validation_errors, work_of
 
 TEMPLATE = "MNI152NLin2009aSym"
-OPTIONS = ("--model", "cubic", "--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
+OPTIONS = ("--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
 ANAT = "sub-01/anat/sub-01"
 
 
@@ -105,8 +107,12 @@ def test_outputs_and_page(finished: Path) -> None:
 
 
 def test_an_image_is_repeated_with_the_reference_that_it_had(finished: Path) -> None:
-    done = rerun(finished / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json")
+    sidecar = finished / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json"
+    done = rerun(sidecar)
     assert done.returncode == 0, done.stdout + done.stderr
+    recorded = json.loads(sidecar.read_text())["Moesr"]["OutputSHA256"]
+    assert f"the same: SHA-256 {recorded}" in done.stdout
+    assert hashlib.sha256(sidecar.with_suffix(".nii.gz").read_bytes()).hexdigest() == recorded
 
 
 def test_a_complete_reference_serves_an_image_that_is_not(session: Path, finished: Path) -> None:
@@ -135,8 +141,9 @@ def kept(path: Path) -> Iterator[bytes]:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_a_broken_reference_does_not_stop_the_others(session: Path) -> None:
+def test_a_broken_reference_does_not_stop_the_others(session: Path, finished: Path) -> None:
     out = session / "out-broken"
+    shutil.copytree(work_of(finished), work_of(out))  # what the FLAIR needs no reference for is done
     path = session / "bids/sub-01/anat/sub-01_T1w.nii.gz"
     with kept(path) as whole:
         path.write_bytes(whole[: len(whole) // 2])

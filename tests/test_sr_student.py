@@ -17,6 +17,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from benchmarks.degrade import all_cases, degrade
+from benchmarks.moediff import cropped
 from benchmarks.quality import load_truths
 from moesr_bids.cli.moesr import main
 from moesr_bids.errors import ImageError
@@ -243,7 +244,7 @@ def test_averaging_makes_the_model_equivariant_to_flips(learned: Path) -> None:
     one, other = (result.image.get_fdata() for result in results)
     inside = brainlike().get_fdata() > 20  # where the network's part is blended out, cells are not symmetric
     np.testing.assert_allclose(one[inside], other[::-1][inside], atol=1e-3 * one.max())
-    assert results[0].record["TestTimeAveraging"]
+    assert [result.record["Flips"] for result in results] == [8, 8]
 
 
 def test_guidance_reaches_the_network_and_is_checked(learned: Path) -> None:
@@ -329,12 +330,13 @@ def test_sharp_input_is_left_alone(model: str) -> None:
 @pytest.mark.parametrize("name", ["kspace2", "slices4k"])
 def test_student_beats_classical_and_cubic_on_a_real_scan(shared_data: Path, name: str) -> None:
     truth = next(load_truths(shared_data / "bids", shared_data / "splits.tsv", "validation", ["bert"]))
+    truth = cropped(truth, 96)
     case = next(case for case in all_cases() if case.name == name)
     low = degrade(truth.image, case, 0.02 * truth.level, seed=0)
     found = {
         model: psnr(
             truth.image.get_fdata(),
-            super_resolve(low, resolution=1.0, model=model, threads=2).image.get_fdata(),
+            super_resolve(low, resolution=1.0, model=model, threads=1).image.get_fdata(),
             truth.mask,
         )
         for model in ("student", "classical", "cubic")

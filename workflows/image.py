@@ -19,6 +19,7 @@ from moesr_bids.interfaces.registration import Coregister, JoinTransforms, Regis
 from moesr_bids.interfaces.reportlets import ImageReportlets
 from moesr_bids.interfaces.sr import SuperResolve
 from moesr_bids.sr.models import get_model
+from moesr_bids.sr.sampling import Sampling
 from moesr_bids.workflows.estimates import Estimate, estimate
 
 REPORTLETS_GB = 2.0
@@ -121,7 +122,8 @@ def init_image_wf(
             samples=settings.samples,
             estimate=settings.estimate,
             experts=list(card.experts),
-            device=settings.device,
+            # Decided for the whole run: the scheduler counts on it.
+            device="cuda" if use_gpu else "cpu",
             contrast=image.suffix,
             uncertainty=card.uncertainty,
             weights_sha256=card.weights_sha256,
@@ -282,7 +284,7 @@ def _volume_gb(cost: Estimate) -> float:
 
 
 def _methods_text(settings: Settings) -> str:
-    templates = " and ".join(settings.templates)
+    templates, card = " and ".join(settings.templates), get_model(settings.model).card
     return (
         "Each image was checked for a plausible header and finite voxels and kept on its own grid. "
         f"{_GRADIENTS_TEXT if settings.gradient_coefficients and settings.gradunwarp != 'off' else ''}"
@@ -294,5 +296,5 @@ def _methods_text(settings: Settings) -> str:
         f"Each corrected image was super-resolved to {settings.resolution:g} mm isotropic voxels along its own axes, "
         "and the result was brought into the space of each template in one interpolation by cubic B-splines. "
         "Image quality metrics follow MRIQC [@mriqc]. "
-        f"{get_model(settings.model).card.methods}"
+        f"{card.methods_text(Sampling(samples=settings.samples, estimate=settings.estimate))}"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from moesr_bids.bids.dataset import other_dataset
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADIENT_EXTENSIONS, SUFFIXES, OutputSpace, Settings
-from moesr_bids.sr.sampling import ESTIMATES
+from moesr_bids.sr.sampling import Sampling
 
 
 class UsageError(Exception):
@@ -114,24 +114,20 @@ def _check_choices(settings: Settings) -> None:
             read_plugin(settings.use_plugin)
         except ValueError as error:
             raise UsageError(str(error)) from None
-    if settings.device == "cuda" and not any(
-        Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
-    ):
-        raise UsageError("--device cuda: this machine shows no NVIDIA GPU; use --device cpu")
+    if settings.device == "cuda":
+        from moesr_bids.interfaces.gpus import gpu_problem
+
+        if problem := gpu_problem():
+            raise UsageError(f"--device cuda: {problem}; use --device cpu")
 
 
 def _check_sampling(settings: Settings) -> None:
-    asked = [
-        option
-        for option, given in (("--samples", settings.samples > 1), ("--estimate", settings.estimate != ESTIMATES[0]))
-        if given
-    ]
-    if not asked:
-        return
-    from moesr_bids.sr.models import get_model
+    from moesr_bids.sr.models import refuse_unused
 
-    if not get_model(settings.model).card.experts:
-        raise UsageError(f"model {settings.model} has no use for {asked[0]}; take a diffusion model or leave it out")
+    try:
+        refuse_unused(settings.model, sampling=Sampling(samples=settings.samples, estimate=settings.estimate))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _check_gradients(settings: Settings) -> None:

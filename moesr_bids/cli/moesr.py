@@ -178,7 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except MemoryError as error:
         way_out = train.WAY_OUT if training else "a coarser --resolution"
-        print(f"{command}: {error or f'not enough memory; use {way_out}'}", file=sys.stderr)
+        # PyTorch's says already what to do; NumPy's names the array alone.
+        told = str(error) if "; use " in str(error) else f"{error or 'not enough memory'}; use {way_out}"
+        print(f"{command}: {told}", file=sys.stderr)
         return 1
 
 
@@ -209,23 +211,24 @@ def _usage_problem(options: argparse.Namespace) -> str | None:
 
 def _super_resolve(options: argparse.Namespace) -> int:
     # Imported here: PyTorch takes seconds, and --help shall not.
+    import torch
+
+    from ..resources import available_cpus
     from ..sr.engine import super_resolve
-    from ..sr.models import get_model
+    from ..sr.models import get_model, refuse_unused
     from ..sr.storage import compact, compact_share, compact_std
 
-    card = get_model(options.model).card
-    for option, given, useful in (
-        ("--uncertainty", options.uncertainty is not None, card.uncertainty),
-        ("--test-time-averaging", options.test_time_averaging, card.one_step),
-        ("--runtime", options.runtime != RUNTIMES[0], card.one_step),
-        ("--samples", options.samples > 1, bool(card.experts)),
-        ("--estimate", options.estimate != ESTIMATES[0], bool(card.experts)),
-        ("--maps", options.maps is not None, bool(card.experts)),
-    ):
-        if given and not useful:
-            raise ValueError(f"model {options.model} has no use for {option}; take another model or leave it out")
-    if card.experts:
-        _tell_cost(options)
+    settings: dict[str, Any] = {
+        "averaged": options.test_time_averaging,
+        "runtime": options.runtime,
+        "sampling": Sampling(samples=options.samples, estimate=options.estimate),
+        "maps": options.maps is not None,
+    }
+    refuse_unused(options.model, uncertainty=options.uncertainty is not None, **settings)
+    # PyTorch alone would take all cores of a node, whatever share of it this process may use.
+    threads = options.omp_nthreads or min(available_cpus(), torch.get_num_threads())
+    if get_model(options.model).card.experts:
+        _tell_cost(options, threads)
     guidance = {"log_bias": options.log_bias, "log_jacobian": options.log_jacobian}
     progress = _Progress()
     try:
@@ -238,14 +241,11 @@ def _super_resolve(options: argparse.Namespace) -> int:
             mask=options.mask,
             guidance={name: path for name, path in guidance.items() if path is not None},
             contrast=options.contrast or _suffix(options.input),
-            averaged=options.test_time_averaging,
-            runtime=options.runtime,
-            sampling=Sampling(samples=options.samples, estimate=options.estimate),
-            maps=options.maps is not None,
             device=options.device,
-            threads=options.omp_nthreads,
+            threads=threads,
             seed=options.random_seed,
             progress=progress,
+            **settings,
         )
     finally:
         progress.close()
@@ -273,11 +273,10 @@ def _super_resolve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_cost(options: argparse.Namespace) -> None:
+def _tell_cost(options: argparse.Namespace, threads: int) -> None:
     """Say what a model that takes its time will take, before it starts."""
     from nibabel import load
 
-    from ..resources import available_cpus
     from ..sr.cost import estimate_cost
     from ..sr.device import choose_device
     from ..sr.grid import Grid
@@ -287,7 +286,6 @@ def _tell_cost(options: argparse.Namespace) -> None:
         target = grid.isotropic(options.resolution)
     except Exception:  # whatever is wrong, the engine says it
         return
-    threads = options.omp_nthreads or available_cpus()
     sampling = Sampling(samples=options.samples, estimate=options.estimate)
     memory, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, sampling)
     on_cpu = choose_device(options.device).type == "cpu"

@@ -157,10 +157,13 @@ def _run_all(
 
 def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | None:
     """Run the workflow; return the error with which Nipype ended, if any."""
-    from moesr_bids.interfaces.gpus import visible_gpus
+    from moesr_bids.interfaces.gpus import gpu_problem, visible_gpus
     from moesr_bids.workflows.execution import configure_nipype, make_plugin
 
     gpus = 0 if settings.device == "cpu" else len(visible_gpus())
+    if gpus and (problem := gpu_problem()):
+        say(f"WARNING: the GPU is not used: {problem}")
+        gpus = 0
     configure_nipype(settings)
     _tell_cost(images, settings, gpus)
     workflow = _build(images, settings, use_gpu=gpus > 0)

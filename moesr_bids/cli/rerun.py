@@ -24,7 +24,7 @@ from moesr_bids.sr.models import weights_sha256
 
 _RAW = "bids:raw:"
 # Where these differ, equal voxels are not promised.
-_MACHINE = ("Device", "Precision", "Threads", "Runtime")
+_MACHINE = ("Device", "Precision", "Threads", "Runtime", "Windows")
 # What the steps before the model found, in their order: the first that differs is where the two runs part.
 _FINDINGS = ("GradientNonlinearity", "BrainMask", "BiasField", "NoiseStd", "Faithfulness")
 

@@ -40,6 +40,16 @@ def visible_gpus() -> dict[str, str]:
     return {name: known.get(name, name) for name in names} if uuids else {}
 
 
+def gpu_problem() -> str | None:
+    """Say why no GPU can be used here, if that is so."""
+    import torch
+
+    if not visible_gpus():
+        return "nvidia-smi lists no GPU that CUDA_VISIBLE_DEVICES shows"
+    # Asking whether CUDA works would start it, and processes that are forked after that cannot use it.
+    return None if torch.backends.cuda.is_built() else "this PyTorch was built without CUDA"
+
+
 @contextmanager
 def one_gpu(gpus: Mapping[str, str]) -> Iterator[str]:
     """Hold a GPU that no other process of this user holds; wait for one where all are held.

@@ -80,6 +80,8 @@ def _uncertainty(moesr: Mapping[str, Any]) -> str:
     brightest = f"median standard deviation in the brain {number(median, 3)} % of the brightest"
     text = f"{brightest}, calibrated on {contrasts} scans"
     coverage = _block(calibration, "Coverage")
+    if not coverage and _block(moesr, "Sampling").get("Samples"):
+        return f"{text} for the mean that the model estimates; not checked for its samples"
     if not coverage:
         return f"{text}; not checked on others of this contrast"
     levels = sorted(coverage, key=int)

@@ -42,7 +42,7 @@ def full_memory_told(way_out: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         first = str(error).partition(". ")[0]
-        raise MemoryError(f"{first}: too little of the GPU's memory is free; use {way_out}") from error
+        raise MemoryError(f"{first}: too little of the GPU's memory is free; use {way_out}, or --device cpu") from error
     except RuntimeError as error:
         # PyTorch has no class of its own for this.
         if "DefaultCPUAllocator" not in str(error):

@@ -22,7 +22,7 @@ from ..errors import ImageError
 from ..resources import measured
 from .device import choose_device, device_name, full_memory_told
 from .grid import Grid, xform_code
-from .models import DEFAULT_MODEL, get_model
+from .models import DEFAULT_MODEL, get_model, refuse_unused
 from .models.base import Model, Problem, Progress
 from .noise import estimate_noise, foreground
 from .operator import AcquisitionOperator, Factors
@@ -33,7 +33,7 @@ from .sampling import Sampling
 from .zerofilling import measured_shares, zero_filled
 
 DEFAULT_RESOLUTION = 0.7
-_WAY_OUT = "--device cpu or a coarser --resolution"
+_WAY_OUT = "a coarser --resolution"
 _PERCENTILE = 99.0
 _LARGEST_SHEAR = 0.05  # cosine of the angle between two axes
 # Each projection undoes part of the other one; after some turns what is left is small.
@@ -130,12 +130,13 @@ def super_resolve(
     ImageError
         If the image or the mask cannot be used.
     ValueError
-        If an option is wrong: unknown model or device, impossible PSF or resolution, CUDA without a GPU, a guidance
-        map that the model was not trained with.
+        If an option is wrong: unknown model or device, one that the model has no use for, impossible PSF or resolution,
+        CUDA without a GPU, a guidance map that the model was not trained with.
     MemoryError
         If the memory of the GPU is full.
     """
     chosen = get_model(model)
+    refuse_unused(model, averaged=averaged, runtime=runtime, sampling=sampling, maps=maps)
     for key in guidance or {}:
         if key not in chosen.card.guidance:
             known = ", ".join(chosen.card.guidance) or "no map"
@@ -144,7 +145,6 @@ def super_resolve(
             )
     where = choose_device(device)
     with measured() as total, _thread_limit(threads), full_memory_told(_WAY_OUT):
-        torch.manual_seed(seed)
         stages: list[dict[str, Any]] = []
         with _stage("prepare", stages):
             source, name = _load(image)

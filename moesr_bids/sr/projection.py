@@ -31,11 +31,10 @@ _SAMPLE = 100_000  # voxels are enough for a root mean square: a quarter of a pe
 
 @frozen(eq=False)
 class Projection:
-    """Image after the projection, the lambda that was used, and y - A x on the input grid."""
+    """Image after the projection, and the lambda that was used."""
 
     image: torch.Tensor
     lam: float
-    residual: torch.Tensor
 
 
 def data_prox(image: torch.Tensor, left: torch.Tensor, factors: Factors, lam: float) -> torch.Tensor:
@@ -66,7 +65,7 @@ def project(
     Returns
     -------
     Projection
-        The image, lambda, and the residual y - A x.
+        The image and lambda.
 
     Notes
     -----
@@ -74,15 +73,13 @@ def project(
     White noise has the share ``rank / n`` of its variance inside the range (:attr:`.Factors.share`), so that is what
     the residual inside the range is compared with.
     """
-    left = factors.to_left(acquired)
-    r = left - factors.values * factors.to_right(image)
+    r = factors.to_left(acquired) - factors.values * factors.to_right(image)
     wanted = sigma * math.sqrt(factors.share)
     lam = _discrepancy(r, factors, wanted, mask)
     s = factors.values
     if lam > 0:
         image = image + factors.from_right(r * (lam * s / (1 + lam * s * s)))
-    residual = acquired - factors.from_left(left - r / (1 + lam * s * s))
-    return Projection(image, lam, residual)
+    return Projection(image, lam)
 
 
 def _discrepancy(r: torch.Tensor, factors: Factors, wanted: float, mask: torch.Tensor) -> float:

@@ -32,6 +32,17 @@ class Sampling:
         """Number of samples that are drawn."""
         return 0 if self.samples == 1 and self.estimate == "mean" else self.samples
 
+    @property
+    def methods(self) -> str:
+        """What is done, for the methods section of a paper."""
+        if not self.drawn:
+            return "estimated the mean image over its eight flips"
+        drew = f"drew {self.samples} samples" if self.samples > 1 else "drew a sample"
+        if self.estimate == "mean":
+            return f"{drew}, the mean of which is the image"
+        first = "the first of which" if self.samples > 1 else "which"
+        return f"{drew}, {first} is the image, with its detail amplified to the energy that is expected of it"
+
     def evaluations(self, flips: int, steps: int) -> tuple[int, int]:
         """Count the flips of an image that are looked at, of so many, and the steps of the chain in all of them.
 

@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runtimes import RUNTIMES
+from ..sampling import ESTIMATES, Sampling
 from ..weights import PACKAGED, SUFFIX, Weights
 
 if TYPE_CHECKING:
@@ -59,6 +61,36 @@ def weights_sha256(name: str) -> str:
     """
     path = weights_path(name)
     return Weights.read(path).sha256 if path else "n/a"
+
+
+def refuse_unused(
+    name: str,
+    *,
+    averaged: bool = False,
+    runtime: str = RUNTIMES[0],
+    sampling: Sampling | None = None,
+    maps: bool = False,
+    uncertainty: bool = False,
+) -> None:
+    """Refuse options that a model has no use for.
+
+    Raises
+    ------
+    ValueError
+        If there is one; it names the option as on the command line.
+    """
+    card, sampling = get_model(name).card, sampling or Sampling()
+    several = bool(card.experts)
+    for option, given, useful in (
+        ("--uncertainty", uncertainty, card.uncertainty),
+        ("--test-time-averaging", averaged, card.one_step),
+        ("--runtime", runtime != RUNTIMES[0], card.one_step),
+        ("--samples", sampling.samples > 1, several),
+        ("--estimate", sampling.estimate != ESTIMATES[0], several),
+        ("--maps", maps, several),
+    ):
+        if given and not useful:
+            raise ValueError(f"model {name} has no use for {option}; take another model or leave it out")
 
 
 def get_model(name: str) -> Model:

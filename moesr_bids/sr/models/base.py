@@ -94,7 +94,8 @@ class ModelCard:
     summary
         One line for help texts.
     methods
-        Sentences for the methods section of a paper, with citation keys such as ``[@tv]``.
+        Sentences for the methods section of a paper, with citation keys such as ``[@tv]``; ``{estimate}`` in them
+        stands for what a diffusion model does.
     projected
         Whether the output is projected onto the data; only plain baselines are not.
     weights_sha256
@@ -136,6 +137,10 @@ class ModelCard:
     flips: int = 1
     one_step: bool = False
     experts: tuple[str, ...] = ()
+
+    def methods_text(self, sampling: Sampling) -> str:
+        """Return the sentences for the methods section of a paper."""
+        return self.methods.replace("{estimate}", sampling.methods)
 
 
 @frozen

@@ -128,7 +128,7 @@ def context_in_patches(context: Context, cells: torch.Tensor, patch: int) -> tup
 
     weight = torch.einsum("i,j,k->ijk", *(_weights(n).to(cells.device) for n in size))
     # Half a cell, so that rounding does not make the distance of two patches one cell less.
-    overlap = [1 - (_distance(n) + 0.5) / n for n in size]
+    overlap = [max(0.0, 1 - (_distance(n) + 0.5) / n) for n in size]
     at_a_time = _PATCHES_ON_GPU if cells.is_cuda else 1
     tokens, logits = sliding_window_inference(
         cells, size, at_a_time, context, overlap=overlap, mode="gaussian", roi_weight_map=weight

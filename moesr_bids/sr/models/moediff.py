@@ -34,16 +34,15 @@ from .student import FLOPS_PER_THREAD, flops_per_voxel
 _METHODS = (
     "A residual-shifting diffusion model [@resshift] with a gated mixture of three experts, for deep white matter, "
     "cortex and the junction of grey and white matter [@moediff], trained on simulated acquisitions of sharp scans and "
-    "told the point-spread function and the noise of this one, estimated the mean image over its eight flips, or drew "
-    "samples (a sample that is itself the image has its detail amplified to the energy that is expected of it). The "
-    "image was then projected onto the acquired data."
+    "told the point-spread function and the noise of this one, {estimate}. The image was then projected onto the "
+    "acquired data."
 )
 GATE_THRESHOLD = 0.02
 """An expert whose gate stays below this everywhere in a window is not evaluated there."""
 SAMPLE_TEMPERATURE = 0.25
 """Of the noise of samples: one of the packaged weights, with its detail, then errs by 0.6 dB more than the mean."""
 _ACTIVATIONS = 5  # inner volumes that are alive at a time
-_VOLUMES_BYTES = 150  # per target voxel: images, state, noise, gate, shared features
+_VOLUMES_BYTES = 170  # per target voxel: images, state, noise, gate, shared features
 
 
 def moediff(name: str, path: Path) -> Model:
@@ -94,6 +93,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
     assert isinstance(network, MixtureNetwork)
     options, schedule = problem.sampling, network.shape.schedule
     flips = FLIPS[: options.drawn or len(FLIPS)]
+    averaged = len(flips) if options.estimate == "mean" else 1  # the image is the first sample then
     how: dict[str, Any] = {"Steps": 1}
     if options.drawn:
         how = {"Steps": schedule.steps, "Rule": options.rule, "NoiseTemperature": SAMPLE_TEMPERATURE}
@@ -107,6 +107,8 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         if options.drawn > 1:
             spread = (found.square / count).addcmul_(mean, mean, value=-1).clamp_(min=0).mul_(count / (count - 1))
         calibration = weights.calibration(problem.contrast)
+        if options.drawn:
+            calibration["Coverage"] = {}  # that of the mean over the flips says nothing of samples
         # Outside of the head there is nothing but noise, and the interpolated image has it.
         predicted = (2 * found.log_scale).exp_().add_(spread).sqrt_().mul_(calibration["Temperature"])
         std = torch.full_like(inputs.image, problem.sigma).lerp_(predicted, inputs.head)
@@ -119,7 +121,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
             how["DetailGain"] = round(float((gain * inputs.head).sum() / inputs.head.sum().clamp(min=1)), 3)
     facts = {
         "Precision": str(fast_dtype(inputs.image.device)).removeprefix("torch."),
-        "Sampling": {"Estimate": options.estimate, "Samples": options.samples, "Flips": len(flips), **how},
+        "Sampling": {"Estimate": options.estimate, "Samples": options.drawn, "Flips": averaged, **how},
         "Windows": found.windows,
         "ExpertsEvaluated": round(found.evaluated / max(found.possible, 1), 4),
         "NetworkSeconds": round(time.perf_counter() - start, 3),
@@ -170,6 +172,8 @@ class _FlipAverage:
             problem.progress("reconstruct", (flip + share) / self.flips)
 
         chain = _Chain.look(network, self.inputs.flipped(axes), problem, progress)
+        if self.inputs.image.is_cuda:
+            torch.cuda.synchronize(self.inputs.image.device)
         self.conditioning += time.perf_counter() - begun
         numbers = range(flip, drawn, len(FLIPS)) if drawn else range(1)
         for done, number in enumerate(numbers, 1):

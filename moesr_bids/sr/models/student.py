@@ -118,7 +118,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         "NetworkVoxels": voxels,
         "NetworkSeconds": round(seconds, 3),
         "Guidance": sorted(inputs.maps),
-        "TestTimeAveraging": problem.averaged,
+        "Flips": len(FLIPS) if problem.averaged else 1,
         "UncertaintyCalibration": calibration,
     }
     return Reconstruction(inputs.unpadded(out), inputs.unpadded(std), facts)
