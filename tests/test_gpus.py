@@ -77,8 +77,11 @@ def test_a_gpu_that_cannot_be_used_is_refused_before_anything_runs(
             parse_settings(command)
         return capsys.readouterr().err
 
-    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: False)
-    assert "--device cuda: this PyTorch was built without CUDA; use --device cpu" in refused()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa")  # which is none
+    assert "--device cuda: PyTorch cannot use the GPU" in refused()
+    with pytest.raises(SystemExit):
+        parse_settings([*command, "--dry-run"])
+    assert parse_settings([*command[:-1], "auto"]).device == "auto"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "--device cuda: nvidia-smi lists no GPU that CUDA_VISIBLE_DEVICES shows" in refused()
 

@@ -170,6 +170,8 @@ def test_the_app_corrects_and_samples_and_says_so(tmp_path: Path) -> None:
         "--samples",
         "2",
         "--sloppy",
+        "--device",
+        "cpu",
         "--gradient-coefficients",
         str(folder),
     )

@@ -23,7 +23,7 @@ from moesr_bids.preproc.template import load_template
 from tests.app import expected_outputs, outputs_of, rerun, run_app, statuses, validation_errors, work_of
 
 TEMPLATE = "MNI152NLin2009aSym"
-OPTIONS = ("--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
+OPTIONS = ("--device", "cpu", "--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
 ANAT = "sub-01/anat/sub-01"
 
 

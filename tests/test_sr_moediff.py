@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from moesr_bids.cli.moesr import main
 from moesr_bids.interfaces.sr import SuperResolve
+from moesr_bids.reports.fragments import summary_rows
 from moesr_bids.sr.cost import estimate_cost
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.models import EXPERTS, get_model
@@ -175,6 +177,46 @@ def test_gate_does_not_depend_on_the_air_around_the_head(mixture: Path, monkeypa
     assert some.shape == (3, 56, 64, 48)
     assert some.std() > 0.05
     assert np.abs(some - more).mean() < 0.1 * some.std()
+
+
+def test_methods_text_says_what_was_done(mixture: Path) -> None:
+    ways = [Sampling(samples=n, estimate=estimate) for n in (1, 3) for estimate in ("mean", "sample")]
+    texts = [get_model(str(mixture)).card.methods_text(way) for way in ways]
+    said = (
+        "mean image over its eight flips",
+        "drew a sample, which is",
+        "drew 3 samples, the mean",
+        "the first of which",
+    )
+    for text, words in zip(texts, said, strict=True):
+        assert words in text
+        assert "{" not in text
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "name"),
+    [
+        ("cubic", {"sampling": Sampling(samples=2)}, "--samples"),
+        ("student", {"maps": True}, "--maps"),
+        ("moediff", {"averaged": True}, "--test-time-averaging"),
+        ("moediff", {"runtime": "openvino"}, "--runtime"),
+    ],
+)
+def test_options_without_use_are_refused_in_python_too(model: str, options: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"model {model} has no use for {name}; take another model"):
+        super_resolve(thick(), model=model, **options)
+
+
+def test_report_of_samples_does_not_claim_the_coverage_of_the_mean(mixture: Path) -> None:
+    card = {**CARD, "coverage": {"T1w": {"90": 0.9}}, "temperature": {"T1w": 1.0}}
+    write_weights(mixture.with_name("checked.safetensors"), Weights.read(mixture).network(torch.device("cpu")), card)
+    told = []
+    for sampling in (Sampling(), Sampling(samples=2)):
+        path = str(mixture.with_name("checked.safetensors"))
+        record = super_resolve(thick(), model=path, resolution=2.0, contrast="T1w", sampling=sampling, threads=1).record
+        told.append(dict(summary_rows(record))["Uncertainty"])
+    assert "the 90 % intervals held 90 %" in told[0]
+    assert "not checked for its samples" in told[1] and "held" not in told[1]
 
 
 def test_a_thin_slab_is_super_resolved(mixture: Path) -> None:

@@ -16,7 +16,7 @@ from moesr_bids.sr.weights import Weights
 from moesr_bids.training.examples import CutVolume, Examples
 from moesr_bids.training.lesions import PlantedLesion, RoughBall, draw_lesions, plant
 from moesr_bids.training.recipe import read_recipe, recipe_from
-from moesr_bids.training.tissue import find_lesions
+from moesr_bids.training.tissue import find_lesions, find_segmentation
 from moesr_bids.training.volumes import load_volume
 from tests.test_sr_student import brainlike
 from tests.test_training import CPU, TINY
@@ -80,6 +80,9 @@ def test_lesions_of_another_session_are_not_taken(bids: Path, tmp_path: Path) ->
         mask = nib.Nifti1Image(lesion_mask(), brainlike().affine)
         nib.save(mask, tmp_path / f"sub-01_ses-{session}_label-lesion_mask.nii.gz")
     assert find_lesions(scan, brainlike(), [tmp_path]) is not None
+    mask = nib.Nifti1Image(2 * lesion_mask(), brainlike().affine)
+    nib.save(mask, tmp_path / "sub-01_seg-all_dseg.nii.gz")  # of no session
+    assert find_segmentation(scan, brainlike(), [tmp_path]) is not None
 
 
 def test_patches_are_drawn_around_lesions_large_and_small_alike(bids: Path) -> None:

@@ -122,8 +122,8 @@ def init_image_wf(
             samples=settings.samples,
             estimate=settings.estimate,
             experts=list(card.experts),
-            # Decided for the whole run: the scheduler counts on it.
-            device="cuda" if use_gpu else "cpu",
+            # Decided for the whole run, as the scheduler counts on it; the nodes of a cluster decide for themselves.
+            device=settings.device if settings.use_plugin else "cuda" if use_gpu else "cpu",
             contrast=image.suffix,
             uncertainty=card.uncertainty,
             weights_sha256=card.weights_sha256,

@@ -114,7 +114,7 @@ def _check_choices(settings: Settings) -> None:
             read_plugin(settings.use_plugin)
         except ValueError as error:
             raise UsageError(str(error)) from None
-    if settings.device == "cuda":
+    if settings.device == "cuda" and not settings.use_plugin:  # a plugin's nodes have GPUs that this one has not
         from moesr_bids.interfaces.gpus import gpu_problem
 
         if problem := gpu_problem():

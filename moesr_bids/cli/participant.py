@@ -161,8 +161,11 @@ def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | 
     from moesr_bids.workflows.execution import configure_nipype, make_plugin
 
     gpus = 0 if settings.device == "cpu" else len(visible_gpus())
-    if gpus and (problem := gpu_problem()):
-        say(f"WARNING: the GPU is not used: {problem}")
+    if settings.device != "cpu" and not settings.use_plugin and (problem := gpu_problem()):
+        if settings.device == "cuda":
+            return RuntimeError(f"--device cuda: {problem}")
+        if gpus:
+            say(f"WARNING: the GPU is not used: {problem}")
         gpus = 0
     configure_nipype(settings)
     _tell_cost(images, settings, gpus)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -42,12 +43,12 @@ def visible_gpus() -> dict[str, str]:
 
 def gpu_problem() -> str | None:
     """Say why no GPU can be used here, if that is so."""
-    import torch
-
     if not visible_gpus():
         return "nvidia-smi lists no GPU that CUDA_VISIBLE_DEVICES shows"
-    # Asking whether CUDA works would start it, and processes that are forked after that cannot use it.
-    return None if torch.backends.cuda.is_built() else "this PyTorch was built without CUDA"
+    # In a process of its own: asking starts CUDA, and processes that are forked after that cannot use it.
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    return "PyTorch cannot use the GPU: built without CUDA, or the driver is too old" if asked.returncode else None
 
 
 @contextmanager

@@ -32,10 +32,11 @@ def tissue_fractions(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
 
 
 def find_segmentation(scan: Path, image: SpatialImage, folders: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Tissue of a scan from a segmentation of the same participant and session on the same grid; None without one.
+    """Tissue of a scan from a segmentation of the same participant on the same grid; None without one.
 
-    The folders count in their order; in each of them a map that is named after the scan (``segmentation_name``) goes
-    before others, and maps that are named after another scan are none of this one.
+    It is of the same session, or names none. The folders count in their order; in each of them a map that is named
+    after the scan (``segmentation_name``) goes before others, and maps that are named after another scan are none of
+    this one.
 
     Raises
     ------
@@ -45,7 +46,7 @@ def find_segmentation(scan: Path, image: SpatialImage, folders: Sequence[Path]) 
     own = segmentation_name(scan)
     others = tuple(f"_desc-{suffix}_dseg.nii.gz" for suffix in SUFFIXES)
     for folder in folders:
-        found = sorted(folder.rglob(f"{_person(scan)}_*_dseg.nii.gz"))
+        found = _of_person(scan, folder, "_dseg.nii.gz")
         named = [path for path in found if path.name == own]
         labels = _first_on_grid(named + [path for path in found if not path.name.endswith(others)], image)
         if labels is not None:
@@ -54,9 +55,10 @@ def find_segmentation(scan: Path, image: SpatialImage, folders: Sequence[Path]) 
 
 
 def find_lesions(scan: Path, image: SpatialImage, folders: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Lesions of a scan from a mask of the same participant and session on the same grid; None without one.
+    """Lesions of a scan from a mask of the same participant on the same grid; None without one.
 
-    The mask is a BIDS derivative with ``label-lesion``, as ``sub-01_space-T1w_label-lesion_mask.nii.gz``.
+    It is of the same session, or names none, and a BIDS derivative with ``label-lesion``, as
+    ``sub-01_space-T1w_label-lesion_mask.nii.gz``.
 
     Raises
     ------
@@ -64,16 +66,18 @@ def find_lesions(scan: Path, image: SpatialImage, folders: Sequence[Path]) -> ND
         If the participant's mask cannot be read.
     """
     for folder in folders:
-        masks = sorted(folder.rglob(f"{_person(scan)}_*_mask.nii.gz"))
+        masks = _of_person(scan, folder, "_mask.nii.gz")
         lesions = _first_on_grid([path for path in masks if "_label-lesion_" in path.name], image)
         if lesions is not None:
             return (lesions > 0).astype(np.uint8)
     return None
 
 
-def _person(scan: Path) -> str:
-    """Participant and session of a scan, as its name begins."""
-    return "_".join(part for part in scan.name.split("_")[:2] if part.startswith(("sub-", "ses-")))
+def _of_person(scan: Path, folder: Path, ending: str) -> list[Path]:
+    """Files of the participant of a scan, of no session or of that of the scan."""
+    participant, second = scan.name.split("_")[:2]
+    found = sorted(folder.rglob(f"{participant}_*{ending}"))
+    return [path for path in found if (other := path.name.split("_")[1]) == second or not other.startswith("ses-")]
 
 
 def _first_on_grid(paths: Sequence[Path], image: SpatialImage) -> NDArray[np.number] | None:

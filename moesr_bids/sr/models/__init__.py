@@ -79,17 +79,21 @@ def refuse_unused(
     ValueError
         If there is one; it names the option as on the command line.
     """
-    card, sampling = get_model(name).card, sampling or Sampling()
-    several = bool(card.experts)
-    for option, given, useful in (
-        ("--uncertainty", uncertainty, card.uncertainty),
-        ("--test-time-averaging", averaged, card.one_step),
-        ("--runtime", runtime != RUNTIMES[0], card.one_step),
-        ("--samples", sampling.samples > 1, several),
-        ("--estimate", sampling.estimate != ESTIMATES[0], several),
-        ("--maps", maps, several),
-    ):
-        if given and not useful:
+    sampling = sampling or Sampling()
+    given = {
+        "--uncertainty": uncertainty,
+        "--test-time-averaging": averaged,
+        "--runtime": runtime != RUNTIMES[0],
+        "--samples": sampling.samples > 1,
+        "--estimate": sampling.estimate != ESTIMATES[0],
+        "--maps": maps,
+    }
+    if not any(given.values()):
+        return
+    card = get_model(name).card
+    useful = {"--uncertainty": card.uncertainty, "--test-time-averaging": card.one_step, "--runtime": card.one_step}
+    for option, asked in given.items():
+        if asked and not useful.get(option, bool(card.experts)):
             raise ValueError(f"model {name} has no use for {option}; take another model or leave it out")
 
 
