@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
             f"the first result that differs is {parted[0]}: {recipe.block.get(parted[0])}, now {block.get(parted[0])}"
         )
     if not others:
-        print("device, precision and threads are those recorded: another processor or other versions of libraries")
+        print("device, precision, threads and windows are those recorded: another processor or other library versions")
     return 1
 
 
