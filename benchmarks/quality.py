@@ -246,10 +246,7 @@ def summary(rows: Sequence[Row]) -> str:
     """Tables: PSNR/SSIM per case, and the gain against cubic per group, mean and spread over subjects."""
     methods = list(dict.fromkeys(row.method for row in rows))
     cases = {case.name: case.group for case in (*all_cases(), *mismatched_cases())}
-    lines = ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
-    for of_one in _by_image(rows):
-        cells = [f"{row.psnr:.2f} / {row.ssim:.3f}" for row in of_one]
-        lines.append(f"| {of_one[0].participant} {of_one[0].suffix} | {of_one[0].case} | " + " | ".join(cells) + " |")
+    lines = _table_by_image(rows, lambda row: f"{row.psnr:.2f} / {row.ssim:.3f}")
     lines += ["", "Gain against cubic: PSNR in dB and SSIM, mean +- standard deviation over subjects [worst case]", ""]
     lines += ["| case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
     for group in [*dict.fromkeys(cases[row.case] for row in rows), "all"]:
@@ -265,10 +262,14 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _by_image(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Yield the rows of each degraded image, one for each method."""
+def _table_by_image(rows: Sequence[Row], cell: Callable[[Row], str]) -> list[str]:
+    """Lines of a table with a row for each degraded image and a column for each method."""
+    methods = list(dict.fromkeys(row.method for row in rows))
+    lines = ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
     for key in dict.fromkeys((row.participant, row.suffix, row.case) for row in rows):
-        yield [row for row in rows if (row.participant, row.suffix, row.case) == key]
+        cells = [cell(row) for row in rows if (row.participant, row.suffix, row.case) == key]
+        lines.append(f"| {key[0]} {key[1]} | {key[2]} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def lesion_table(rows: Sequence[Row]) -> str:
@@ -276,18 +277,17 @@ def lesion_table(rows: Sequence[Row]) -> str:
     some = [row for row in rows if np.isfinite(row.lesion_ratio)]
     if not some:
         return "\nno lesion masks"
-    methods = list(dict.fromkeys(row.method for row in some))
+
+    def overall(row: Row) -> str:
+        return f"{100 * row.lesion_ratio:.0f}, {100 * row.lesion_volume:.0f}, {row.lesion_shift:.2f}"
+
+    def by_size(row: Row) -> str:
+        return ", ".join("n/a" if np.isnan(c) else f"{100 * c:.0f}" for c in row.contrasts)
+
     lines = ["", "Lesions: contrast-to-noise against their rim and volume, % of the truth's; shift in voxels", ""]
-    lines += ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
-    for of_one in _by_image(some):
-        cells = [f"{100 * r.lesion_ratio:.0f}, {100 * r.lesion_volume:.0f}, {r.lesion_shift:.2f}" for r in of_one]
-        lines.append(f"| {of_one[0].participant} {of_one[0].suffix} | {of_one[0].case} | " + " | ".join(cells) + " |")
+    lines += _table_by_image(some, overall)
     lines += ["", "Contrast of lesions of less than 100, less than 1000, and more voxels, % of the truth's", ""]
-    lines += ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
-    for of_one in _by_image(some):
-        cells = [", ".join("n/a" if np.isnan(c) else f"{100 * c:.0f}" for c in r.contrasts) for r in of_one]
-        lines.append(f"| {of_one[0].participant} {of_one[0].suffix} | {of_one[0].case} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines + _table_by_image(some, by_size))
 
 
 def coverage_table(model: str, rows: Sequence[Row]) -> str:

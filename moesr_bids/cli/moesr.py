@@ -228,7 +228,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
     # PyTorch alone would take all cores of a node, whatever share of it this process may use.
     threads = options.omp_nthreads or min(available_cpus(), torch.get_num_threads())
     if get_model(options.model).card.experts:
-        _tell_cost(options, threads)
+        _tell_cost(options, settings["sampling"], threads)
     guidance = {"log_bias": options.log_bias, "log_jacobian": options.log_jacobian}
     progress = _Progress()
     try:
@@ -273,7 +273,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_cost(options: argparse.Namespace, threads: int) -> None:
+def _tell_cost(options: argparse.Namespace, sampling: Sampling, threads: int) -> None:
     """Say what a model that takes its time will take, before it starts."""
     from nibabel import load
 
@@ -286,7 +286,6 @@ def _tell_cost(options: argparse.Namespace, threads: int) -> None:
         target = grid.isotropic(options.resolution)
     except Exception:  # whatever is wrong, the engine says it
         return
-    sampling = Sampling(samples=options.samples, estimate=options.estimate)
     memory, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, sampling)
     on_cpu = choose_device(options.device).type == "cpu"
     time_text = f" and about {seconds / 60:.0f} min on {threads} CPU threads" if on_cpu else ""

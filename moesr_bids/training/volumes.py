@@ -182,14 +182,14 @@ def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> Volume:
     smoothness = axis_smoothness(data, inside if inside.any() else head)
     name = path.name.split(".", 1)[0]
     image = nib.Nifti1Image(data, affine)
-    known = find_segmentation(path, image, segmentations), find_lesions(path, image, segmentations)
+    tissue, lesions = (find(path, image, segmentations) for find in (find_segmentation, find_lesions))
     return Volume(
         name,
         np.clip(data / scale, 0, 8).astype(np.float16),
         max(smoothness) / min(smoothness),
         _deep_voxels(head, affine),
-        _stacked(data.shape, *known),
-        [] if known[1] is None else _voxels_of_each(known[1]),
+        _stacked(data.shape, tissue, lesions),
+        [] if lesions is None else _voxels_of_each(lesions),
     )
 
 
