@@ -63,13 +63,15 @@ def test_targets_go_from_smooth_to_sharp() -> None:
 
 
 def test_teacher_sees_the_batch_flipped() -> None:
-    """Its estimate of a flipped image, flipped back; its features stay as they are."""
+    """Its estimate of a flipped image, flipped back; its features, and what its context sees, stay as they are."""
     torch.manual_seed(0)
     teacher, channels, vector = random_mixture(), torch.rand(1, 4, 16, 16, 16), torch.zeros(1, CONDITIONS)
     flips = torch.tensor([True, False, True])
     residual, features = teach(teacher, channels, vector, flips)
     plain, plain_features = teach(teacher, channels, vector, NO_FLIPS)
-    other, _ = teach(teacher, channels.flip(2, 4), vector, NO_FLIPS)
+    scene = teacher.look(channels, vector)
+    seen = scene.tokens.flip(2, 4), scene.logits.flip(2, 4)
+    other = teacher.mean(teacher.look(channels.flip(2, 4), vector, seen), vector)
     torch.testing.assert_close(residual, other.flip(2, 4))
     assert not torch.allclose(residual, plain)
     torch.testing.assert_close(features, plain_features)

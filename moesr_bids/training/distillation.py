@@ -18,7 +18,7 @@ from torch import nn
 from ..sr.models.mixture import MixtureNetwork, parameters
 from ..sr.models.network import FACTOR, NetworkOutput, ResidualNetwork
 from ..sr.smoothing import smoothed
-from .losses import LossWeights, charbonnier_ratio, importance, loss_weights, student_loss, without_border
+from .losses import LossWeights, image_losses, importance, loss_weights, scale_loss, without_border
 
 LARGEST_SHARE = 0.25
 """A student has at most this share of its teacher's parameters."""
@@ -66,7 +66,8 @@ class DistillationLossWeights:
     image
         Weights of the loss against the truth, as without a teacher.
     teacher
-        Share of the teacher in the loss of the image.
+        Share of the teacher in the loss of the image and its gradient; the error, whose scale is learnt, is that
+        against the truth.
     hints
         Of the features.
     stages
@@ -111,11 +112,13 @@ def teach(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the teacher's mean estimate of the residual, and its features.
 
-    The estimate is that of the batch flipped along those of its three axes where ``flips`` is true, flipped back.
+    The estimate is that of the batch flipped along those of its three axes where ``flips`` is true, flipped back; as in
+    :mod:`..sr.models.moediff` the context looks at the batch as it is.
     """
-    features = teacher.look(channels, acquisition).features
-    flipped = _flipped(channels, flips)
-    return _flipped(teacher.mean(teacher.look(flipped, acquisition), acquisition), flips), features
+    scene = teacher.look(channels, acquisition)
+    seen = _flipped(scene.tokens, flips), _flipped(scene.logits, flips)
+    flipped = teacher.look(_flipped(channels, flips), acquisition, seen)
+    return _flipped(teacher.mean(flipped, acquisition), flips), scene.features
 
 
 def _flipped(volume: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
@@ -162,12 +165,17 @@ def distillation_loss(
     output = NetworkOutput(*(without_border(part, border) for part in pupil.student.output(features, acquisition)))
     start, sharp = without_border(start, border), without_border(sharp, border)
     counts = without_border(importance(tissue, weights.image), border)
-    truth, terms = student_loss(output, start, sharp, weights.image, counts)
+    before, error, image = start - sharp, start + output.residual - sharp, weights.image
+    reconstruction, gradient = image_losses(error, before, image.epsilon, counts)
+    likelihood = scale_loss(error, output.log_scale)
     residual, hint = taught
     # Both are smoothed: a student that knows the detail already shall not forget it for the smooth stages.
     missed = smoothed(output.residual - without_border(residual, border), stage.blur)
-    teacher = charbonnier_ratio(missed, start - sharp, weights.image.epsilon, counts)
+    taught_image, taught_gradient = image_losses(missed, before, image.epsilon, counts)
     features, hint = (without_border(part, border // FACTOR) for part in (features, hint))
     hints = (pupil.adapter(features) - hint).square().mean() / (hint.square().mean() + _TINY)
-    total = (1 - weights.teacher) * truth + weights.teacher * teacher + weights.hints * hints
-    return total, {**terms, "teacher": teacher.detach(), "hints": hints.detach()}
+    truth, teacher = reconstruction + image.gradient * gradient, taught_image + image.gradient * taught_gradient
+    total = (1 - weights.teacher) * truth + weights.teacher * teacher + image.likelihood * likelihood
+    terms = {"reconstruction": reconstruction, "gradient": gradient, "likelihood": likelihood}
+    terms |= {"teacher": teacher, "hints": hints}
+    return total + weights.hints * hints, {name: term.detach() for name, term in terms.items()}

@@ -79,20 +79,31 @@ def student_loss(
         constant, so that the scale does not trade sharpness for confidence.
     """
     before, error = start - sharp, start + output.residual - sharp
-    reconstruction = charbonnier_ratio(error, before, weights.epsilon, counts)
-    differences = []
-    for axis in (2, 3, 4):
-        steps, steps_before = torch.diff(error, dim=axis), torch.diff(before, dim=axis)
-        ahead = counts.narrow(axis, 1, steps.shape[axis])
-        differences.append(charbonnier_ratio(steps, steps_before, weights.epsilon, ahead))
-    gradient = torch.stack(differences).mean()
-    likelihood = (error.detach().abs() * (-output.log_scale).exp() + output.log_scale).mean()
+    reconstruction, gradient = image_losses(error, before, weights.epsilon, counts)
+    likelihood = scale_loss(error, output.log_scale)
     total = reconstruction + weights.gradient * gradient + weights.likelihood * likelihood
     return total, {
         "reconstruction": reconstruction.detach(),
         "gradient": gradient.detach(),
         "likelihood": likelihood.detach(),
     }
+
+
+def scale_loss(error: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of the scale b, |e| / b + log b; the error e is a constant here."""
+    return (error.detach().abs() * (-log_scale).exp() + log_scale).mean()
+
+
+def image_losses(
+    error: torch.Tensor, before: torch.Tensor, epsilon: float, counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return :func:`charbonnier_ratio` of the image, and that of its finite differences along the three axes."""
+    differences = []
+    for axis in (2, 3, 4):
+        steps, steps_before = torch.diff(error, dim=axis), torch.diff(before, dim=axis)
+        ahead = counts.narrow(axis, 1, steps.shape[axis])
+        differences.append(charbonnier_ratio(steps, steps_before, epsilon, ahead))
+    return charbonnier_ratio(error, before, epsilon, counts), torch.stack(differences).mean()
 
 
 def charbonnier_ratio(error: torch.Tensor, before: torch.Tensor, epsilon: float, counts: torch.Tensor) -> torch.Tensor:

@@ -81,13 +81,14 @@ class MixtureShape:
 class Scene(NamedTuple):
     """What the network knows of an image before the first step.
 
-    ``features`` at half resolution; ``trunk`` the trunk's output on the target grid; ``cells`` what the context was
-    given, and ``logits`` what it made of it: those of the gate, per token of 4 voxels.
+    ``features`` at half resolution; ``trunk`` the trunk's output on the target grid; ``cells`` what the context is
+    given, and ``tokens`` of 8 voxels and ``logits`` of the gate, per token of 4, what it makes of it.
     """
 
     features: torch.Tensor
     trunk: NetworkOutput
     cells: torch.Tensor
+    tokens: torch.Tensor
     logits: torch.Tensor
 
 
@@ -120,18 +121,22 @@ class MixtureNetwork(nn.Module):
         """Number of convolutions of an expert."""
         return 2 * self.shape.blocks + 2
 
-    def look(self, channels: torch.Tensor, acquisition: torch.Tensor) -> Scene:
+    def look(
+        self, channels: torch.Tensor, acquisition: torch.Tensor, seen: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> Scene:
         """Everything that does not depend on the step.
 
         Parameters
         ----------
         channels, acquisition
             As of :meth:`.network.ResidualNetwork.forward`; i, j, k are multiples of 8.
+        seen
+            Tokens and logits, if the context has looked already, at the same in another flip.
         """
         features = self.trunk.features(channels, acquisition)
         cells = context_cells(network_cells(channels), features)
-        tokens, logits = self.see(cells)
-        return Scene(with_context(features, tokens), self.trunk.output(features, acquisition), cells, logits)
+        tokens, logits = seen or self.see(cells)
+        return Scene(with_context(features, tokens), self.trunk.output(features, acquisition), cells, tokens, logits)
 
     def see(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Apply the context, in patches of the size that it was trained on."""
