@@ -131,8 +131,8 @@ def test_super_resolution_gets_one_gpu(driver: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(subprocess, "run", watched)
     image = tmp_path / "image.nii.gz"
     image.write_bytes(b"no image")
-    for use_gpu in (True, False):
-        node = sr.SuperResolve(in_file=str(image), use_gpu=use_gpu, device="cpu")
+    for device in ("auto", "cpu"):
+        node = sr.SuperResolve(in_file=str(image), device=device)
         with pytest.raises(RuntimeError, match="super-resolution failed"):
             node.run(cwd=str(tmp_path))
     assert [env.get("CUDA_VISIBLE_DEVICES") for env in given] == ["GPU-aa", None]
@@ -149,5 +149,8 @@ def test_full_memory_is_told_with_the_way_out() -> None:
         full_memory_told("a coarser grid"),
     ):
         torch.empty(2**50, dtype=torch.uint8)
+    filled = r"^too little of the GPU's memory is free; use a coarser grid, or --device cpu$"
+    with pytest.raises(MemoryError, match=filled), full_memory_told("a coarser grid"):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     with pytest.raises(RuntimeError, match="other"), full_memory_told("nothing"):
         raise RuntimeError("other")

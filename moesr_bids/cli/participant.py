@@ -192,8 +192,8 @@ def _tell_cost(images: Sequence[RawImage], settings: Settings, gpus: int) -> Non
         return
     these = [estimate(image, settings) for image in images]
     memory = max((one.sr_memory_gb for one in these), default=0.0)
-    say(f"{settings.model} needs up to {memory:.1f} GB for an image" + (", on the GPU" if gpus else ""))
-    if gpus:
+    say(f"{settings.model} needs up to {memory:.1f} GB for an image" + (", or what the GPU has free" if gpus else ""))
+    if gpus or (settings.use_plugin and settings.device != "cpu"):
         return
     this = sum(one.seconds for one in these)
     default = sum(estimate(image, attrs.evolve(settings, model=DEFAULT_MODEL)).seconds for image in images)

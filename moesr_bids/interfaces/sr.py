@@ -89,7 +89,7 @@ class SuperResolve(RecordedInterface):
         if experts := list(self.inputs.experts or []):
             (cwd / "maps").mkdir(exist_ok=True)
             command += ["--maps", str(cwd / "maps")]
-        with _environment(use_gpu=self.inputs.use_gpu) as environment:
+        with _environment(gpu=self.inputs.device != "cpu") as environment:
             done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=environment)
         (cwd / "moesr_sr.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode == -signal.SIGKILL:
@@ -108,11 +108,14 @@ class SuperResolve(RecordedInterface):
 
 
 @contextmanager
-def _environment(*, use_gpu: bool) -> Iterator[dict[str, str]]:
-    """Give the environment of the process: on a GPU node with one of the GPUs, which is its own as long as it runs."""
-    gpus = visible_gpus() if use_gpu else {}
+def _environment(*, gpu: bool) -> Iterator[dict[str, str]]:
+    """Give the environment of the process: if it may use a GPU, with one of them, which is its own as long as it runs.
+
+    The node asks the machine that it runs on, which may be another one than the scheduler's.
+    """
+    gpus = visible_gpus() if gpu else {}
     if not gpus:
         yield dict(os.environ)
         return
-    with one_gpu(gpus) as gpu:
-        yield {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+    with one_gpu(gpus) as one:
+        yield {**os.environ, "CUDA_VISIBLE_DEVICES": one}

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
+_GPU_IS_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""What CUDA and its libraries say of themselves when another process has filled the GPU."""
+
 
 def choose_device(device: str) -> torch.device:
     """Device of a name: ``cpu``, ``cuda`` or ``auto``.
@@ -44,7 +47,9 @@ def full_memory_told(way_out: str) -> Iterator[None]:
         first = str(error).partition(". ")[0]
         raise MemoryError(f"{first}: too little of the GPU's memory is free; use {way_out}, or --device cpu") from error
     except RuntimeError as error:
-        # PyTorch has no class of its own for this.
-        if "DefaultCPUAllocator" not in str(error):
-            raise
-        raise MemoryError(f"too little memory is free on this machine; use {way_out}") from error
+        # PyTorch has no class of its own for these.
+        if "DefaultCPUAllocator" in str(error):
+            raise MemoryError(f"too little memory is free on this machine; use {way_out}") from error
+        if any(sign in str(error) for sign in _GPU_IS_FULL):
+            raise MemoryError(f"too little of the GPU's memory is free; use {way_out}, or --device cpu") from error
+        raise

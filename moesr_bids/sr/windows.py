@@ -92,7 +92,7 @@ def plan_windows(shape: Sequence[int], box: Box, *, halo: int, largest: int, mul
         if lengths[axis] <= _LEAST_CORE:
             raise MemoryError(
                 f"memory is free for windows of {largest} voxels, which is too small: the network sees {halo} to each "
-                "side; free some, or use --device cpu or a coarser --resolution"
+                "side; use --device cpu or a coarser --resolution, or free some"
             )
         parts[axis] += 1
 
