@@ -30,8 +30,9 @@ from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr, ssim
 from moesr_bids.sr.models import EXPERTS, get_model, moediff, weights_path
+from moesr_bids.sr.models.context import context_flops
 from moesr_bids.sr.models.inputs import FLIPS
-from moesr_bids.sr.models.mixture import MixtureNetwork, parameters
+from moesr_bids.sr.models.mixture import MixtureNetwork, context_channels, parameters
 from moesr_bids.sr.models.network import CONDITIONS, GUIDANCE, INPUTS, ResidualNetwork
 from moesr_bids.sr.sampling import Sampling
 from moesr_bids.sr.weights import Weights
@@ -68,22 +69,24 @@ def sharpness(image: NDArray[np.floating], truth: NDArray[np.floating], mask: ND
 def teraflops(network: ResidualNetwork | MixtureNetwork, sampling: Sampling, averaged: bool) -> float:
     """Count the floating-point operations of a head of 20 million voxels, in 10^12; all experts are evaluated.
 
-    What patches of the context share is counted once; ``averaged`` is a one-step network over all flips.
+    The context looks once; ``averaged`` is a one-step network over all flips.
     """
     channels = torch.zeros((1, INPUTS + len(GUIDANCE), *(_COUNTED,) * 3))
     acquisition = torch.zeros((1, CONDITIONS))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        if isinstance(network, ResidualNetwork):
-            network(channels, acquisition)
-            flips, steps = len(FLIPS) if averaged else 1, 0
-            looking = counter.get_total_flops()
-        else:
+        one_step = network if isinstance(network, ResidualNetwork) else network.trunk
+        one_step(channels, acquisition)
+        each_flip = counter.get_total_flops()
+        flips, steps, context, step = len(FLIPS) if averaged else 1, 0, 0.0, 0
+        if isinstance(network, MixtureNetwork):
             scene = network.look(channels, acquisition)
-            looking = counter.get_total_flops()
+            looked = counter.get_total_flops()
             network.mean(scene, acquisition)
+            step = counter.get_total_flops() - looked
             flips, steps = sampling.evaluations(len(FLIPS), network.shape.schedule.steps)
-        step = counter.get_total_flops() - looking
-    return (flips * looking + steps * step) / _COUNTED**3 * _HEAD_VOXELS / 1e12
+            # Here it was given one patch; those of a head overlap.
+            context = context_flops(network.shape.context, context_channels(network.shape.trunk))
+    return (context + (flips * each_flip + steps * step) / _COUNTED**3) * _HEAD_VOXELS / 1e12
 
 
 def cropped(truth: Truth, size: int) -> Truth:

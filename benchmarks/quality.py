@@ -21,6 +21,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from attrs import asdict, field, filters, frozen
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -30,6 +31,7 @@ from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import contrast_to_noise, lesion_contrasts, lesion_geometry, psnr, ssim
 from moesr_bids.sr.models import weights_path
+from moesr_bids.sr.models.detail import detail_share
 
 from .degrade import Case, all_cases, degrade, mismatched_cases
 
@@ -81,6 +83,7 @@ class Row:
     seconds: float
     ratios: ErrorRatios | None = field(default=None, repr=False)
     temperature: float = 1.0
+    detail_share: float = float("nan")
     lesion_ratio: float = float("nan")
     lesion_shift: float = float("nan")
     lesion_volume: float = float("nan")
@@ -220,7 +223,8 @@ def compare(
             std = _on_grid(result.uncertainty, truth, f"model {model}")
             temperature = record["UncertaintyCalibration"]["Temperature"]
             ratios = ErrorRatios.of(sharp - restored, std, truth.mask, temperature=temperature)
-            facts = {"ratios": ratios, "temperature": temperature}
+            volumes = (torch.from_numpy(np.ascontiguousarray(v)) for v in (restored, sharp, std, truth.mask))
+            facts = {"ratios": ratios, "temperature": temperature, "detail_share": detail_share(*volumes)}
         add(
             model if model not in INTERPOLATORS else f"moesr-{model}",
             restored,
@@ -342,12 +346,18 @@ def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
         suffix: {level: round(share, 4) for level, share in held.items()}
         for suffix, held in _left_out_coverage(rows).items()
     }
+    if card["kind"] == "moediff":
+        # The lower quartile: three of four images get no more detail than they lack.
+        card["detail"] = {
+            name: round(float(np.percentile([row.detail_share for row in some], 25)), 4) for name, some in pools.items()
+        }
     groups = {case.name: case.group for case in all_cases()}
     card["validation"] = {
         group: {
             "gain_psnr_db": round(float(np.mean([r.gain_psnr for r in rows if groups[r.case] == group])), 2),
             "gain_ssim": round(float(np.mean([r.gain_ssim for r in rows if groups[r.case] == group])), 4),
             "worst_gain_psnr_db": round(min(r.gain_psnr for r in rows if groups[r.case] == group), 2),
+            "cases": sorted({r.case for r in rows if groups[r.case] == group}),
         }
         for group in dict.fromkeys(groups[row.case] for row in rows)
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moesr_bids.sr.models.detail import detail_gain
+from moesr_bids.sr.models.detail import detail_gain, detail_share
 from moesr_bids.sr.smoothing import smoothed
 
-SIZE = 40
+SIZE, SHARE = 40, 0.7
 
 
 def test_smoothing_keeps_the_mean_and_has_its_width() -> None:
@@ -23,7 +23,7 @@ def test_smoothing_keeps_the_mean_and_has_its_width() -> None:
 
 
 def with_full_detail(sample: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    gain, detail = detail_gain(sample, mean, std)
+    gain, detail = detail_gain(sample, mean, std, SHARE)
     return sample + (gain - 1) * detail
 
 
@@ -41,7 +41,7 @@ def test_detail_gets_the_energy_that_is_expected() -> None:
     mean, error = 1 + noise(0.04, 0), noise(0.03, 1)
     found = with_full_detail(mean, mean, torch.full_like(mean, 0.03))
     assert detail_energy(mean) < detail_energy(found) < detail_energy(mean + error)
-    assert detail_energy(found) == pytest.approx(detail_energy(mean) + 0.7 * 0.03**2, rel=0.03)
+    assert detail_energy(found) == pytest.approx(detail_energy(mean) + SHARE * 0.03**2, rel=0.02)
     # The mean intensity and what is coarse stay.
     torch.testing.assert_close(smoothed(found[None, None], 6.0), smoothed(mean[None, None], 6.0), atol=5e-3, rtol=0)
 
@@ -54,8 +54,17 @@ def test_a_sample_with_enough_detail_stays_as_it_is() -> None:
     assert torch.equal(with_full_detail(flat, flat, torch.zeros_like(flat)), flat)
 
 
-def test_what_is_hardly_there_is_amplified_by_no_more_than_two() -> None:
+def test_the_share_is_that_of_the_energy_that_the_mean_lacks() -> None:
+    mean, error = 1 + noise(0.04, 0), noise(0.03, 1)
+    std, mask = torch.full_like(mean, 0.03), torch.ones_like(mean, dtype=torch.bool)
+    mask[:8] = False
+    nine_tenths = detail_energy(error) / 0.03**2
+    assert detail_share(mean, mean + error, std, mask) == pytest.approx(nine_tenths, rel=0.05)
+    assert detail_share(mean + error, mean, std, mask) == 0
+
+
+def test_what_is_hardly_there_is_amplified_by_no_more_than_three() -> None:
     faint = noise(0.001, 0)
     found = with_full_detail(faint, faint, torch.full_like(faint, 1.0))
     fine = faint - smoothed(faint[None, None], 2.355)[0, 0]
-    torch.testing.assert_close(found - faint, fine)
+    torch.testing.assert_close(found - faint, 2 * fine)

@@ -65,9 +65,10 @@ def _facts(weights: Any) -> list[str]:
     if before:
         minutes, steps = (sum(training.get(key, 0) for training in before) for key in ("minutes", "steps"))
         lines.append(f"after {minutes:.0f} minutes, {steps} steps of the weights that it started from")
-    for case, gain in card.get("validation", {}).items():
+    for group, gain in card.get("validation", {}).items():
         lines.append(
-            f"{case}: {gain['gain_psnr_db']:+.2f} dB PSNR over cubic (worst scan {gain['worst_gain_psnr_db']:+.2f}), "
+            f"{', '.join(gain.get('cases', [group]))}: {gain['gain_psnr_db']:+.2f} dB PSNR over cubic "
+            f"(worst scan {gain['worst_gain_psnr_db']:+.2f}), "
             f"{gain['gain_ssim']:+.3f} SSIM"
         )
     contrasts = sorted(set(card.get("temperature", {})) - {"all"})

@@ -47,11 +47,9 @@ def estimate_cost(
     transform = _transform_work(input_shape, target_shape)
     speed = 1 if threads <= 1 else threads**0.8
     flips, steps = (sampling or Sampling()).evaluations(card.flips, card.steps_per_sample)
-    seconds = (
-        6.0
-        + (card.iterations + 3) * 2 * transform / _MULTIPLY_ADD_PER_SECOND / speed
-        + (flips * card.seconds_per_megavoxel + steps * card.seconds_per_step) * voxels / 1e6 / speed
-    )
+    per_megavoxel = card.seconds_per_megavoxel + flips * card.seconds_per_flip + steps * card.seconds_per_step
+    transforms = (card.iterations + 3) * 2 * transform / _MULTIPLY_ADD_PER_SECOND
+    seconds = 6.0 + (transforms + per_megavoxel * voxels / 1e6) / speed
     return round(memory, 2), round(seconds, 1)
 
 

@@ -24,6 +24,7 @@ Shape = TypeVar("Shape")
 
 PACKAGED = Path(__file__).resolve().parents[1] / "data" / "weights"
 SUFFIX = ".safetensors"
+_TYPICAL_DETAIL = 0.5
 
 
 @frozen(eq=False)
@@ -87,6 +88,11 @@ class Weights:
             "Contrasts": [contrast] if contrast in factors else sorted(set(factors) - {"all"}),
             "Coverage": self.card.get("coverage", {}).get(contrast, {}),
         }
+
+    def detail_share(self, contrast: str) -> float:
+        """Return how much of the variance of the error is energy of detail (:mod:`.models.detail`), of a contrast."""
+        shares = self.card.get("detail", {})
+        return float(shares.get(contrast, shares.get("all", _TYPICAL_DETAIL)))
 
     def shape(self, kind: Callable[..., Shape]) -> Shape:
         """Return the sizes of the network that the card names.

@@ -112,6 +112,8 @@ class ModelCard:
         Peak memory per voxel of the window that a network works on, beside that.
     seconds_per_megavoxel
         Time beside the products with A per million target voxels, one CPU thread.
+    seconds_per_flip
+        The same for each flip of the image that a diffusion model looks at.
     seconds_per_step, steps_per_sample
         The same for each step of a diffusion model, of which its mean takes one in each flip and a sample so many.
     flips
@@ -132,6 +134,7 @@ class ModelCard:
     bytes_per_voxel: int = 24
     window_bytes_per_voxel: int = 0
     seconds_per_megavoxel: float = 0.1
+    seconds_per_flip: float = 0.0
     seconds_per_step: float = 0.0
     steps_per_sample: int = 1
     flips: int = 1

@@ -1,8 +1,8 @@
 """The teacher: residual-shifting diffusion with a gated mixture of three experts.
 
-The trunk, the context and the gate look at the image before the chain begins; each step of it evaluates the experts
-alone, and in a window only those whose gate exceeds a threshold there. All eight flips of the image take part: the mean
-is estimated in each of them, and samples are drawn in one after the other.
+The context and the gate look at the image once, and the trunk in each flip of it, before the chain begins; each step of
+it evaluates the experts alone, and in a window only those whose gate exceeds a threshold there. All eight flips of the
+image take part: the mean is estimated in each of them, and samples are drawn in one after the other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from attrs import define
@@ -66,7 +66,8 @@ def moediff(name: str, path: Path) -> Model:
         iterations=2,
         bytes_per_voxel=_VOLUMES_BYTES,
         window_bytes_per_voxel=_bytes_per_voxel(shape, torch.float32),
-        seconds_per_megavoxel=(flops_per_voxel(shape.trunk) + context) / FLOPS_PER_THREAD * 1e6,
+        seconds_per_megavoxel=context / FLOPS_PER_THREAD * 1e6,
+        seconds_per_flip=flops_per_voxel(shape.trunk) / FLOPS_PER_THREAD * 1e6,
         seconds_per_step=per_step / FLOPS_PER_THREAD * 1e6,
         steps_per_sample=shape.schedule.steps,
         flips=len(FLIPS),
@@ -116,7 +117,8 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
             out = inputs.image + inputs.head * (mean + inputs.correction)
         else:
             image, expected = (inputs.image + part + inputs.correction for part in found.sample)
-            gain, detail = detail_gain(image, expected, std)
+            how["DetailShare"] = weights.detail_share(problem.contrast)
+            gain, detail = detail_gain(image, expected, std, how["DetailShare"])
             out = torch.lerp(inputs.image, image.addcmul_(gain - 1, detail), inputs.head)
             how["DetailGain"] = round(float((gain * inputs.head).sum() / inputs.head.sum().clamp(min=1)), 3)
     facts = {
@@ -139,8 +141,9 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
 class _FlipAverage:
     """What the flips have found, in the orientation of the inputs.
 
-    ``total`` and ``square`` are sums over all residuals; scale, gate and differences are means over the flips.
-    ``sample`` is the first one and the mean in its flip, where the estimate shall be a sample.
+    ``total`` and ``square`` are sums over all residuals; scale and differences are means over the flips. ``seen`` is of
+    the first flip, which is none, and serves them all: the context takes longer than the trunk. ``sample`` is the first
+    one and the mean in its flip, where the estimate shall be a sample.
     """
 
     inputs: Inputs
@@ -148,7 +151,7 @@ class _FlipAverage:
     total: torch.Tensor
     square: torch.Tensor
     log_scale: torch.Tensor
-    gate: torch.Tensor
+    seen: _Seen | None = None
     differences: torch.Tensor | None = None
     sample: tuple[torch.Tensor, torch.Tensor] | None = None
     windows: int = 0
@@ -160,8 +163,7 @@ class _FlipAverage:
     def nothing(cls, inputs: Inputs, flips: int) -> _FlipAverage:
         """Begin."""
         total, square, log_scale = (torch.zeros_like(inputs.image) for _ in range(3))
-        gate = inputs.image.new_zeros((len(EXPERTS), *inputs.image.shape))
-        return cls(inputs, flips, total, square, log_scale, gate)
+        return cls(inputs, flips, total, square, log_scale)
 
     def add(self, network: MixtureNetwork, problem: Problem, flip: int) -> None:
         """Look at the scan in a flip; estimate the mean there, or draw every eighth sample."""
@@ -171,22 +173,24 @@ class _FlipAverage:
         def progress(share: float) -> None:
             problem.progress("reconstruct", (flip + share) / self.flips)
 
-        chain = _Chain.look(network, self.inputs.flipped(axes), problem, progress)
+        seen = None if self.seen is None else self.seen.flipped(axes)
+        chain = _Chain.look(network, self.inputs.flipped(axes), problem, progress, seen)
+        if self.seen is None:
+            self.seen = chain.seen
         if self.inputs.image.is_cuda:
             torch.cuda.synchronize(self.inputs.image.device)
         self.conditioning += time.perf_counter() - begun
         numbers = range(flip, drawn, len(FLIPS)) if drawn else range(1)
         for done, number in enumerate(numbers, 1):
-            residual = _flipped_back(chain.draw(problem, number) if drawn else chain.mean(), axes)
+            residual = _flipped(chain.draw(problem, number) if drawn else chain.mean(), axes)
             self.total.add_(residual)
             self.square.addcmul_(residual, residual)
             if number == 0 and problem.sampling.estimate == "sample":
                 self.sample = residual, chain.mean()
             progress(0.2 + 0.8 * done / len(numbers))
-        self.log_scale.add_(_flipped_back(chain.trunk.log_scale[0, 0], axes), alpha=1 / self.flips)
-        self.gate.add_(_flipped_back(chain.gate[0], axes), alpha=1 / self.flips)
+        self.log_scale.add_(_flipped(chain.trunk.log_scale[0, 0], axes), alpha=1 / self.flips)
         if chain.differences is not None:
-            differences = _flipped_back(chain.differences, axes) / self.flips
+            differences = _flipped(chain.differences, axes) / self.flips
             self.differences = differences if self.differences is None else self.differences.add_(differences)
         self.windows = len(chain.windows)
         self.evaluated, self.possible = self.evaluated + chain.evaluated, self.possible + chain.possible
@@ -194,18 +198,33 @@ class _FlipAverage:
     def gate_shares(self) -> dict[str, float]:
         """Mean weight of each expert in the head."""
         head = self.inputs.head
-        shares = (self.gate * head).sum(dim=(1, 2, 3)) / head.sum().clamp(min=1)
+        shares = (self._gate() * head).sum(dim=(1, 2, 3)) / head.sum().clamp(min=1)
         return {name: round(float(share), 4) for name, share in zip(EXPERTS, shares, strict=True)}
 
     def maps(self) -> dict[str, torch.Tensor]:
         """Gate of each expert, and its difference to the gated sum at the last step that is evaluated."""
-        found: dict[str, Any] = {f"gate-{name}": gate for name, gate in zip(EXPERTS, self.gate, strict=True)}
+        found: dict[str, Any] = {f"gate-{name}": gate for name, gate in zip(EXPERTS, self._gate(), strict=True)}
         if self.differences is not None:
             found |= {f"difference-{name}": part for name, part in zip(EXPERTS, self.differences, strict=True)}
         return found
 
+    def _gate(self) -> torch.Tensor:
+        assert self.seen is not None
+        return self.seen.gate[0]
 
-def _flipped_back(volume: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+
+class _Seen(NamedTuple):
+    """What the context makes of a scan: tokens of the box around the head, and the gate of all voxels."""
+
+    tokens: torch.Tensor
+    gate: torch.Tensor
+
+    def flipped(self, axes: tuple[int, ...]) -> _Seen:
+        """Reverse some axes, as in :meth:`.inputs.Inputs.flipped`."""
+        return _Seen(*(_flipped(volume, axes) for volume in self))
+
+
+def _flipped(volume: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
     return volume.flip([volume.ndim - 3 + axis for axis in axes]) if axes else volume
 
 
@@ -220,7 +239,7 @@ class _Chain:
     inputs: Inputs
     features: torch.Tensor
     trunk: NetworkOutput
-    gate: torch.Tensor
+    seen: _Seen
     windows: list[Window]
     dtype: torch.dtype
     differences_at: float | None
@@ -230,9 +249,14 @@ class _Chain:
 
     @classmethod
     def look(
-        cls, network: MixtureNetwork, inputs: Inputs, problem: Problem, progress: Callable[[float], None]
+        cls,
+        network: MixtureNetwork,
+        inputs: Inputs,
+        problem: Problem,
+        progress: Callable[[float], None],
+        seen: _Seen | None,
     ) -> _Chain:
-        """Everything that does not depend on the step."""
+        """Everything that does not depend on the step; ``seen`` is what the context has seen already."""
         shape, image = network.shape, inputs.image
         device, dtype = image.device, fast_dtype(image.device)
         head = bounding_box(inputs.head > 0)
@@ -254,22 +278,22 @@ class _Chain:
             for whole, part in zip(trunk, output, strict=True):
                 whole[:, :, *window.core] = part[:, :, *window.inner]
             progress(0.15 * (number + 1) / len(windows))
-        # The head alone: what the context makes of it does not depend on how much air is around.
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            cells = context_cells(network_cells(inputs.channels(wide)), features[:, :, *_coarse(wide)])
-            tokens, seen = network.see(cells)
-        del cells
         inside = features[:, :, *_coarse(wide)]
-        inside.copy_(with_context(inside, tokens.float()))
-        logits = torch.zeros((1, len(EXPERTS), *(n // FINE for n in image.shape)), device=device)
-        logits[:, :, *_coarse(wide, FINE)] = seen.float()
+        if seen is None:
+            # The head alone: what the context makes of it does not depend on how much air is around.
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                tokens, found = network.see(context_cells(network_cells(inputs.channels(wide)), inside))
+            logits = torch.zeros((1, len(EXPERTS), *(n // FINE for n in image.shape)), device=device)
+            logits[:, :, *_coarse(wide, FINE)] = found.float()
+            seen = _Seen(tokens.float(), gate_weights(logits))
+        inside.copy_(with_context(inside, seen.tokens))
         progress(0.2)
         return cls(
             network,
             inputs,
             features,
             trunk,
-            gate_weights(logits),
+            seen,
             plan_windows(
                 image.shape,
                 head,
@@ -303,14 +327,14 @@ class _Chain:
         told = self.network.told(self.inputs.acquisition[None], etas)
         base, innovation = self.network.base(self.trunk, state[None, None], etas)
         out = base[0, 0].clone()
-        differences = torch.zeros_like(self.gate[0]) if eta == self.differences_at else None
+        differences = torch.zeros_like(self.seen.gate[0]) if eta == self.differences_at else None
         for window in self.windows:
             if not self.inputs.head[window.core].any():
                 continue
             outer = (slice(None), slice(None), *window.outer)
             cells = state_cells(base[outer], innovation[outer])
             features = self.features[:, :, *_coarse(window.outer)]
-            gate = self.gate[0][:, *window.core]
+            gate = self.seen.gate[0][:, *window.core]
             for k, expert in enumerate(self.network.experts):
                 self.possible += 1
                 weighs = float(gate[k].max()) > GATE_THRESHOLD
@@ -324,7 +348,7 @@ class _Chain:
                 if differences is not None:
                     differences[k][window.core] = correction
         if differences is not None:
-            gated = (self.gate[0] * differences).sum(dim=0)
+            gated = (self.seen.gate[0] * differences).sum(dim=0)
             self.differences = (differences - gated) * self.inputs.head
         return out
 
