@@ -333,8 +333,15 @@ def _left_out_coverage(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return {suffix: _mean_coverage(some) for suffix, some in found.items()}
 
 
+def _detail_share(row: Row, temperature: float) -> float:
+    return row.detail_share * (row.temperature / temperature) ** 2
+
+
 def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
-    """Write the factors of the standard deviation, the coverage and the gains over cubic into a card."""
+    """Write the factors of the standard deviation, the coverage and the gains over cubic into a card.
+
+    Into that of a mixture also the share of the variance, as it will be predicted, that samples have as detail.
+    """
     path = weights.with_suffix(".json")
     card = json.loads(path.read_text(encoding="utf-8"))
     suffixes = dict.fromkeys(row.suffix for row in rows)
@@ -347,9 +354,11 @@ def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
         for suffix, held in _left_out_coverage(rows).items()
     }
     if card["kind"] == "moediff":
+        card.pop("sample", None)  # figures of samples under the former calibration
         # The lower quartile: three of four images get no more detail than they lack.
         card["detail"] = {
-            name: round(float(np.percentile([row.detail_share for row in some], 25)), 4) for name, some in pools.items()
+            name: round(float(np.percentile([_detail_share(row, card["temperature"][name]) for row in some], 25)), 4)
+            for name, some in pools.items()
         }
     groups = {case.name: case.group for case in all_cases()}
     card["validation"] = {

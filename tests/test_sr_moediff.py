@@ -14,9 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.quality import Row, write_calibration
 from moesr_bids.cli.moesr import main
 from moesr_bids.interfaces.sr import SuperResolve
 from moesr_bids.reports.fragments import summary_rows
+from moesr_bids.sr.calibration import ErrorRatios
 from moesr_bids.sr.cost import estimate_cost
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.models import EXPERTS, get_model
@@ -227,6 +229,54 @@ def test_report_of_samples_does_not_claim_the_coverage_of_the_mean(mixture: Path
     assert "not checked for its samples" in told[1] and "held" not in told[1]
 
 
+def test_a_sample_has_the_detail_of_its_contrast(mixture: Path) -> None:
+    network = Weights.read(mixture).network(torch.device("cpu"))
+    path = mixture.with_name("detail.safetensors")
+    write_weights(path, network, {**CARD, "detail": {"all": 0.2, "T1w": 4.0}})
+    found = {}
+    for contrast in ("T1w", "T2w"):
+        sampling = Sampling(estimate="sample")
+        record = super_resolve(thick(), model=str(path), resolution=2.0, contrast=contrast, sampling=sampling).record
+        found[contrast] = record["Sampling"]
+    assert [one["DetailShare"] for one in found.values()] == [4.0, 0.2]
+    assert found["T1w"]["DetailGain"] > found["T2w"]["DetailGain"]
+    assert Weights.read(mixture).detail_share("T1w") == 0.5  # no calibration
+
+
+def test_calibration_writes_shares_of_the_variance_that_will_be_predicted(mixture: Path) -> None:
+    ratios = ErrorRatios.of(np.random.default_rng(0).normal(size=10**5), np.ones(10**5), np.ones(10**5, bool))
+    rows = [
+        Row(f"sub-{n}", suffix, case, "m", 30, 0.9, gain, 0.1, 1, ratios, temperature, share)
+        for n, suffix, case, gain, temperature, share in (
+            (1, "T1w", "kspace2", 1.0, 2.0, 0.1),
+            (2, "T1w", "kspace2", 2.0, 2.0, 0.2),
+            (3, "FLAIR", "slices4k", 3.0, 1.0, 0.6),
+        )
+    ]
+    write_calibration(mixture, rows)
+    card = json.loads(mixture.with_suffix(".json").read_text())
+    assert card["temperature"] == pytest.approx(dict.fromkeys(("all", "T1w", "FLAIR"), 1.0), abs=0.02)
+    expected = {"T1w": 0.1 * 4 + 0.25 * 0.1 * 4, "FLAIR": 0.6, "all": 0.5}
+    assert card["detail"] == pytest.approx(expected, rel=0.04)
+    assert card["validation"]["kspace2"] | {"gain_psnr_db": 1.5, "cases": ["kspace2"]} == card["validation"]["kspace2"]
+    assert card["validation"]["slices4"]["cases"] == ["slices4k"]
+
+
+def test_context_in_another_flip_is_the_flipped_context() -> None:
+    network, vector = random_mixture(), torch.zeros(1, CONDITIONS)
+    channels = torch.rand((1, 4, 16, 24, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        scene = network.look(channels, vector)
+        turned = channels.flip(2, 4)
+        seen = module._Seen(scene.tokens, gate_weights(scene.logits)).flipped((0, 2))
+        there = network.look(turned, vector, (seen.tokens, scene.logits.flip(2, 4)))
+        added = scene.features - network.trunk.features(channels, vector)
+        added_there = there.features - network.trunk.features(turned, vector)
+    torch.testing.assert_close(added_there.flip(2, 4), added, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen.gate, gate_weights(there.logits))
+    assert float(added.std()) > 1e-3
+
+
 def test_a_thin_slab_is_super_resolved(mixture: Path) -> None:
     """Two slices: thinner than a token of the context, beside axes that take several patches."""
     image = brainlike()
@@ -356,6 +406,10 @@ def test_cost_counts_flips_and_steps(mixture: Path) -> None:
     one, mean, few, many = seconds(estimate="sample"), seconds(), seconds(samples=8), seconds(samples=16)
     assert one < mean < few < many
     card = get_model(str(mixture)).card
+    # Seven flips more for the mean, and as many steps as flips instead of those of a sample and its mean.
+    steps = 8 - card.steps_per_sample - 1
+    each = 7 * card.seconds_per_flip + steps * card.seconds_per_step
+    assert mean - one == pytest.approx(each * 192 * 256**2 / 1e6, abs=0.2)
     # Twice the samples need twice the steps, but no flip more.
     assert many - few == pytest.approx(8 * card.steps_per_sample * card.seconds_per_step * 192 * 256**2 / 1e6, abs=0.2)
 

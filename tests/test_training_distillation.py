@@ -120,6 +120,26 @@ def test_hints_and_teacher_reach_the_student() -> None:
     assert history[-1]["teacher"] < history[0]["teacher"]
 
 
+def test_the_scale_of_the_error_is_learnt_in_full_beside_a_teacher() -> None:
+    torch.manual_seed(0)
+    teacher, student = random_mixture(), ResidualNetwork(STUDENT)
+    channels, vector = torch.rand(1, 4, 24, 24, 24), torch.zeros(1, CONDITIONS)
+    start = channels[:, :1]
+    taught, grown = teach(teacher, channels, vector, NO_FLIPS), []
+    for share in (0.0, 1.0):
+        pupil = Pupil(student, teacher)
+        student.zero_grad()
+        weights = DistillationLossWeights(teacher=share, hints=0.0)
+        distillation_loss(pupil, channels, vector, start, start + 0.1, NO_TISSUE, taught, weights, ONE_STAGE)[
+            0
+        ].backward()
+        # The second half of the last layer's outputs are the logarithms of the scale.
+        outputs = student.tail.bias.grad.unflatten(0, (STUDENT.kernels, -1))
+        grown.append(outputs[:, outputs.shape[1] // 2 :].clone())
+    torch.testing.assert_close(*grown)
+    assert float(grown[0].abs().max()) > 0
+
+
 def test_a_student_as_large_as_its_teacher_is_refused() -> None:
     with pytest.raises(ValueError, match="at most a quarter"):
         Pupil(ResidualNetwork(NetworkShape(channels=64, blocks=6, embedding=8)), random_mixture())

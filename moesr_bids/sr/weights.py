@@ -24,7 +24,7 @@ Shape = TypeVar("Shape")
 
 PACKAGED = Path(__file__).resolve().parents[1] / "data" / "weights"
 SUFFIX = ".safetensors"
-_TYPICAL_DETAIL = 0.5
+_TYPICAL_DETAIL = 0.5  # of weights that were not calibrated
 
 
 @frozen(eq=False)
