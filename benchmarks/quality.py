@@ -30,7 +30,7 @@ from moesr_bids.atomic import temporary_beside
 from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import contrast_to_noise, lesion_contrasts, lesion_geometry, psnr, ssim
-from moesr_bids.sr.models import weights_path
+from moesr_bids.sr.models import get_model, weights_path
 from moesr_bids.sr.models.detail import detail_share
 
 from .degrade import Case, all_cases, degrade, mismatched_cases
@@ -223,8 +223,10 @@ def compare(
             std = _on_grid(result.uncertainty, truth, f"model {model}")
             temperature = record["UncertaintyCalibration"]["Temperature"]
             ratios = ErrorRatios.of(sharp - restored, std, truth.mask, temperature=temperature)
-            volumes = (torch.from_numpy(np.ascontiguousarray(v)) for v in (restored, sharp, std, truth.mask))
-            facts = {"ratios": ratios, "temperature": temperature, "detail_share": detail_share(*volumes)}
+            facts = {"ratios": ratios, "temperature": temperature}
+            if get_model(model).card.experts:
+                volumes = (torch.from_numpy(np.ascontiguousarray(v)) for v in (restored, sharp, std, truth.mask))
+                facts["detail_share"] = detail_share(*volumes)
         add(
             model if model not in INTERPOLATORS else f"moesr-{model}",
             restored,

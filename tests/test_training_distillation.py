@@ -130,9 +130,9 @@ def test_the_scale_of_the_error_is_learnt_in_full_beside_a_teacher() -> None:
         pupil = Pupil(student, teacher)
         student.zero_grad()
         weights = DistillationLossWeights(teacher=share, hints=0.0)
-        distillation_loss(pupil, channels, vector, start, start + 0.1, NO_TISSUE, taught, weights, ONE_STAGE)[
-            0
-        ].backward()
+        given = (channels, vector, start, start + 0.1, NO_TISSUE, taught)
+        loss, _ = distillation_loss(pupil, *given, weights, ONE_STAGE)
+        loss.backward()
         # The second half of the last layer's outputs are the logarithms of the scale.
         outputs = student.tail.bias.grad.unflatten(0, (STUDENT.kernels, -1))
         grown.append(outputs[:, outputs.shape[1] // 2 :].clone())

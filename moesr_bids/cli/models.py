@@ -69,8 +69,7 @@ def _facts(weights: Any) -> list[str]:
     for group, gain in card.get("validation", {}).items():
         lines.append(
             f"{', '.join(gain.get('cases', [group]))}: {gain['gain_psnr_db']:+.2f} dB PSNR over cubic "
-            f"(worst scan {gain['worst_gain_psnr_db']:+.2f}), "
-            f"{gain['gain_ssim']:+.3f} SSIM"
+            f"(worst scan {gain['worst_gain_psnr_db']:+.2f}), {gain['gain_ssim']:+.3f} SSIM"
         )
     contrasts = sorted(set(card.get("temperature", {})) - {"all"})
     calibrated = f"calibrated on {' and '.join(contrasts)} scans" if contrasts else "not calibrated"

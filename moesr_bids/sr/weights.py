@@ -84,15 +84,18 @@ class Weights:
         """
         factors = self.card.get("temperature", {})
         return {
-            "Temperature": float(factors.get(contrast, factors.get("all", 1.0))),
+            "Temperature": self._of_contrast("temperature", contrast, 1.0),
             "Contrasts": [contrast] if contrast in factors else sorted(set(factors) - {"all"}),
             "Coverage": self.card.get("coverage", {}).get(contrast, {}),
         }
 
     def detail_share(self, contrast: str) -> float:
         """Return how much of the variance of the error is energy of detail (:mod:`.models.detail`), of a contrast."""
-        shares = self.card.get("detail", {})
-        return float(shares.get(contrast, shares.get("all", _TYPICAL_DETAIL)))
+        return self._of_contrast("detail", contrast, _TYPICAL_DETAIL)
+
+    def _of_contrast(self, key: str, contrast: str, uncalibrated: float) -> float:
+        values = self.card.get(key, {})
+        return float(values.get(contrast, values.get("all", uncalibrated)))
 
     def shape(self, kind: Callable[..., Shape]) -> Shape:
         """Return the sizes of the network that the card names.

@@ -18,7 +18,7 @@ from torch import nn
 from ..sr.models.mixture import MixtureNetwork, parameters
 from ..sr.models.network import FACTOR, NetworkOutput, ResidualNetwork
 from ..sr.smoothing import smoothed
-from .losses import LossWeights, image_losses, importance, loss_weights, scale_loss, without_border
+from .losses import LossWeights, image_loss, importance, loss_weights, scale_loss, without_border
 
 LARGEST_SHARE = 0.25
 """A student has at most this share of its teacher's parameters."""
@@ -165,17 +165,16 @@ def distillation_loss(
     output = NetworkOutput(*(without_border(part, border) for part in pupil.student.output(features, acquisition)))
     start, sharp = without_border(start, border), without_border(sharp, border)
     counts = without_border(importance(tissue, weights.image), border)
-    before, error, image = start - sharp, start + output.residual - sharp, weights.image
-    reconstruction, gradient = image_losses(error, before, image.epsilon, counts)
+    before, error = start - sharp, start + output.residual - sharp
+    truth, terms = image_loss(error, before, weights.image, counts)
     likelihood = scale_loss(error, output.log_scale)
     residual, hint = taught
     # Both are smoothed: a student that knows the detail already shall not forget it for the smooth stages.
     missed = smoothed(output.residual - without_border(residual, border), stage.blur)
-    taught_image, taught_gradient = image_losses(missed, before, image.epsilon, counts)
+    teacher, _ = image_loss(missed, before, weights.image, counts)
     features, hint = (without_border(part, border // FACTOR) for part in (features, hint))
     hints = (pupil.adapter(features) - hint).square().mean() / (hint.square().mean() + _TINY)
-    truth, teacher = reconstruction + image.gradient * gradient, taught_image + image.gradient * taught_gradient
-    total = (1 - weights.teacher) * truth + weights.teacher * teacher + image.likelihood * likelihood
-    terms = {"reconstruction": reconstruction, "gradient": gradient, "likelihood": likelihood}
-    terms |= {"teacher": teacher, "hints": hints}
-    return total + weights.hints * hints, {name: term.detach() for name, term in terms.items()}
+    total = (1 - weights.teacher) * truth + weights.teacher * teacher
+    total = total + weights.image.likelihood * likelihood + weights.hints * hints
+    others = {"likelihood": likelihood, "teacher": teacher, "hints": hints}
+    return total, terms | {name: term.detach() for name, term in others.items()}

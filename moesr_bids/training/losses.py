@@ -79,14 +79,9 @@ def student_loss(
         constant, so that the scale does not trade sharpness for confidence.
     """
     before, error = start - sharp, start + output.residual - sharp
-    reconstruction, gradient = image_losses(error, before, weights.epsilon, counts)
+    image, terms = image_loss(error, before, weights, counts)
     likelihood = scale_loss(error, output.log_scale)
-    total = reconstruction + weights.gradient * gradient + weights.likelihood * likelihood
-    return total, {
-        "reconstruction": reconstruction.detach(),
-        "gradient": gradient.detach(),
-        "likelihood": likelihood.detach(),
-    }
+    return image + weights.likelihood * likelihood, {**terms, "likelihood": likelihood.detach()}
 
 
 def scale_loss(error: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
@@ -94,16 +89,19 @@ def scale_loss(error: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
     return (error.detach().abs() * (-log_scale).exp() + log_scale).mean()
 
 
-def image_losses(
-    error: torch.Tensor, before: torch.Tensor, epsilon: float, counts: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return :func:`charbonnier_ratio` of the image, and that of its finite differences along the three axes."""
+def image_loss(
+    error: torch.Tensor, before: torch.Tensor, weights: LossWeights, counts: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the weighted sum of :func:`charbonnier_ratio` of the image and of its finite differences, and both."""
     differences = []
     for axis in (2, 3, 4):
         steps, steps_before = torch.diff(error, dim=axis), torch.diff(before, dim=axis)
         ahead = counts.narrow(axis, 1, steps.shape[axis])
-        differences.append(charbonnier_ratio(steps, steps_before, epsilon, ahead))
-    return charbonnier_ratio(error, before, epsilon, counts), torch.stack(differences).mean()
+        differences.append(charbonnier_ratio(steps, steps_before, weights.epsilon, ahead))
+    reconstruction = charbonnier_ratio(error, before, weights.epsilon, counts)
+    gradient = torch.stack(differences).mean()
+    total = reconstruction + weights.gradient * gradient
+    return total, {"reconstruction": reconstruction.detach(), "gradient": gradient.detach()}
 
 
 def charbonnier_ratio(error: torch.Tensor, before: torch.Tensor, epsilon: float, counts: torch.Tensor) -> torch.Tensor:
