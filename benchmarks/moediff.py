@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.utils.flop_counter import FlopCounterMode
 
+from moesr_bids.sr import windows
 from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr, ssim
@@ -247,9 +248,9 @@ def threshold_table(truth: Truth, case: Case, model: str, threads: int) -> Itera
     sharp = np.asanyarray(truth.image.dataobj)
     low = degrade(truth.image, case, _NOISE * truth.level, seed=0)
     zoom = float(truth.image.header.get_zooms()[0])
-    before = moediff.GATE_THRESHOLD, moediff.CPU_WINDOW_VOXELS
+    before = moediff.GATE_THRESHOLD, windows.CPU_WINDOW_VOXELS
     try:
-        moediff.CPU_WINDOW_VOXELS = _SMALL_WINDOW
+        windows.CPU_WINDOW_VOXELS = _SMALL_WINDOW
         for threshold in _THRESHOLDS:
             moediff.GATE_THRESHOLD = threshold
             result = super_resolve(low, resolution=zoom, model=model, threads=threads)
@@ -259,7 +260,7 @@ def threshold_table(truth: Truth, case: Case, model: str, threads: int) -> Itera
                 f"{record['Windows']} windows, {record['NetworkSeconds']:.0f} s, {value:.3f} dB"
             )
     finally:
-        moediff.GATE_THRESHOLD, moediff.CPU_WINDOW_VOXELS = before
+        moediff.GATE_THRESHOLD, windows.CPU_WINDOW_VOXELS = before
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,6 +32,7 @@ from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import contrast_to_noise, lesion_contrasts, lesion_geometry, psnr, ssim
 from moesr_bids.sr.models import get_model, weights_path
 from moesr_bids.sr.models.detail import detail_share
+from moesr_bids.sr.weights import Weights
 
 from .degrade import Case, all_cases, degrade, mismatched_cases
 
@@ -417,6 +418,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.save_inputs.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for truth in load_truths(options.data, options.splits, options.role, options.participants):
+        if calibrated and truth.participant in Weights.read(options.calibrate).participants:
+            parser.error(f"--calibrate {options.calibrate}: {truth.participant} was trained on")
         for case in cases:
             print(f"{truth.participant} {truth.suffix} {case.name}", file=sys.stderr, flush=True)
             rows += compare(

@@ -10,8 +10,10 @@ from pathlib import Path
 import attrs
 import pytest
 
+from moesr_bids.bids.dataset import prepare_output_folder, raw_dataset
+from moesr_bids.cli.arguments import memory_gb
 from moesr_bids.cli.main import main
-from moesr_bids.cli.parser import build_parser, memory_gb, parse_settings
+from moesr_bids.cli.parser import build_parser, parse_settings
 from moesr_bids.config import OutputSpace
 
 
@@ -84,6 +86,27 @@ def test_an_entity_that_does_not_exist_is_named(
     message = capsys.readouterr().err
     assert f"{path}: 'acq' is not a recognized entity" in message
     assert "invalid_filters" not in message
+
+
+def test_nothing_to_do_is_no_success(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "filter.json"
+    path.write_text('{"T1w": {"acquisition": "typo"}}')
+    (dataset / "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz").touch()
+    arguments = [str(dataset), str(tmp_path / "out"), "participant"]
+    assert main([*arguments, "--suffixes", "T1w", "--bids-filter-file", str(path)]) == 2
+    assert f"{path} leaves no image" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    assert main([*arguments, "--reports-only"]) == 2
+    assert "has nothing of the selected participants to report" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_another_input_for_the_same_output_is_told(dataset: Path, tmp_path: Path) -> None:
+    settings = parse_settings([str(dataset), str(tmp_path / "out"), "participant"])
+    assert raw_dataset(settings.output_dir, other_than=dataset) == ""
+    prepare_output_folder(settings)
+    assert raw_dataset(settings.output_dir, other_than=dataset) == ""
+    assert raw_dataset(settings.output_dir, other_than=tmp_path) == dataset.as_uri()
 
 
 def test_input_that_is_no_data_set_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

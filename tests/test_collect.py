@@ -52,6 +52,15 @@ def test_selection(settings: Settings) -> None:
     assert names(attrs.evolve(settings, bids_filters={"T1w": {"acquisition": "mprage"}})) == [FILES[1], *FILES[3:5]]
 
 
+def test_only_magnitude_images_are_selected(settings: Settings) -> None:
+    folder = settings.bids_dir / "sub-01" / "anat"
+    for part in ("mag", "phase", "real", "imag"):
+        (folder / f"sub-01_part-{part}_FLAIR.nii.gz").touch()
+    assert names(attrs.evolve(settings, suffixes=("FLAIR",), participant_label=("01",))) == [
+        "sub-01/anat/sub-01_part-mag_FLAIR.nii.gz"
+    ]
+
+
 def test_participant_label_is_not_a_prefix(settings: Settings) -> None:
     path = settings.bids_dir / "sub-011" / "anat" / "sub-011_T1w.nii.gz"
     path.parent.mkdir(parents=True)

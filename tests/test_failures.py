@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from benchmarks.phantom import ACQUISITIONS, build
@@ -142,15 +143,11 @@ def test_output_with_failures_is_valid_bids(broken_run: tuple[Path, subprocess.C
 
 
 def processes_below(pid: int) -> list[int]:
-    import psutil
-
     return [process.pid for process in psutil.Process(pid).children(recursive=True)]
 
 
 def processes_running(module: str) -> list[int]:
     """Descendants of this process that run a Python module."""
-    import psutil
-
     found = []
     for pid in processes_below(os.getpid()):
         with suppress(psutil.Error):
@@ -190,6 +187,29 @@ def test_a_killed_run_can_be_started_again(phantom: Path, tmp_path_factory: pyte
     assert statuses(out)["sub-01_T1w"]["state"] in {"done", "skipped"}
     assert not [name for name in files_below(out) if ".part" in name]
     assert validation_errors(out) == []
+
+
+def test_a_run_that_is_ended_takes_its_workers_along_and_shares_no_work_folder(phantom: Path, tmp_path: Path) -> None:
+    work = work_of(tmp_path / "out")
+    command = [*MODULE, str(phantom), str(tmp_path / "out"), "participant", "-w", str(work), *FAST]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    folder = work / "moesr_wf" / "sub_01_wf" / "sub_01_T1w_wf" / "brain_mask"
+    deadline = time.monotonic() + 300
+    while not folder.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    other = subprocess.run(
+        [*MODULE, str(phantom), str(tmp_path / "other"), "participant", "-w", str(work), *FAST],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert other.returncode == 2, other.stdout + other.stderr
+    assert f"another run works on sub-01_T1w in the work folder {work}" in other.stderr
+    workers = processes_below(process.pid)
+    assert workers
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
 
 
 def mount_small(folder: Path, size: str) -> None:
@@ -276,7 +296,16 @@ def test_empty_data_set_is_refused(tmp_path: Path) -> None:
     assert "holds no participant" in done.stderr
 
 
-def test_killed_super_resolution_names_memory(phantom: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "error", "words"),
+    [
+        (signal.SIGKILL, MemoryError, "larger --resolution"),
+        (signal.SIGSEGV, RuntimeError, "ended by signal SIGSEGV"),
+    ],
+)
+def test_super_resolution_that_dies_says_of_what(
+    phantom: Path, tmp_path: Path, number: signal.Signals, error: type[Exception], words: str
+) -> None:
     from moesr_bids.interfaces.sr import SuperResolve
 
     interface = SuperResolve(in_file=str(phantom / "sub-01/anat/sub-01_T1w.nii.gz"))
@@ -287,6 +316,6 @@ def test_killed_super_resolution_names_memory(phantom: Path, tmp_path: Path) -> 
         while not (children := processes_running("moesr_bids.cli.moesr")) and time.monotonic() < deadline:
             time.sleep(0.05)
         for pid in children:
-            os.kill(pid, signal.SIGKILL)
-        with pytest.raises(MemoryError, match="larger --resolution"):
+            os.kill(pid, number)
+        with pytest.raises(error, match=words):
             running.result()

@@ -120,6 +120,11 @@ def test_other_coefficients_are_other_outputs(settings: Settings, tmp_path: Path
     assert settings.gradient_coefficients is not None
     settings.gradient_coefficients.write_text(HEADER + LINES[0] + "\n")
     after = settings_hash(image, settings, "0")
+    # So are those of an image whose reference they correct.
+    other = RawImage(path=image.path, root=image.root, reference=image)
+    aligned = settings_hash(other, settings, "0")
+    settings.gradient_coefficients.write_text(HEADER + LINES[1] + "\n")
+    assert settings_hash(other, settings, "0") != aligned
     assert len({before, after, settings_hash(image, attrs.evolve(settings, gradunwarp="off"), "0")}) == 3
 
 

@@ -103,6 +103,8 @@ def test_plugin_file(tmp_path: Path) -> None:
     plugin, arguments = read_plugin(path)
     assert plugin.__name__ == "LinearPlugin"
     assert arguments == {"x": 1}
+    path.write_text("plugin: MultiProc")
+    assert read_plugin(path) == (RobustMultiProc, {})
     for text in ("plugin: NoSuch", "[]", "{"):
         path.write_text(text)
         with pytest.raises(ValueError, match="plugin file"):

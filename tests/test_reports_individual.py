@@ -79,7 +79,9 @@ def test_all_sections_of_a_finished_image(tmp_path: Path) -> None:
     add_finished(tmp_path, "sub-01_T1w")
     add_figures(tmp_path, "sub-01_T1w")
     citation = "# Methods\n\nMade with *moesr-bids* and <b>&</b>.\n\n# References\n\n- One\n"
-    (tmp_path / "logs" / "CITATION.md").write_text(citation, encoding="utf-8")
+    path = tmp_path / "logs" / "sub-01" / "CITATION.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(citation, encoding="utf-8")
     html, page = report(tmp_path, "01")
     for heading in (
         "Overview",
@@ -113,7 +115,9 @@ def test_no_request_to_another_host(tmp_path: Path) -> None:
     add_finished(tmp_path, "sub-01_T1w")
     add_figures(tmp_path, "sub-01_T1w")
     citation = "![tracker](https://example.org/x.png) [link](https://example.org)\n"
-    (tmp_path / "logs" / "CITATION.md").write_text(citation, encoding="utf-8")
+    path = tmp_path / "logs" / "sub-01" / "CITATION.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(citation, encoding="utf-8")
     html, page = report(tmp_path, "01")
     assert page.loads
     assert not [load for load in page.loads if re.match(r"(?:https?:)?//", load)]
@@ -236,7 +240,7 @@ def test_bars_are_in_proportion_to_time() -> None:
 
 
 def test_methods_text_is_optional(tmp_path: Path) -> None:
-    assert "No methods text" in methods_html(tmp_path)
+    assert "No methods text" in methods_html(tmp_path, "sub-01")
 
 
 _LABEL = st.text("abcXYZ019", min_size=1, max_size=6)

@@ -17,10 +17,12 @@ from scipy import ndimage
 
 from moesr_bids.cli.moesr import main
 from moesr_bids.errors import ImageError
-from moesr_bids.sr.cost import estimate_cost
+from moesr_bids.sr.cost import estimate_cost, window_voxels
 from moesr_bids.sr.device import choose_device
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.grid import Grid
+from moesr_bids.sr.models import get_model
+from moesr_bids.sr.windows import CPU_WINDOW_VOXELS, LEAST_CPU_WINDOW_VOXELS
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD_KEYS = {
@@ -183,6 +185,18 @@ def test_cost_grows_with_the_grid_and_the_model():
     assert baseline[0] < large[0]
     assert baseline[1] < large[1]
     assert estimate_cost((176, 256, 256), (252, 366, 366), threads=2)[1] < large[1]
+
+
+def test_windows_shrink_to_fit_the_memory():
+    shapes = (176, 256, 256), (252, 366, 366)
+    card = get_model("moediff").card
+    amounts = (100.0, 8.0, 0.1)
+    needed = [estimate_cost(*shapes, "moediff", memory_gb=gb)[0] for gb in amounts]
+    windows = [window_voxels(card, *shapes, gb) for gb in amounts]
+    assert windows[0] == CPU_WINDOW_VOXELS > windows[1] > windows[2] == LEAST_CPU_WINDOW_VOXELS
+    assert needed[0] > needed[1] == pytest.approx(8.0, abs=0.01)
+    assert needed[1] > needed[2]
+    assert window_voxels(get_model("cubic").card, *shapes, 0.1) == CPU_WINDOW_VOXELS
 
 
 def test_command_writes_all_outputs(scan: Path):

@@ -18,6 +18,7 @@ from benchmarks.quality import Row, write_calibration
 from moesr_bids.cli.moesr import main
 from moesr_bids.interfaces.sr import SuperResolve
 from moesr_bids.reports.fragments import summary_rows
+from moesr_bids.sr import windows
 from moesr_bids.sr.calibration import ErrorRatios
 from moesr_bids.sr.cost import estimate_cost
 from moesr_bids.sr.engine import super_resolve
@@ -143,8 +144,7 @@ def test_result_does_not_depend_on_the_windows(mixture: Path, monkeypatch: pytes
         return result.image.get_fdata(), result.uncertainty.get_fdata(), result.record
 
     whole = run()
-    monkeypatch.setattr(module, "CPU_WINDOW_VOXELS", 200_000)
-    monkeypatch.setattr(module, "largest_window", lambda *_: 200_000)
+    monkeypatch.setattr(windows, "CPU_WINDOW_VOXELS", 200_000)
     parts = run()
     assert whole[2]["Windows"] == 1
     assert parts[2]["Windows"] > 1
@@ -329,6 +329,37 @@ def test_seed_and_number_of_samples(mixture: Path) -> None:
     assert mean[2]["Sampling"] == {"Estimate": "mean", "Samples": 0, "Flips": 8, "Steps": 1}
 
 
+def test_calibration_is_of_the_predicted_error_and_not_of_the_spread(tmp_path: Path) -> None:
+    """The spread of samples is in the units of the image already."""
+    network, variances = random_mixture(), []
+    for factor in (1.0, 2.0):
+        path = tmp_path / f"{factor:g}.safetensors"
+        write_weights(path, network, {**CARD, "temperature": {"all": factor}})
+        stds = [
+            super_resolve(thick(), model=str(path), resolution=1.0, sampling=Sampling(samples=samples)).uncertainty
+            for samples in (1, 8)  # in the same flips
+        ]
+        # Where the network's part is blended out, the noise takes its place.
+        mean, many = (np.square(std.get_fdata())[brainlike().get_fdata() > 20] for std in stds)
+        variances.append((mean, many - mean))
+    (mean, spread), (twice, same) = variances
+    np.testing.assert_allclose(same, spread, atol=1e-4 * float(mean.max()))
+    assert spread.max() > 0.01 * mean.max()
+    assert np.median(twice / mean) > 2
+
+
+def test_a_rule_without_a_sample_is_refused(mixture: Path) -> None:
+    with pytest.raises(ValueError, match="rule 'deterministic' has no use"):
+        super_resolve(thick(), model=str(mixture), sampling=Sampling(rule="deterministic"))
+
+    def run(seed: int) -> np.ndarray:
+        options = Sampling(rule="deterministic", estimate="sample")
+        return super_resolve(thick(), model=str(mixture), resolution=1.0, sampling=options, seed=seed).image.get_fdata()
+
+    assert np.array_equal(run(3), run(3))
+    assert not np.array_equal(run(3), run(4))  # the noise that the chain starts from is drawn
+
+
 def test_experts_without_weight_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = random_mixture()
     last = network.context.gate[-1]
@@ -374,6 +405,7 @@ def test_node_passes_on_what_was_asked_and_returns_the_maps(mixture: Path, tmp_p
         estimate="sample",
         experts=list(EXPERTS),
         device="cpu",
+        memory_gb=0.1,
     )
     outputs = node.run(cwd=str(tmp_path)).outputs
     assert outputs.record["Sampling"] | {"Samples": 2, "Estimate": "sample"} == outputs.record["Sampling"]
@@ -383,6 +415,7 @@ def test_node_passes_on_what_was_asked_and_returns_the_maps(mixture: Path, tmp_p
     gates = [nib.load(getattr(outputs, f"gate_{name}")).get_fdata() for name in EXPERTS]
     assert gates[0].shape == nib.load(outputs.out_file).shape
     np.testing.assert_allclose(sum(gates), 1, atol=0.01)
+    assert "has 0.1 GB" in (tmp_path / "moesr_sr.log").read_text()
 
 
 def test_cost_of_the_command_is_told_before_it_starts(
@@ -397,6 +430,10 @@ def test_cost_of_the_command_is_told_before_it_starts(
     )
     assert main([*arguments, "--resolution", "1"]) == 0
     assert "needs about" not in capsys.readouterr().err
+    assert main([*arguments, "--resolution", "1", "--mem", "100M"]) == 0
+    assert re.search(
+        r"student may need [\d.]+ GB even in the smallest windows, and has 0.1 GB", capsys.readouterr().err
+    )
 
 
 def test_cost_counts_flips_and_steps(mixture: Path) -> None:

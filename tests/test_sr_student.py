@@ -227,7 +227,12 @@ def test_result_does_not_depend_on_the_windows(model: str, learned: Path, monkey
     whole = super_resolve(image, resolution=1.0, model=name, threads=1)
     monkeypatch.setattr(windows, "CPU_WINDOW_VOXELS", 270_000)
     cut = super_resolve(image, resolution=1.0, model=name, threads=1)
-    assert cut.record["Windows"] > whole.record["Windows"] == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(windows, "LEAST_CPU_WINDOW_VOXELS", 270_000)
+    assert "MemoryLimitGB" not in whole.record
+    fitted = super_resolve(image, resolution=1.0, model=name, threads=1, memory_gb=0.1)
+    assert fitted.record["MemoryLimitGB"] == 0.1
+    assert fitted.record["Windows"] == cut.record["Windows"] > whole.record["Windows"] == 1
     assert cut.uncertainty is not None
     assert whole.uncertainty is not None
     for one, other in ((whole.image, cut.image), (whole.uncertainty, cut.uncertainty)):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesr_bids.sr.windows import plan_windows
+from moesr_bids.sr.windows import largest_window, plan_windows
 
 HALO, MULTIPLE = 6, 2
 
@@ -35,6 +36,18 @@ def test_cores_tile_the_box_and_halos_are_whole(data: st.DataObject) -> None:
         assert volume[window.inner].shape == count[window.core].shape
     assert count.max() == 1
     assert (count[tuple(box)] == 1).all()
+
+
+def test_windows_of_a_gpu_fit_into_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (6 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**30)
+    gpu = torch.device("cuda")
+    whole, beside = (largest_window(100, gpu, 10, reserved) for reserved in (0, 4 * 2**30))
+    assert whole * 100 == pytest.approx(0.7 * 8 * 2**30, rel=1e-6)  # what PyTorch keeps is free for it
+    assert beside == pytest.approx(whole / 2, rel=1e-6)
+    assert largest_window(100, gpu, 10, 9 * 2**30) == 0
+    assert largest_window(100, torch.device("cpu"), 10, 4 * 2**30) == 10
 
 
 def test_a_window_too_small_for_the_halo_is_refused() -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -45,7 +46,7 @@ from moesr_bids.training.acquisition import (
 )
 from moesr_bids.training.examples import Examples
 from moesr_bids.training.gradients import gradients_of
-from moesr_bids.training.loop import Budget, train
+from moesr_bids.training.loop import Budget, Origin, Trained, train
 from moesr_bids.training.losses import LossWeights, importance, student_loss
 from moesr_bids.training.objectives import objective_of
 from moesr_bids.training.recipe import read_recipe, recipe_from
@@ -395,7 +396,7 @@ def test_errors_in_lesions_count_more() -> None:
     assert losses(far, heavy) == pytest.approx(losses(far, plain))
 
 
-def _train(bids: Path, folder: Path, steps: int, say=lambda line: None, workers: int = 0):
+def _train(bids: Path, folder: Path, steps: int, say=lambda line: None, **options: Any) -> Trained:
     folder.mkdir(exist_ok=True)
     return train(
         recipe_from(TINY),
@@ -405,8 +406,8 @@ def _train(bids: Path, folder: Path, steps: int, say=lambda line: None, workers:
         held_out=[],
         budget=Budget(steps=steps),
         device=CPU,
-        workers=workers,
         say=say,
+        **options,
     )
 
 
@@ -445,6 +446,24 @@ def test_nobody_validates_who_was_trained_on(bids: Path, tmp_path: Path) -> None
         )
 
 
+def test_nobody_validates_whom_the_start_was_trained_on(
+    bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    recipe = ("--recipe", str(_recipe_file(tmp_path)), "--steps", "1", "--omp-nthreads", "1")
+    command = ["train", "--data", str(bids), *recipe]
+    assert main([*command, "--participant-label", "01", "--out", str(first)]) == 0
+    start = ("--start", str(first / "weights.safetensors"), "--participant-label", "02", "--out", str(second))
+    assert main([*command, *start, "--validation-label", "01"]) == 2
+    assert "sub-01 was trained on, here or by the weights" in capsys.readouterr().err
+    assert main([*command, *start]) == 0
+    card = json.loads((second / "weights.json").read_text())
+    assert card["data"]["participants"] == ["sub-01", "sub-02"]
+    assert card["data"]["scans"] == ["sub-02_T1w"]
+    assert main([*command, "--participant-label", "02", "--out", str(second)]) == 2
+    assert "comes from other weights; give the same --start as then" in capsys.readouterr().err
+
+
 def test_weights_that_are_not_finite_are_not_saved(bids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _train(bids, tmp_path / "run", 1)
     good = (tmp_path / "run" / loop.STATE).read_bytes()
@@ -481,6 +500,16 @@ def test_another_recipe_is_not_resumed(bids: Path, tmp_path: Path) -> None:
             budget=Budget(steps=2),
             device=CPU,
         )
+
+
+def test_another_origin_is_not_resumed(bids: Path, tmp_path: Path) -> None:
+    """What a card says of seed, start, trunk and teacher is true of all of its training."""
+    _train(bids, tmp_path / "run", 1)
+    with pytest.raises(ValueError, match="comes from other weights; give the same --start as then"):
+        _train(bids, tmp_path / "run", 2, origin=Origin(weights={"start": "0" * 64}))
+    with pytest.raises(ValueError, match="has the random seed 0"):
+        _train(bids, tmp_path / "run", 2, seed=1)
+    assert _train(bids, tmp_path / "run", 2).steps == 2
 
 
 def _recipe_file(folder: Path) -> Path:

@@ -240,6 +240,10 @@ def test_a_memory_forgets_and_counts_known_tissue_alone() -> None:
     memory.keep(10, None)
     memory.draw(16, network)
     assert set(made[3:]) == {14, 12}
+    with pytest.raises(ValueError, match="has no part 'trnk'; its parts are trunk, "):
+        objective_of(recipe_from({**RECIPE, "frozen": ["trnk"]})).build(None)
+    with pytest.raises(ValueError, match="a recipe of kind student trains none"):
+        recipe_from({**TINY, "frozen": ["trunk"]})
     with pytest.raises(ValueError, match="frozen trunk"):
         recipe_from({**RECIPE, "frozen": [], "recall": {"count": 1}})
 

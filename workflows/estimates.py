@@ -71,7 +71,9 @@ def estimate(image: RawImage, settings: Settings) -> Estimate:
         grid, readable = Grid(UNKNOWN_SHAPE, np.eye(4)), False
         target = grid.isotropic(settings.resolution)
     sampling = Sampling(samples=settings.samples, estimate=settings.estimate)
-    memory_gb, seconds = estimate_cost(grid.shape, target.shape, settings.model, settings.omp_nthreads, sampling)
+    # What the nodes of a cluster have is not known here.
+    limit = math.inf if settings.use_plugin else settings.mem_gb
+    memory_gb, seconds = estimate_cost(grid.shape, target.shape, settings.model, settings.omp_nthreads, sampling, limit)
     voxels = max(math.prod(grid.shape), math.prod(target.shape))
     return Estimate(
         input_shape=tuple(map(int, grid.shape)),

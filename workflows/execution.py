@@ -21,7 +21,9 @@ def configure_nipype(settings: Settings) -> None:
                 "create_report": "false",
                 # Or a node would be another one, and run again, whenever fewer of its outputs are asked for.
                 "remove_unnecessary_outputs": "false",
-                "poll_sleep_duration": "0.2",
+                # A queue that is asked too often, and a file system of many machines, are slow to answer.
+                "poll_sleep_duration": "10" if settings.use_plugin else "0.2",
+                "job_finished_timeout": "60",
                 "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
                 "check_version": "false",
             },
@@ -82,11 +84,15 @@ def read_plugin(path: Path) -> tuple[type[Any], dict[str, Any]]:
     import nipype.pipeline.plugins as plugins
     import yaml
 
+    from moesr_bids.workflows.plugin import RobustMultiProc
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"plugin file {path} cannot be read: {error}") from None
     name = content.get("plugin") if isinstance(content, dict) else None
+    if name == "MultiProc":
+        return RobustMultiProc, content.get("plugin_args") or {}
     plugin = getattr(plugins, f"{name}Plugin", None)
     if plugin is None:
         raise ValueError(f"plugin file {path}: {name!r} is none of Nipype's plugins")

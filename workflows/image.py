@@ -130,6 +130,8 @@ def init_image_wf(
             omp_nthreads=threads,
             random_seed=settings.random_seed,
             use_gpu=use_gpu,
+            # A node of a cluster knows best what it may use.
+            **({} if settings.use_plugin else {"memory_gb": settings.mem_gb}),
         ),
         name="super_resolve",
         # A GPU node counts its processes as GPU slots: more than one would claim several GPUs.

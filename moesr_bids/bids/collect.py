@@ -18,6 +18,7 @@ NIFTI_EXTENSIONS = (".nii", ".nii.gz")
 _DATABASE = "layout_index.sqlite"  # as PyBIDS names it
 _NAME = re.compile(r"([a-z]+-[0-9A-Za-z+]+_)*[0-9A-Za-z]+\.nii(\.gz)?")
 # Entities that outputs have for themselves: what a raw image says there does not reach their names.
+_NOT_MAGNITUDE = ("phase", "real", "imag")
 _OVERWRITTEN = ("space", "res", "label", "desc", "from", "to", "mode")
 
 
@@ -167,6 +168,7 @@ def _is_selected(path: Path, settings: Settings) -> bool:
     sessions = {f"ses-{label}" for label in settings.session_label}
     return (
         path.name.endswith(NIFTI_EXTENSIONS)
+        and not any(f"_part-{part}_" in path.name for part in _NOT_MAGNITUDE)
         and folders[-1:] == ("anat",)
         and folders[0].startswith("sub-")
         and (not participants or folders[0] in participants)

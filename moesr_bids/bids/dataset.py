@@ -58,6 +58,13 @@ def other_dataset(output_dir: Path) -> str:
     return "" if "moesr-bids" in makers else str(told.get("Name") or path.name)
 
 
+def raw_dataset(output_dir: Path, *, other_than: Path) -> str:
+    """Return the URI of the data set that a folder was made from if it is another one than this; else empty."""
+    links = read_sidecar(output_dir / "dataset_description.json").get("DatasetLinks")
+    raw = str(links.get("raw", "")) if isinstance(links, Mapping) else ""
+    return "" if raw == other_than.as_uri() else raw
+
+
 def prepare_output_folder(settings: Settings) -> None:
     """Make the output folder and its root files."""
     output_dir = settings.output_dir

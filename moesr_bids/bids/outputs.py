@@ -144,7 +144,9 @@ def _digest(reference: RawImage | None, settings: Settings) -> list[str | None] 
         voxels = sha256(reference.path)
     except OSError:
         voxels = None  # it cannot be read, and that is what is known of it
-    return [voxels, plan.action, plan.patient_position, str(plan.slice_axis)]
+    coefficients = sha256(plan.file) if plan.corrects and plan.file else None
+    strength = reference.metadata.get("MagneticFieldStrength")  # it sets the bias field of the reference
+    return [voxels, plan.action, plan.patient_position, str(plan.slice_axis), coefficients, str(strength)]
 
 
 def reference_block(image: RawImage, settings: Settings) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 import math
 
 RESOLUTION_MM = (0.3, 3.0)
+MEMORY_UNITS_GB = {"K": 1024**-2, "M": 1024**-1, "G": 1.0, "T": 1024.0}
 
 
 def positive_int(text: str) -> int:
@@ -24,6 +25,32 @@ def positive_float(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
     return value
+
+
+def memory_gb(text: str) -> float:
+    """Read an amount of memory such as ``8G`` or ``16000M``; a bare number means megabytes, as in fMRIPrep.
+
+    Returns
+    -------
+    float
+        Memory in GiB.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If `text` is no positive amount.
+
+    """
+    number, unit = text.strip().upper().removesuffix("B").removesuffix("I"), "M"
+    if number and number[-1] in MEMORY_UNITS_GB:
+        number, unit = number[:-1], number[-1]
+    try:
+        amount = float(number) * MEMORY_UNITS_GB[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write for example 8G or 16000M") from None
+    if not amount > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not more than zero")
+    return amount
 
 
 def resolution_mm(text: str) -> float:

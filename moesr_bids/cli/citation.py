@@ -32,9 +32,9 @@ def methods_markdown(description: str) -> str:
     return f"# Methods\n\n{text.strip()}\n\n# References\n\n{references}\n"
 
 
-def write_citation(description: str, output_dir: Path) -> Path:
-    """Write ``logs/CITATION.md`` and return its path."""
-    path = output_dir / "logs" / "CITATION.md"
+def write_citation(description: str, folder: Path) -> Path:
+    """Write ``CITATION.md`` and return its path."""
+    path = folder / "CITATION.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, methods_markdown(description))
     return path

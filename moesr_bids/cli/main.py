@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -24,9 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("NIPYPE_NO_ET", "1")
     os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "off")
     from moesr_bids.cli.checks import UsageError
+    from moesr_bids.cli.ending import ended_with_its_children
 
     try:
-        return _run(settings)
+        with ended_with_its_children():
+            return _run(settings)
+    except KeyboardInterrupt:
+        print("moesr-bids: interrupted; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
     except UsageError as error:
         print(f"moesr-bids: error: {error}", file=sys.stderr)
         return 2

@@ -19,11 +19,11 @@ from .. import __version__
 from ..atomic import temporary_beside
 from ..config import SUFFIXES
 from ..errors import ImageError
-from ..sr.models import DEFAULT_MODEL
+from ..sr.models import DEFAULT_MODEL, EXPERT_MAPS, EXPERTS
 from ..sr.runtimes import RUNTIMES
 from ..sr.sampling import ESTIMATES, Sampling
 from . import models, segment, train
-from .arguments import positive_int, resolution_mm
+from .arguments import memory_gb, positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
 
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--runtime",
         choices=RUNTIMES,
         default=RUNTIMES[0],
-        help="what runs the convolutions of a learned model; openvino is for CPUs and an extra to install "
+        help="what runs the convolutions of a one-step model; openvino is for CPUs and an extra to install "
         f"(default: {RUNTIMES[0]})",
     )
     sr.add_argument(
@@ -109,6 +109,14 @@ def build_parser() -> argparse.ArgumentParser:
     sr.add_argument("--record", type=Path, metavar="JSON", help="write what was done, with noise and faithfulness")
     sr.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     sr.add_argument("--omp-nthreads", "--omp_nthreads", type=positive_int, metavar="N", help="CPU threads")
+    sr.add_argument(
+        "--mem",
+        dest="mem_gb",
+        type=memory_gb,
+        metavar="SIZE",
+        help="memory that the windows of the network shrink to fit on a CPU, e.g. 8G (units K, M, G, T; a bare number "
+        "means megabytes; default: 90%% of what is free)",
+    )
     sr.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
     train.add_parser(commands)
     segment.add_parser(commands)
@@ -198,8 +206,10 @@ def _usage_problem(options: argparse.Namespace) -> str | None:
     maps = (options.log_bias, options.log_jacobian)
     inputs = [p for p in (options.input, options.mask, options.metadata, *maps) if p is not None]
     seen: set[Path] = {p.resolve() for p in inputs}
-    if options.maps is not None and not options.maps.is_dir():
-        return f"{options.maps}: no such folder; make it first"
+    if options.maps is not None:
+        if not options.maps.is_dir():
+            return f"{options.maps}: no such folder; make it first"
+        outputs += [options.maps / f"{kind}-{name}.nii.gz" for kind in EXPERT_MAPS for name in EXPERTS]
     for path in outputs:
         if path.resolve() in seen:
             return f"{path}: an output may not replace another file of this command"
@@ -213,9 +223,9 @@ def _super_resolve(options: argparse.Namespace) -> int:
     # Imported here: PyTorch takes seconds, and --help shall not.
     import torch
 
-    from ..resources import available_cpus
+    from ..resources import available_cpus, available_memory_gb
     from ..sr.engine import super_resolve
-    from ..sr.models import get_model, refuse_unused
+    from ..sr.models import refuse_unused
     from ..sr.storage import compact, compact_share, compact_std
 
     settings: dict[str, Any] = {
@@ -227,8 +237,8 @@ def _super_resolve(options: argparse.Namespace) -> int:
     refuse_unused(options.model, uncertainty=options.uncertainty is not None, **settings)
     # PyTorch alone would take all cores of a node, whatever share of it this process may use.
     threads = options.omp_nthreads or min(available_cpus(), torch.get_num_threads())
-    if get_model(options.model).card.experts:
-        _tell_cost(options, settings["sampling"], threads)
+    memory = options.mem_gb or 0.9 * available_memory_gb()
+    _tell_cost(options, settings["sampling"], threads, memory)
     guidance = {"log_bias": options.log_bias, "log_jacobian": options.log_jacobian}
     progress = _Progress()
     try:
@@ -243,6 +253,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
             contrast=options.contrast or _suffix(options.input),
             device=options.device,
             threads=threads,
+            memory_gb=memory,
             seed=options.random_seed,
             progress=progress,
             **settings,
@@ -273,23 +284,33 @@ def _super_resolve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_cost(options: argparse.Namespace, sampling: Sampling, threads: int) -> None:
-    """Say what a model that takes its time will take, before it starts."""
+def _tell_cost(options: argparse.Namespace, sampling: Sampling, threads: int, limit: float) -> None:
+    """Say before it starts what a model that takes its time will take, and of any model that memory may not suffice."""
     from nibabel import load
 
     from ..sr.cost import estimate_cost
     from ..sr.device import choose_device
     from ..sr.grid import Grid
+    from ..sr.models import get_model
 
     try:
         grid = Grid.from_image(load(options.input))
         target = grid.isotropic(options.resolution)
     except Exception:  # whatever is wrong, the engine says it
         return
-    memory, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, sampling)
+    memory, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, sampling, limit)
     on_cpu = choose_device(options.device).type == "cpu"
-    time_text = f" and about {seconds / 60:.0f} min on {threads} CPU threads" if on_cpu else ""
-    print(f"moesr sr: note: {options.model} needs about {memory:.1f} GB{time_text}", file=sys.stderr, flush=True)
+    notes = []
+    if get_model(options.model).card.experts:
+        time_text = f" and about {seconds / 60:.0f} min on {threads} CPU threads" if on_cpu else ""
+        notes.append(f"{options.model} needs about {memory:.1f} GB{time_text}")
+    if on_cpu and memory > limit:
+        notes.append(
+            f"{options.model} may need {memory:.1f} GB even in the smallest windows, and has {limit:.1f} GB: it may be "
+            "killed; free some, or use a coarser --resolution"
+        )
+    for note in notes:
+        print(f"moesr sr: note: {note}", file=sys.stderr, flush=True)
 
 
 def _read_metadata(path: Path | None) -> dict[str, Any] | None:

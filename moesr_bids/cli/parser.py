@@ -10,41 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from moesr_bids import __version__
-from moesr_bids.cli.arguments import positive_int, resolution_mm
+from moesr_bids.cli.arguments import memory_gb, positive_int, resolution_mm
 from moesr_bids.cli.checks import UsageError, check_settings, read_filters
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADUNWARP_MODES, REPORT_FORMATS, SUFFIXES, OutputSpace, Settings
 from moesr_bids.resources import available_cpus, available_memory_gb
 from moesr_bids.sr.models import DEFAULT_MODEL, model_names
 from moesr_bids.sr.sampling import ESTIMATES
 from moesr_bids.sr.weights import SUFFIX
-
-MEMORY_UNITS_GB = {"K": 1024**-2, "M": 1024**-1, "G": 1.0, "T": 1024.0}
-
-
-def memory_gb(text: str) -> float:
-    """Read an amount of memory such as ``8G`` or ``16000M``; a bare number means megabytes, as in fMRIPrep.
-
-    Returns
-    -------
-    float
-        Memory in GiB.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        If `text` is no positive amount.
-
-    """
-    number, unit = text.strip().upper().removesuffix("B").removesuffix("I"), "M"
-    if number and number[-1] in MEMORY_UNITS_GB:
-        number, unit = number[:-1], number[-1]
-    try:
-        amount = float(number) * MEMORY_UNITS_GB[unit]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write for example 8G or 16000M") from None
-    if not amount > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not more than zero")
-    return amount
 
 
 def _output_space(text: str) -> OutputSpace:

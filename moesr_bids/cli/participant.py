@@ -14,7 +14,7 @@ import attrs
 
 from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
 from moesr_bids.bids.crashes import Crash, crashes_by_image
-from moesr_bids.bids.dataset import prepare_output_folder, save_settings
+from moesr_bids.bids.dataset import prepare_output_folder, raw_dataset, save_settings
 from moesr_bids.bids.outputs import finished_record, output_paths, sidecar_of
 from moesr_bids.bids.sessions import alone, with_references
 from moesr_bids.bids.status import read_statuses, write_status, write_table
@@ -29,6 +29,7 @@ from moesr_bids.cli.outcomes import (
     statuses_without_images,
 )
 from moesr_bids.cli.plan import print_plan
+from moesr_bids.cli.worklock import working_on
 from moesr_bids.config import Settings
 
 # Steps after which an image serves as a reference, and those in which another image meets it.
@@ -57,6 +58,10 @@ def run_participants(settings: Settings) -> int:
     if settings.dry_run:
         print_plan(found, settings)
         return 0
+    if not found and (narrowed_by := settings.bids_filter_file or settings.bids_database_dir):
+        raise UsageError(f"{narrowed_by} leaves no image of those that the other options select; correct or delete it")
+    if earlier := raw_dataset(settings.output_dir, other_than=settings.bids_dir):
+        say(f"WARNING: {settings.output_dir} was made from {earlier}; from now on its sources mean {settings.bids_dir}")
     prepare_output_folder(settings)
     if settings.boilerplate_only:
         _build(images, settings, use_gpu=False)
@@ -68,6 +73,12 @@ def run_participants(settings: Settings) -> int:
     # Tasks of a cluster array start within one second of each other.
     save_settings(settings, f"run-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
 
+    with working_on(images, settings):
+        return _process(found, images, settings)
+
+
+def _process(found: Sequence[RawImage], images: Sequence[RawImage], settings: Settings) -> int:
+    """Run what is not complete, and tell what became of it."""
     finished = {image: record for image in images if (record := finished_record(image, settings)) is not None}
     todo = [image for image in images if image not in finished]
     forget_what_is_gone(settings, found)
@@ -105,10 +116,14 @@ def run_participants(settings: Settings) -> int:
 
 def _build(images: Sequence[RawImage], settings: Settings, *, use_gpu: bool) -> Any:
     from moesr_bids.cli.citation import write_citation
-    from moesr_bids.workflows.base import init_moesr_wf
+    from moesr_bids.workflows.base import init_moesr_wf, participant_workflow_name
 
     workflow = init_moesr_wf(images=images, settings=settings, use_gpu=use_gpu)
-    write_citation(workflow.visit_desc(), settings.output_dir)
+    write_citation(workflow.visit_desc(), settings.output_dir / "logs")
+    for participant in dict.fromkeys(image.participant for image in images):
+        # That of the last run is not that of a participant whom it did not process.
+        single = workflow.get_node(participant_workflow_name(participant))
+        write_citation(workflow.__desc__ + single.visit_desc(), settings.output_dir / "logs" / f"sub-{participant}")
     return workflow
 
 
@@ -167,6 +182,8 @@ def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | 
         if gpus:
             say(f"WARNING: the GPU is not used: {problem}")
         gpus = 0
+    if not settings.use_plugin:
+        say(f"super-resolution runs on {f'{gpus} GPUs' if gpus else 'the CPU'}")
     configure_nipype(settings)
     _tell_cost(images, settings, gpus)
     workflow = _build(images, settings, use_gpu=gpus > 0)
@@ -226,8 +243,12 @@ def _reports_only(settings: Settings) -> int:
     """Write the reports of all selected participants that the output folder knows of."""
     if not settings.output_dir.is_dir():
         raise UsageError(f"output folder {settings.output_dir} does not exist; run without --reports-only first")
-    known = {status.participant_id.removeprefix("sub-") for status in read_statuses(settings.output_dir)}
-    return 0 if _write_reports(settings, [label for label in participant_labels(settings) if label in known]) else 1
+    known = {status.participant_id for status in read_statuses(settings.output_dir)}
+    known |= {path.name for path in settings.output_dir.glob("sub-*") if path.is_dir()}
+    labels = [label for label in participant_labels(settings) if f"sub-{label}" in known]
+    if not labels:
+        raise UsageError(f"output folder {settings.output_dir} has nothing of the selected participants to report")
+    return 0 if _write_reports(settings, labels) else 1
 
 
 def _refuse_second_resolution(images: Sequence[RawImage], settings: Settings) -> None:

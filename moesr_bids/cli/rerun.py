@@ -23,6 +23,7 @@ from moesr_bids.config import Settings
 from moesr_bids.sr.models import weights_sha256
 
 _RAW = "bids:raw:"
+_UNLIMITED_GB = 1024.0  # of a run whose sidecar tells no limit of its memory
 # Where these differ, equal voxels are not promised.
 _MACHINE = ("Device", "Precision", "Threads", "Runtime", "Windows")
 # What the steps before the model found, in their order: the first that differs is where the two runs part.
@@ -58,6 +59,7 @@ class Recipe:
             participant_label=(self.image.participant,),
             device=device,
             nprocs=threads,
+            mem_gb=self.block.get("MemoryLimitGB", _UNLIMITED_GB),
         )
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ from .arguments import positive_float, positive_int
 from .scans import find_scans, label_of, unknown_participant
 
 if TYPE_CHECKING:
-    from ..sr.weights import Network
+    from ..sr.weights import Network, Weights
     from ..training.loop import Trained
     from ..training.volumes import Volume
 
 WEIGHTS = "weights.safetensors"
+_SOURCES = ("start", "trunk", "teacher")
 WAY_OUT = "a smaller patch or batch in the recipe, or fewer scans, which a GPU holds"  # of too little memory
 
 
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
     from ..training.synthesis import load_label_map
 
     try:
-        from ..training.loop import Budget, train
+        from ..training.loop import Budget, Origin, train
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed; training needs: pip install 'moesr-bids[train]'") from error
     if options.omp_nthreads:
@@ -131,6 +132,11 @@ def run(options: argparse.Namespace) -> int:
     maps = [path for path in maps if label_of(path.name.split("_", 1)[0]) not in held_out_labels | others]
     if not volumes and not maps:
         raise ImageError(f"{options.data}: no scan is sharp enough to train on")
+    named = {name: Weights.read(path) for name in _SOURCES if (path := getattr(options, name))}
+    origin = Origin(
+        weights={name: weights.sha256 for name, weights in named.items()},
+        participants=set().union(*(weights.participants for weights in named.values())),
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     with full_memory_told(WAY_OUT):
         trained = train(
@@ -142,14 +148,16 @@ def run(options: argparse.Namespace) -> int:
             budget=Budget(minutes=options.minutes, steps=options.steps),
             device=device,
             seed=options.random_seed,
-            start=_start(options),
-            teacher=Weights.read(options.teacher).network(torch.device("cpu")) if options.teacher else None,
+            start=_start(named),
+            teacher=named["teacher"].network(torch.device("cpu")) if "teacher" in named else None,
+            origin=origin,
             workers=planners(device.type, options.omp_nthreads),
             validate_minutes=min(10.0, options.minutes / 4) if options.minutes and device.type == "cuda" else 10.0,
             say=_say,
         )
     if os.environ.get("RANK", "0") == "0":
         facts = {
+            "participants": trained.participants,
             "scans": [volume.name for volume in volumes],
             "segmented_scans": [volume.name for volume in volumes if volume.segmented],
             "lesion_scans": [volume.name for volume in volumes if volume.lesions],
@@ -157,24 +165,23 @@ def run(options: argparse.Namespace) -> int:
             "validation_scans": [volume.name for volume in held_out],
             "licence": options.licence,
         }
-        weights = write_weights(options.out / WEIGHTS, trained.network, _card(trained, facts, device, options))
+        weights = write_weights(options.out / WEIGHTS, trained.network, _card(trained, facts, device, options, named))
         _say(f"wrote {weights.path}")
     return 0
 
 
-def _start(options: argparse.Namespace) -> Network | None:
+def _start(named: Mapping[str, Weights]) -> Network | None:
     """Read the network to start from, if one is named."""
     import torch
 
     from ..sr.models.mixture import MixtureNetwork
     from ..sr.models.network import ResidualNetwork
-    from ..sr.weights import Weights
 
-    if not options.start:
+    if "start" not in named:
         return None
-    start = Weights.read(options.start).network(torch.device("cpu"))
-    if options.trunk:
-        trunk = Weights.read(options.trunk).network(torch.device("cpu"))
+    start = named["start"].network(torch.device("cpu"))
+    if "trunk" in named:
+        trunk = named["trunk"].network(torch.device("cpu"))
         if not isinstance(start, MixtureNetwork) or not isinstance(trunk, ResidualNetwork):
             raise ValueError("--trunk takes the weights of a one-step network, for the mixture of experts of --start")
         start.trunk.load_state_dict(trunk.grown(start.shape.trunk).state_dict())
@@ -203,10 +210,11 @@ def _volumes(options: argparse.Namespace, wanted: Any) -> Iterable[Volume]:
         yield volume
 
 
-def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse.Namespace) -> dict[str, Any]:
+def _card(
+    trained: Trained, data: dict[str, Any], device: Any, options: argparse.Namespace, named: Mapping[str, Weights]
+) -> dict[str, Any]:
     import torch
 
-    from ..sr.weights import Weights
     from ..training.loop import learning_curve
 
     card: dict[str, Any] = {
@@ -227,16 +235,11 @@ def _card(trained: Trained, data: dict[str, Any], device: Any, options: argparse
         "patch_gain_db": {name: round(gain, 2) for name, gain in trained.gains.items()},
         "learning_curve": learning_curve(options.out),
     }
-    if options.start:
-        start = Weights.read(options.start)
+    if start := named.get("start"):
         kept = ("training", "learning_curve", "started_from")
         before = {key: start.card[key] for key in kept if key in start.card}
         card["started_from"] = {"sha256": start.sha256, **before}
-    if options.trunk:
-        card["trunk"] = {"sha256": Weights.read(options.trunk).sha256}
-    if options.teacher:
-        card["teacher"] = {"sha256": Weights.read(options.teacher).sha256}
-    return card
+    return card | {name: {"sha256": named[name].sha256} for name in ("trunk", "teacher") if name in named}
 
 
 def _commit() -> str:

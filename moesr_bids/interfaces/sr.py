@@ -12,15 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, isdefined, traits
 from nipype.interfaces.base.support import Bunch
 
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.interfaces.gpus import one_gpu, visible_gpus
-from moesr_bids.sr.models import DEFAULT_MODEL
+from moesr_bids.sr.models import DEFAULT_MODEL, EXPERT_MAPS
 from moesr_bids.sr.sampling import ESTIMATES
-
-EXPERT_MAPS = ("gate", "difference")
 
 
 class _SuperResolveInputSpec(BaseInterfaceInputSpec):
@@ -39,6 +37,7 @@ class _SuperResolveInputSpec(BaseInterfaceInputSpec):
     weights_sha256 = Str("n/a", usedefault=True, desc="digest of the model's weights: others are another step")
     device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="where the model runs")
     omp_nthreads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
+    memory_gb = traits.Float(nohash=True, desc="memory in GiB that it shall fit into; by default what is free")
     random_seed = traits.Int(0, usedefault=True, desc="seed")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="tells the scheduler that this is a GPU node")
 
@@ -69,6 +68,8 @@ class SuperResolve(RecordedInterface):
             *("--random-seed", str(self.inputs.random_seed)),
             *("--residual", str(residual_file), "--record", str(record_file)),
         ]
+        if isdefined(self.inputs.memory_gb):
+            command += ["--mem", f"{self.inputs.memory_gb}G"]
         if self.inputs.mask_file:
             command += ["--mask", self.inputs.mask_file]
         if self.inputs.metadata_file:
@@ -97,14 +98,20 @@ class SuperResolve(RecordedInterface):
                 f"{self.inputs.in_file}: the super-resolution process was killed, most often for lack of memory; "
                 "give more memory to the job or a larger --resolution"
             )
+        if done.returncode < 0:
+            name = signal.Signals(-done.returncode).name
+            raise RuntimeError(f"super-resolution was ended by signal {name}\n{done.stderr.strip()[-2000:]}")
         if done.returncode != 0:
             lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
             raise RuntimeError(f"super-resolution failed: {lines[-1]}\n" + "\n".join(lines[-20:]))
         self._results.update(out_file=str(out_file), residual_file=str(residual_file))
+        record = dict(json.loads(record_file.read_text(encoding="utf-8")))
+        if self.inputs.device == "auto" and record["Device"] == "cpu" and visible_gpus():
+            record["Warnings"].append("there is a GPU, but PyTorch cannot use it: the super-resolution ran on the CPU")
         maps = {kind: [str(cwd / "maps" / f"{kind}-{name}.nii.gz") for name in experts] for kind in EXPERT_MAPS}
         self._results.update({f"gate_{name}": path for name, path in zip(experts, maps["gate"], strict=True)})
         self._results["map_files"] = [path for kind in EXPERT_MAPS for path in maps[kind]]
-        return dict(json.loads(record_file.read_text(encoding="utf-8")))
+        return record
 
 
 @contextmanager

@@ -21,7 +21,7 @@ _STATE_WORDS = {
     "done": "done",
     "skipped": "done (by an earlier run, with the same settings)",
     "failed": "failed",
-    "running": "not finished: the run was stopped, start it again",
+    "running": "not finished: the run goes on, or was stopped; start it again in that case",
     "missing": "the main output is missing, run the image again",
 }
 
@@ -279,13 +279,13 @@ def errors_html(out_dir: Path, participant: str, records: Sequence[ImageRecord])
     return render("errors.html.j2", failures=failures, others=others)
 
 
-def methods_html(out_dir: Path) -> str:
-    """Return ``logs/CITATION.md`` as HTML; raw HTML in it is escaped and images are not loaded."""
-    path = out_dir / "logs" / "CITATION.md"
+def methods_html(out_dir: Path, participant: str) -> str:
+    """Return ``CITATION.md`` of a participant as HTML; raw HTML in it is escaped and images are not loaded."""
+    path = out_dir / "logs" / participant / "CITATION.md"
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return "<p>No methods text: logs/CITATION.md is not there.</p>"
+        return f"<p>No methods text: logs/{participant}/CITATION.md is not there.</p>"
     text = re.sub(r"\A# Methods\n", "", text)  # the section has that heading already
     html = MarkdownIt("commonmark", {"html": False}).disable("image").render(text)
     # the page has its own first two levels of headings

@@ -111,7 +111,7 @@ def embed_figures(html: str, folder: Path) -> str:
 def build_participant_report(out_dir: Path, participant: str, *, single_file: bool = False) -> Path:
     """Write the report of a participant, whether the images went through or not.
 
-    Read are the sidecars of the main outputs, ``logs/status``, ``logs/sub-X/crash-*.txt``, ``logs/CITATION.md`` and
+    Read are the sidecars of the main outputs, ``logs/status``, ``logs/sub-X`` (``crash-*.txt``, ``CITATION.md``) and
     ``sub-X/figures``; summary, numbers and times in that folder are written anew from the sidecars.
 
     Parameters
@@ -149,7 +149,9 @@ def build_participant_report(out_dir: Path, participant: str, *, single_file: bo
             },
         )
         report.header = [_overview(participant, records)]
-        methods = SubReport("Methods", reportlets=[Fragment("methods-text", [(methods_html(out_dir), None)])])
+        methods = SubReport(
+            "Methods", reportlets=[Fragment("methods-text", [(methods_html(out_dir, participant), None)])]
+        )
         errors_text = errors_html(out_dir, participant, records)
         errors = SubReport("Errors", reportlets=[Fragment("errors-text", [(errors_text, None)])])
         # what failed is read first

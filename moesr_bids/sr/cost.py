@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..resources import GIB
 from .models import DEFAULT_MODEL, get_model
+from .models.base import ModelCard
 from .sampling import Sampling
-from .windows import CPU_WINDOW_VOXELS
+from .windows import fitting_window
 
 _BASE_GB = 0.6  # Python, torch, nibabel and the input as read
 _MULTIPLY_ADD_PER_SECOND = 2.0e10  # per thread, float32 matrix products of these shapes
@@ -19,6 +21,7 @@ def estimate_cost(
     model: str = DEFAULT_MODEL,
     threads: int = 1,
     sampling: Sampling | None = None,
+    memory_gb: float = math.inf,
 ) -> tuple[float, float]:
     """Estimate peak memory and wall time of :func:`moesr_bids.sr.engine.super_resolve` on a CPU.
 
@@ -34,6 +37,8 @@ def estimate_cost(
         Threads of one process.
     sampling
         How a diffusion model is sampled; by default its mean.
+    memory_gb
+        Memory in GiB that the windows shrink to fit, see :func:`window_voxels`.
 
     Returns
     -------
@@ -42,8 +47,8 @@ def estimate_cost(
     """
     card = get_model(model).card
     voxels = math.prod(target_shape)
-    window = card.window_bytes_per_voxel * min(voxels, CPU_WINDOW_VOXELS)
-    memory = _BASE_GB + (card.bytes_per_voxel * voxels + window + 24 * math.prod(input_shape)) / 1024**3
+    window = card.window_bytes_per_voxel * min(voxels, window_voxels(card, input_shape, target_shape, memory_gb))
+    memory = _without_window(card, input_shape, target_shape) + window / GIB
     transform = _transform_work(input_shape, target_shape)
     speed = 1 if threads <= 1 else threads**0.8
     flips, steps = (sampling or Sampling()).evaluations(card.flips, card.steps_per_sample)
@@ -51,6 +56,17 @@ def estimate_cost(
     transforms = (card.iterations + 3) * 2 * transform / _MULTIPLY_ADD_PER_SECOND
     seconds = 6.0 + (transforms + per_megavoxel * voxels / 1e6) / speed
     return round(memory, 2), round(seconds, 1)
+
+
+def window_voxels(card: ModelCard, input_shape: Sequence[int], target_shape: Sequence[int], memory_gb: float) -> int:
+    """Voxels of the largest window on a CPU with which a reconstruction fits into this memory, or nearly so."""
+    left = memory_gb - _without_window(card, input_shape, target_shape)
+    return fitting_window(left * GIB, card.window_bytes_per_voxel)
+
+
+def _without_window(card: ModelCard, input_shape: Sequence[int], target_shape: Sequence[int]) -> float:
+    """Memory in GiB of everything but the network's inner volumes."""
+    return _BASE_GB + (card.bytes_per_voxel * math.prod(target_shape) + 24 * math.prod(input_shape)) / GIB
 
 
 def _transform_work(input_shape: Sequence[int], target_shape: Sequence[int]) -> float:

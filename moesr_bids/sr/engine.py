@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import ImageError
-from ..resources import measured
+from ..resources import available_memory_gb, measured
+from .cost import window_voxels
 from .device import choose_device, device_name, full_memory_told
 from .grid import Grid, xform_code
 from .models import DEFAULT_MODEL, get_model, refuse_unused
@@ -30,6 +31,7 @@ from .projection import project
 from .psf import PSF
 from .runtimes import RUNTIMES
 from .sampling import Sampling
+from .windows import CPU_WINDOW_VOXELS
 from .zerofilling import measured_shares, zero_filled
 
 DEFAULT_RESOLUTION = 0.7
@@ -81,6 +83,7 @@ def super_resolve(
     maps: bool = False,
     device: str = "auto",
     threads: int | None = None,
+    memory_gb: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Result:
@@ -120,6 +123,8 @@ def super_resolve(
         ``cpu``, ``cuda``, or ``auto`` for the GPU if there is one.
     threads
         CPU threads; by default as PyTorch chooses.
+    memory_gb
+        Memory in GiB that the windows of a network shrink to fit on a CPU; by default what is free.
     seed
         Seed of models that draw random numbers.
     progress
@@ -160,6 +165,8 @@ def super_resolve(
             scale = float(np.percentile(data[inside], _PERCENTILE))
             if scale <= 0:
                 raise ImageError(f"{name}: the image is not positive inside the mask; a magnitude image is needed")
+        limit = round(available_memory_gb() if memory_gb is None else memory_gb, 3)
+        window = window_voxels(chosen.card, grid.shape, target.shape, limit)
         problem = Problem(
             acquired=torch.from_numpy(data / np.float32(scale)).to(where),
             mask=torch.from_numpy(inside).to(where),
@@ -173,6 +180,7 @@ def super_resolve(
             runtime=runtime,
             sampling=sampling or Sampling(),
             maps=maps,
+            window=window,
         )
         with _stage("reconstruct", stages):
             reconstruction = chosen.reconstruct(problem)
@@ -191,6 +199,8 @@ def super_resolve(
             "Precision": "float32",
             "Threads": torch.get_num_threads(),
             **reconstruction.facts,
+            # Windows change the rounding: a repetition needs the same.
+            **({"MemoryLimitGB": limit} if window < min(CPU_WINDOW_VOXELS, math.prod(target.shape)) else {}),
             "PSF": profile.record(),
             "PSFReason": profile.reason,
             "InputZooms": [round(z, 4) for z in grid.zooms],

@@ -74,6 +74,13 @@ class Weights:
         """Kind of the network: ``student`` or ``moediff``."""
         return str(self.card.get("kind", "student"))
 
+    @property
+    def participants(self) -> set[str]:
+        """Who was trained on, by these weights and all that they come from."""
+        data = self.card.get("data", {})
+        names = data.get("participants") or [*data.get("scans", ()), *data.get("label_maps", ())]
+        return {str(name).split("_", 1)[0] for name in names}
+
     def calibration(self, contrast: str) -> dict[str, Any]:
         """Return the factor of the predicted standard deviation, whose scans it is from, and the intervals' coverage.
 

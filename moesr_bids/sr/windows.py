@@ -21,7 +21,9 @@ Box = tuple[slice, slice, slice]
 _LEAST_CORE = 16
 _GPU_SHARE = 0.7  # of the free memory
 CPU_WINDOW_VOXELS = 24_000_000
-"""Most voxels of a window on a CPU: a head at 0.7 mm in one piece; a constant, so that memory can be told before."""
+"""Most voxels of a window on a CPU: a head at 0.7 mm in one piece, so that memory can be told before."""
+LEAST_CPU_WINDOW_VOXELS = 2_000_000
+"""Least voxels of a window that is shrunk to fit: with smaller ones most of the work would be on halos."""
 
 
 @frozen
@@ -46,15 +48,25 @@ class Window:
         return math.prod(o.stop - o.start for o in self.outer)
 
 
-def largest_window(bytes_per_voxel: int, device: torch.device) -> int:
-    """Voxels of the largest window: a constant on the CPU, what fits into the free memory of a GPU."""
-    if device.type == "cpu":
+def fitting_window(free_bytes: float, bytes_per_voxel: int) -> int:
+    """Voxels of the largest window on a CPU where so much memory is left for one."""
+    if not bytes_per_voxel:
         return CPU_WINDOW_VOXELS
+    return int(min(max(free_bytes / bytes_per_voxel, LEAST_CPU_WINDOW_VOXELS), CPU_WINDOW_VOXELS))
+
+
+def largest_window(bytes_per_voxel: int, device: torch.device, on_cpu: int, reserved: int = 0) -> int:
+    """Voxels of the largest window: ``on_cpu`` on the CPU, what fits into the free memory of a GPU.
+
+    ``reserved`` bytes of it are for whole volumes that are still to be made.
+    """
+    if device.type == "cpu":
+        return on_cpu
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # kept for this process
-    return int(_GPU_SHARE * free / bytes_per_voxel)
+    return max(0, int(_GPU_SHARE * (free - reserved) / bytes_per_voxel))
 
 
 def plan_windows(shape: Sequence[int], box: Box, *, halo: int, largest: int, multiple: int) -> list[Window]:

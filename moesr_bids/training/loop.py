@@ -11,13 +11,13 @@ import csv
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from attrs import frozen
+from attrs import field, frozen
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
@@ -61,6 +61,23 @@ class Budget:
         if self.steps:
             shares.append(step / self.steps)
         return min(1.0, max(shares))
+
+
+@frozen(kw_only=True)
+class Origin:
+    """What a training comes from.
+
+    Parameters
+    ----------
+    weights
+        SHA-256 of the weights files that it starts from or learns from, by the option that names them; a resumption
+        has the same.
+    participants
+        Who these were trained on.
+    """
+
+    weights: Mapping[str, str] = field(factory=dict)
+    participants: Set[str] = frozenset()
 
 
 @frozen(kw_only=True)
@@ -114,13 +131,14 @@ class Team:
 
 @frozen(kw_only=True)
 class Trained:
-    """What a run leaves: averaged weights and the facts for their card."""
+    """What a run leaves: averaged weights and the facts for their card, with all who were ever trained on."""
 
     network: Network
     recipe: Recipe
     steps: int
     minutes: float
     gains: dict[str, float]
+    participants: list[str]
 
 
 def learning_curve(folder: Path) -> list[dict[str, float]]:
@@ -152,6 +170,7 @@ def train(
     seed: int = 0,
     start: nn.Module | None = None,
     teacher: nn.Module | None = None,
+    origin: Origin | None = None,
     workers: int = 0,
     validate_minutes: float = 10.0,
     say: Any = print,
@@ -179,6 +198,8 @@ def train(
         Network to start a new training from; the recipe's may have more blocks.
     teacher
         Network to learn from, of a distillation.
+    origin
+        Where ``start`` and ``teacher`` come from.
     workers
         Processes that plan examples ahead.
     validate_minutes
@@ -189,8 +210,8 @@ def train(
     Raises
     ------
     ValueError
-        If the folder holds a training with another recipe, or one that has seen a participant of ``held_out``; if the
-        weights are not finite any more.
+        If the folder holds a training with another recipe, seed or origin; if a participant of ``held_out`` was trained
+        on, here or where it comes from; if the weights are not finite any more.
     """
     team = Team.join(device)
     try:
@@ -200,7 +221,7 @@ def train(
             first, stride = team.rank * recipe.batch, team.size * recipe.batch
             memory = GateMemory(examples, recipe.recall, border=recipe.border, first=first, stride=stride)
         objective = objective_of(recipe, None if teacher is None else teacher.to(team.device), memory)
-        run = _Run(recipe, folder, team, seed, start, objective)
+        run = _Run(recipe, folder, team, seed, start, objective, origin or Origin())
         names = [volume.name for volume in volumes] + [label_map.name for label_map in labels]
         run.know(set(map(_participant, names)), {_participant(volume.name) for volume in held_out})
         with torch.backends.cudnn.flags(benchmark=True):  # all batches have one shape
@@ -215,11 +236,18 @@ def _participant(name: str) -> str:
 
 class _Run:
     def __init__(
-        self, recipe: Recipe, folder: Path, team: Team, seed: int, start: nn.Module | None, objective: Objective
+        self,
+        recipe: Recipe,
+        folder: Path,
+        team: Team,
+        seed: int,
+        start: nn.Module | None,
+        objective: Objective,
+        origin: Origin,
     ) -> None:
         self.recipe, self.folder, self.team = recipe, folder, team
         torch.manual_seed(seed)
-        self.seed, self.objective = seed, objective
+        self.seed, self.objective, self.origin = seed, objective, origin
         self.network = self.objective.build(start).to(team.device)
         self.network = self.network.to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
@@ -228,17 +256,20 @@ class _Run:
         self.optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)
         self.step, self.seconds, self.first_step = 0, 0.0, 0
         self.spent = 0.0  # seconds of the run that is under way
-        self.trained_on: set[str] = set()
+        self.trained_on = set(origin.participants)
         self.reached = 0.0  # share of the longest run: what is resumed does not go back
         self.board: SummaryWriter | None = None
         if (folder / STATE).is_file():
             self._load()
 
     def know(self, trained_on: set[str], held_out: set[str]) -> None:
-        """Keep who is trained on; refuse to validate on who was, in this folder."""
+        """Keep who is trained on; refuse to validate on who was, here or by the weights that it comes from."""
         self.trained_on |= trained_on
         if both := sorted(self.trained_on & held_out):
-            raise ValueError(f"{self.folder}: {both[0]} was trained on, so it cannot tell how good the model is")
+            raise ValueError(
+                f"{self.folder}: {both[0]} was trained on, here or by the weights that this training starts or learns "
+                "from, so it cannot tell how good the model is"
+            )
 
     def loop(
         self,
@@ -304,6 +335,7 @@ class _Run:
             steps=self.step,
             minutes=round(self.seconds / 60, 1),
             gains=gains,
+            participants=sorted(self.trained_on),
         )
 
     def _require_finite(self) -> None:
@@ -373,6 +405,8 @@ class _Run:
             "seconds": self.seconds,
             "spent": self.spent,
             "trained_on": sorted(self.trained_on),
+            "seed": self.seed,
+            "origin": dict(self.origin.weights),
             "recipe": self.recipe.record(),
         }
         with temporary_beside(self.folder / STATE) as path:
@@ -384,6 +418,13 @@ class _Run:
             facts = json.loads(stored.metadata()["training"])
             if recipe_from(facts["recipe"]) != self.recipe:
                 raise ValueError(f"{path}: was trained with another recipe; use that one or another folder")
+            if facts["seed"] != self.seed:
+                raise ValueError(f"{path}: has the random seed {facts['seed']}; use that one or another folder")
+            if facts["origin"] != self.origin.weights:
+                options = sorted({f"--{name}" for name in {**facts["origin"], **self.origin.weights}})
+                raise ValueError(
+                    f"{path}: comes from other weights; give the same {', '.join(options)} as then, or another folder"
+                )
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
@@ -398,4 +439,8 @@ class _Run:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.first_step, self.seconds = facts["step"], facts["first_step"], facts["seconds"]
-        self.reached, self.spent, self.trained_on = facts["reached"], facts["spent"], set(facts["trained_on"])
+        self.reached, self.spent, self.trained_on = (
+            facts["reached"],
+            facts["spent"],
+            set(facts["trained_on"]) | self.trained_on,
+        )

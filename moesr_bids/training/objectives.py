@@ -119,7 +119,11 @@ class MixtureObjective(Objective):
         elif isinstance(start, ResidualNetwork):
             network.trunk.load_state_dict(start.grown(self.shape.trunk).state_dict())
         for name in self.frozen:
-            network.get_submodule(name).requires_grad_(False)
+            try:
+                network.get_submodule(name).requires_grad_(False)
+            except AttributeError:
+                known = ", ".join(part for part, _ in network.named_children())
+                raise ValueError(f"frozen: a mixture has no part {name!r}; its parts are {known}") from None
         return network
 
     @property

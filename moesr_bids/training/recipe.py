@@ -73,6 +73,8 @@ class Recipe:
     )
 
     def __attrs_post_init__(self) -> None:
+        if self.frozen and self.kind != "moediff":
+            raise ValueError(f"frozen names parts of a mixture, and a recipe of kind {self.kind} trains none")
         if self.recall.count and "trunk" not in self.frozen:
             raise ValueError("recall needs a frozen trunk: what the gate is given again would have changed")
         if isinstance(self.network, MixtureShape) and self.network.context.patch != self.patch:

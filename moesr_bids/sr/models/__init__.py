@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtimes import RUNTIMES
-from ..sampling import ESTIMATES, Sampling
+from ..sampling import ESTIMATES, RULES, Sampling
 from ..weights import PACKAGED, SUFFIX, Weights
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ _KINDS = ("student", "moediff")
 _PLAIN = ("classical", "cubic")
 EXPERTS = ("centrum", "cortex", "junction")
 """Experts of a mixture in the order of its gate: deep white matter (centrum semiovale), cortex, grey-white junction."""
+EXPERT_MAPS = ("gate", "difference")
+"""Maps of each expert, see :attr:`.base.Reconstruction.maps`."""
 
 
 def model_names() -> tuple[str, ...]:
@@ -88,6 +90,8 @@ def refuse_unused(
         "--estimate": sampling.estimate != ESTIMATES[0],
         "--maps": maps,
     }
+    if sampling.rule != RULES[0] and not sampling.drawn:
+        raise ValueError(f"no sample is drawn, so rule {sampling.rule!r} has no use; leave it out or ask for samples")
     if not any(given.values()):
         return
     card = get_model(name).card

@@ -11,6 +11,7 @@ from attrs import field, frozen
 from ..operator import AcquisitionOperator
 from ..runtimes import RUNTIMES
 from ..sampling import Sampling
+from ..windows import CPU_WINDOW_VOXELS
 
 Progress = Callable[[str, float], None]
 """Called with the name of the step and the share of it that is done."""
@@ -46,6 +47,8 @@ class Problem:
         How a diffusion model is sampled.
     maps
         Whether the model shall return maps of how it works beside the image, where it has any.
+    window
+        Most voxels of a window on a CPU.
     """
 
     acquired: torch.Tensor
@@ -60,6 +63,7 @@ class Problem:
     runtime: str = RUNTIMES[0]
     sampling: Sampling = field(factory=Sampling)
     maps: bool = False
+    window: int = CPU_WINDOW_VOXELS
 
 
 @frozen(eq=False)

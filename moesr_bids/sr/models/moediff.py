@@ -43,6 +43,8 @@ SAMPLE_TEMPERATURE = 0.25
 """Of the noise of samples: one of the packaged weights, with its detail, then errs by 0.6 dB more than the mean."""
 _ACTIVATIONS = 5  # inner volumes that are alive at a time
 _VOLUMES_BYTES = 170  # per target voxel: images, state, noise, gate, shared features
+_STEP_BYTES = 24  # of it what a step of the chain makes: state, noise, base, innovation, and the estimate
+_COMPARISON_BYTES = 40  # and what a comparison of the experts makes
 
 
 def moediff(name: str, path: Path) -> Model:
@@ -111,7 +113,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         if options.drawn:
             calibration["Coverage"] = {}  # that of the mean over the flips says nothing of samples
         # Outside of the head there is nothing but noise, and the interpolated image has it.
-        predicted = (2 * found.log_scale).exp_().add_(spread).sqrt_().mul_(calibration["Temperature"])
+        predicted = found.log_scale.exp_().mul_(calibration["Temperature"]).square_().add_(spread).sqrt_()
         std = torch.full_like(inputs.image, problem.sigma).lerp_(predicted, inputs.head)
         if found.sample is None:
             out = inputs.image + inputs.head * (mean + inputs.correction)
@@ -189,8 +191,10 @@ class _FlipAverage:
                 self.sample = residual, chain.mean()
             progress(0.2 + 0.8 * done / len(numbers))
         self.log_scale.add_(_flipped(chain.trunk.log_scale[0, 0], axes), alpha=1 / self.flips)
-        if chain.differences is not None:
-            differences = _flipped(chain.differences, axes) / self.flips
+        # A sample that is the image was drawn in the first flip.
+        shown = 1 if problem.sampling.estimate == "sample" else self.flips
+        if chain.differences is not None and flip < shown:
+            differences = _flipped(chain.differences, axes) / shown
             self.differences = differences if self.differences is None else self.differences.add_(differences)
         self.windows = len(chain.windows)
         self.evaluated, self.possible = self.evaluated + chain.evaluated, self.possible + chain.possible
@@ -260,15 +264,15 @@ class _Chain:
         shape, image = network.shape, inputs.image
         device, dtype = image.device, fast_dtype(image.device)
         head = bounding_box(inputs.head > 0)
-        largest = largest_window(_bytes_per_voxel(shape, dtype), device)
         folded = FoldedNetwork(network.trunk, inputs.acquisition)
         inner = [n // FACTOR for n in image.shape]
         features = torch.zeros((1, shape.trunk.channels, *inner), dtype=dtype, device=device)
         features = features.contiguous(memory_format=torch.channels_last_3d)
         trunk = NetworkOutput(*(torch.zeros((1, 1, *image.shape), device=device) for _ in range(2)))
-        halo = shape.trunk.receptive_field
+        per_voxel, halo = _bytes_per_voxel(shape, dtype), shape.trunk.receptive_field
         # The experts see beyond the cores of their windows: the trunk covers that too.
         wide = _aligned(_grown(head, expert_halo(shape.blocks), image.shape), TOKEN)
+        largest = largest_window(per_voxel, device, problem.window)
         windows = plan_windows(image.shape, wide, halo=halo, largest=largest, multiple=FACTOR)
         for number, window in enumerate(windows):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -288,6 +292,8 @@ class _Chain:
             seen = _Seen(tokens.float(), gate_weights(logits))
         inside.copy_(with_context(inside, seen.tokens))
         progress(0.2)
+        reserved = (_STEP_BYTES + _COMPARISON_BYTES * problem.maps) * image.numel()
+        largest = largest_window(per_voxel, device, problem.window, reserved)
         return cls(
             network,
             inputs,
@@ -334,10 +340,10 @@ class _Chain:
             outer = (slice(None), slice(None), *window.outer)
             cells = state_cells(base[outer], innovation[outer])
             features = self.features[:, :, *_coarse(window.outer)]
-            gate = self.seen.gate[0][:, *window.core]
+            gate, inside = self.seen.gate[0][:, *window.core], self.inputs.head[window.core] > 0
             for k, expert in enumerate(self.network.experts):
                 self.possible += 1
-                weighs = float(gate[k].max()) > GATE_THRESHOLD
+                weighs = float((gate[k] * inside).max()) > GATE_THRESHOLD
                 if not weighs and differences is None:
                     continue
                 self.evaluated += 1

@@ -93,7 +93,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         inputs.image.shape,
         bounding_box(inputs.head > 0),
         halo=network.shape.receptive_field,
-        largest=largest_window(_bytes_per_voxel(network.shape, dtype), device),
+        largest=largest_window(_bytes_per_voxel(network.shape, dtype), device, problem.window),
         multiple=FACTOR,
     )
     # Outside of the head there is nothing but noise, and the interpolated image has it.

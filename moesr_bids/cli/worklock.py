@@ -1,0 +1,47 @@
+"""Images that a run works on in its work folder, so that no other run works on them there at the same time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.cli.checks import UsageError
+from moesr_bids.cli.console import say
+from moesr_bids.config import Settings
+
+LOCK_FILE = "moesr_wf.lock"
+_TAKEN = (errno.EACCES, errno.EAGAIN)
+
+
+@contextmanager
+def working_on(images: Iterable[RawImage], settings: Settings) -> Iterator[None]:
+    """Hold images as long as the block runs; two runs that share intermediate files would publish each other's.
+
+    Each image is a byte of one file, since a process cannot hold as many files open as a cohort has images. The kernel
+    lets go of them when the process ends, however it ends.
+
+    Raises
+    ------
+    UsageError
+        If another run holds one of them.
+
+    """
+    settings.work_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.work_dir / LOCK_FILE).open("ab") as stream:
+        for image in images:
+            place = int(hashlib.sha256(image.workflow_name.encode()).hexdigest()[:15], 16)
+            try:
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            except OSError as error:
+                if error.errno in _TAKEN:
+                    raise UsageError(
+                        f"another run works on {image.stem} in the work folder {settings.work_dir}; wait for it, or "
+                        "name another folder with --work-dir"
+                    ) from None
+                say(f"WARNING: {settings.work_dir} knows no locks ({error.strerror}): let no other run use it now")
+                break
+        yield
