@@ -14,6 +14,7 @@ import attrs
 from threadpoolctl import threadpool_limits
 
 GIB = 1024**3
+_CGROUPS = Path("/sys/fs/cgroup")
 _BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -87,10 +88,18 @@ def available_cpus() -> int:
     counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     with suppress(KeyError, ValueError):
         counts.append(int(os.environ["SLURM_CPUS_PER_TASK"]))
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        counts.append(max(1, int(quota) // int(period)))
-    return max(1, min(counts))
+    return max(1, min([*counts, *cpu_quotas(_CGROUPS)]))
+
+
+def cpu_quotas(root: Path) -> list[int]:
+    """Return the CPUs that the control group of a container may use, versions 2 and 1; empty without a limit."""
+    found = []
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join((root / name).read_text(encoding="ascii") for name in files).split()
+            if int(quota) > 0:  # version 1 says -1 for no limit, version 2 max
+                found.append(max(1, int(quota) // int(period)))
+    return found
 
 
 def cpu_name() -> str:
@@ -118,7 +127,7 @@ def available_memory_gb() -> float:
 
 def _cgroup_limits() -> list[int]:
     """Return the memory limits in bytes of this process's control group and of those above it, versions 1 and 2."""
-    root = Path("/sys/fs/cgroup")
+    root = _CGROUPS
     groups = [root / "memory.max", root / "memory" / "memory.limit_in_bytes"]
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():

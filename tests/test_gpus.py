@@ -15,9 +15,12 @@ import torch
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.cli.parser import parse_settings
-from moesr_bids.interfaces import sr
+from moesr_bids.cli.participant import run_workflow
+from moesr_bids.interfaces import gpus, sr
 from moesr_bids.interfaces.gpus import one_gpu, visible_gpus
 from moesr_bids.sr.device import full_memory_told
+from moesr_bids.workflows import execution
+from moesr_bids.workflows.execution import make_plugin
 from moesr_bids.workflows.image import init_image_wf
 
 LISTED = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)
@@ -97,6 +100,40 @@ def test_the_device_is_decided_for_the_whole_run(tmp_path: Path, use_gpu: bool, 
     workflow = init_image_wf(image=image, settings=settings, use_gpu=use_gpu)
     node = workflow.get_node("super_resolve")
     assert (node.inputs.device, node.inputs.use_gpu) == (device, use_gpu)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_the_scheduler_counts_the_gpus(driver: Path, tmp_path: Path, count: int) -> None:
+    """The number is always set: left out, Nipype knows no limit where it sees no GPU."""
+    (tmp_path / "bids" / "sub-01").mkdir(parents=True)
+    settings = parse_settings([str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "--device", "cpu"])
+    plugin = make_plugin(settings, gpus=count, callback=lambda node, status: None)
+    try:
+        assert plugin.n_gpu_procs == count
+    finally:
+        plugin.pool.shutdown()
+
+
+@pytest.mark.parametrize(("usable", "slots", "told"), [(True, 2, "runs on 2 GPUs"), (False, 0, "the GPU is not used")])
+def test_a_run_takes_all_gpus_or_says_why_not(
+    driver: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    usable: bool,
+    slots: int,
+    told: str,
+) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(gpus, "gpu_problem", lambda: None if usable else "PyTorch cannot use the GPU")
+    monkeypatch.setattr(execution, "make_plugin", lambda settings, *, gpus, callback: found.append(gpus))
+    scan = tmp_path / "bids" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    scan.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), np.eye(4)), scan)
+    settings = parse_settings([str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "w")])
+    run_workflow([RawImage(path=scan, root=tmp_path / "bids")], settings)
+    assert found == [slots]
+    assert told in capsys.readouterr().out
 
 
 def test_each_process_has_a_gpu_of_its_own(driver: Path, tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ from moesr_bids.reports.figures import plot_bias, plot_mask, plot_uncertainty
 from moesr_bids.reports.planes import Box, Volume, bounding_box, plane, plane_of_other
 from moesr_bids.reports.residual import plot_residual
 from moesr_bids.reports.slider import plot_registration, plot_slider
-from moesr_bids.reports.spectrum import axis_spectrum, effective_resolution, plot_spectrum
+from moesr_bids.reports.spectrum import axis_spectrum, effective_resolution, measured_up_to, plot_spectrum
 from moesr_bids.reports.zooms import plot_zooms
 from tests.reports_data import save, write_volumes
+
+PSF_1_MM = [{"Kind": "kspace", "FWHM": 1.0}] * 3
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +275,7 @@ def test_figures_survive_a_constant_image_and_an_empty_mask(tmp_path: Path) -> N
         plot_slider(constant, constant, tmp_path / "slider.html", mask_path=constant),
         plot_departures(constant, constant, constant, tmp_path / "departure.png"),
         plot_registration(constant, constant, tmp_path / "registration.html"),
-        plot_spectrum(constant, constant, constant, tmp_path / "spectrum.png"),
+        plot_spectrum(constant, constant, constant, tmp_path / "spectrum.png", PSF_1_MM),
     ]
     assert all(figure.stat().st_size > 1000 for figure in figures)
 
@@ -314,6 +316,14 @@ def test_spectrum_of_a_wave_lies_at_its_frequency_and_keeps_its_power() -> None:
     assert other[np.argmax(there)] == pytest.approx(1 / period, abs=frequency[1])
 
 
+def test_what_was_measured_ends_where_the_scan_was_zero_filled(tmp_path: Path) -> None:
+    turned = np.array([[0, 0, 0.5, 0], [-0.5, 0, 0, 0], [0, 4, 0, 0], [0, 0, 0, 1.0]])  # posterior, superior, right
+    nb.Nifti1Image(np.ones((4, 4, 4), np.uint8), turned).to_filename(tmp_path / "scan.nii.gz")
+    psf = [{"Kind": "kspace", "FWHM": 1.0}, {"Kind": "gaussian", "FWHM": 5.0}, {"Kind": "kspace", "FWHM": 0.5}]
+    # Right has the third axis, anterior the first, and the slices, which are thicker than their distance, superior.
+    assert measured_up_to(tmp_path / "scan.nii.gz", psf) == pytest.approx((1.0, 0.5, 0.125))
+
+
 def test_interface_draws_what_its_inputs_allow(
     volumes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +335,7 @@ def test_interface_draws_what_its_inputs_allow(
         mask_file=str(volumes["mask"]),
         bias_file=str(volumes["field"]),
         sr_file=str(volumes["sr"]),
+        sr_record={"PSF": PSF_1_MM},
         uncertainty_file=str(volumes["sr"]),
         residual_file=str(volumes["residual"]),
         warped_file=str(volumes["sr"]),

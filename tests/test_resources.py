@@ -1,16 +1,17 @@
-"""Threads of linear algebra: results do not depend on the environment."""
+"""Threads of linear algebra and limits of containers: results do not depend on the environment."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from moesr_bids.resources import one_blas_thread
+from moesr_bids.resources import cpu_quotas, one_blas_thread
 
 COUNT = "import numpy, threadpoolctl; print(*(p['num_threads'] for p in threadpoolctl.threadpool_info()))"
 
@@ -35,3 +36,21 @@ def test_blas_has_one_thread_here_and_in_children(environment: dict[str, str], m
         assert set(child.stdout.split()) == {"1"}
     assert blas_threads() == before
     assert dict(os.environ) == variables
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "350000 100000\n"}, [3]),
+        ({"cpu.max": "50000 100000\n"}, [1]),
+        ({"cpu.max": "max 100000\n"}, []),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, [4]),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
+        ({}, []),
+    ],
+)
+def test_limits_of_a_container_are_read(tmp_path: Path, files: dict[str, str], cpus: list[int]) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quotas(tmp_path) == cpus

@@ -13,8 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nibabel.processing import resample_from_to
+from scipy import ndimage
 
-from benchmarks.quality import Row, write_calibration
+from benchmarks.degrade import all_cases, degrade
+from benchmarks.moediff import cropped
+from benchmarks.quality import Row, load_truths, write_calibration
 from moesr_bids.cli.moesr import main
 from moesr_bids.interfaces.sr import SuperResolve
 from moesr_bids.reports.fragments import summary_rows
@@ -22,14 +26,16 @@ from moesr_bids.sr import windows
 from moesr_bids.sr.calibration import ErrorRatios
 from moesr_bids.sr.cost import estimate_cost
 from moesr_bids.sr.engine import super_resolve
+from moesr_bids.sr.metrics import psnr
 from moesr_bids.sr.models import EXPERTS, get_model
 from moesr_bids.sr.models import moediff as module
 from moesr_bids.sr.models.context import Context, ContextShape, context_in_patches, gate_weights
 from moesr_bids.sr.models.experts import Expert, expert_halo
 from moesr_bids.sr.models.mixture import MixtureNetwork, MixtureShape
 from moesr_bids.sr.models.network import CONDITIONS, NetworkShape, ResidualNetwork
+from moesr_bids.sr.precision import network_flops
 from moesr_bids.sr.sampling import Sampling
-from moesr_bids.sr.weights import Weights, write_weights
+from moesr_bids.sr.weights import PACKAGED, Weights, write_weights
 from tests.test_sr_student import brainlike, thick
 
 TRUNK = NetworkShape(channels=8, blocks=1, embedding=8, kernels=2)
@@ -445,10 +451,11 @@ def test_cost_counts_flips_and_steps(mixture: Path) -> None:
     card = get_model(str(mixture)).card
     # Seven flips more for the mean, and as many steps as flips instead of those of a sample and its mean.
     steps = 8 - card.steps_per_sample - 1
-    each = 7 * card.seconds_per_flip + steps * card.seconds_per_step
-    assert mean - one == pytest.approx(each * 192 * 256**2 / 1e6, abs=0.2)
+    each = 7 * card.flops_per_flip + steps * card.flops_per_step
+    assert mean - one == pytest.approx(each * 192 * 256**2 / network_flops(), abs=0.2)
     # Twice the samples need twice the steps, but no flip more.
-    assert many - few == pytest.approx(8 * card.steps_per_sample * card.seconds_per_step * 192 * 256**2 / 1e6, abs=0.2)
+    steps = 8 * card.steps_per_sample
+    assert many - few == pytest.approx(steps * card.flops_per_step * 192 * 256**2 / network_flops(), abs=0.2)
 
 
 def test_command_writes_gates_and_differences(mixture: Path, tmp_path: Path) -> None:
@@ -512,3 +519,29 @@ def test_steps_are_told_apart() -> None:
     early, late = (network.told(vector, torch.tensor([eta])).embedding for eta in (0.999, 0.001))
     assert torch.isfinite(early).all()
     assert float((early - late).detach().abs().max()) > 0.01
+
+
+def test_packaged_mixture_beats_the_student_and_its_gate_knows_the_tissue(shared_data: Path) -> None:
+    truth = cropped(next(load_truths(shared_data / "bids", shared_data / "splits.tsv", "validation", ["bert"])), 96)
+    case = next(case for case in all_cases() if case.name == "slices4k")
+    low = degrade(truth.image, case, 0.02 * truth.level, seed=0)
+    student, mixture = (
+        super_resolve(low, resolution=1.0, model=model, contrast="T1w", threads=1, maps=model == "moediff")
+        for model in ("student", "moediff")
+    )
+    sharp = truth.image.get_fdata()
+    gains = [psnr(sharp, result.image.get_fdata(), truth.mask) for result in (student, mixture)]
+    assert gains[1] > gains[0] + 0.02
+    path = next((shared_data / "labels" / "aparcaseg" / "sub-bert").glob("**/*_dseg.nii.gz"))
+    labels = resample_from_to(nib.load(path), truth.image, order=0).get_fdata()
+    ribbon = (labels >= 1000) & (labels < 3000)
+    white = ndimage.binary_erosion(np.isin(labels, (2, 41)), iterations=4)
+    assert ribbon.sum() > 1000
+    assert white.sum() > 1000
+    gates = {name: mixture.maps[f"gate-{name}"].get_fdata() for name in EXPERTS}
+    assert gates["cortex"][ribbon].mean() > 2 * gates["cortex"][white].mean()
+    assert gates["centrum"][white].mean() > 2 * gates["centrum"][ribbon].mean()
+
+
+def test_packaged_weights_are_at_most_40_mb() -> None:
+    assert sum(path.stat().st_size for path in PACKAGED.iterdir()) < 40e6

@@ -18,7 +18,8 @@ class _ImageReportletsInputSpec(BaseInterfaceInputSpec):
     acquired_file = File(exists=True, desc="image before gradient nonlinearity was corrected, own grid")
     unwarped_file = File(exists=True, requires=["acquired_file"], desc="and after it")
     field_file = File(exists=True, requires=["acquired_file"], desc="ITK displacement field of the correction")
-    sr_file = File(exists=True, desc="super-resolved image, target grid")
+    sr_file = File(exists=True, requires=["sr_record"], desc="super-resolved image, target grid")
+    sr_record = traits.Dict(desc="what super-resolution recorded: the point-spread function of the input")
     tissue_file = File(exists=True, requires=["sr_file"], desc="tissue labels of the super-resolved image")
     uncertainty_file = File(exists=True, desc="standard deviation of the error, target grid")
     expert_files = traits.List(
@@ -106,7 +107,8 @@ class ImageReportlets(RecordedInterface):
             maps = {Path(file).name.split(".")[0]: Path(file) for file in self.inputs.expert_files}
             figures.append(plot_experts(output, mask, maps, folder / "experts.png"))
         if output := self._given("sr_file"):
-            figures.append(plot_spectrum(preproc, output, mask, folder / "spectrum.png"))
+            psf = self.inputs.sr_record["PSF"]
+            figures.append(plot_spectrum(preproc, output, mask, folder / "spectrum.png", psf))
         if residual := self._given("residual_file"):
             figures.append(plot_residual(residual, mask, folder / "residual.png"))
         self._results["out_files"] = [str(figure) for figure in figures]

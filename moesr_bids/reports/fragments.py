@@ -67,7 +67,7 @@ def _finest(moesr: Mapping[str, Any]) -> str:
     sizes = _block(_block(moesr, "ImageQuality"), "EffectiveResolutionMM")
     return (
         f"input {triple(sizes.get('Input'))} mm, output {triple(sizes.get('Output'))} mm (left-right, back-front, "
-        "foot-head); what is finer than the input's voxels is inferred"
+        "foot-head); what is finer than the input was acquired is inferred"
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import nibabel as nb
 import numpy as np
 import numpy.typing as npt
 from scipy import fft
@@ -79,7 +81,30 @@ def effective_resolution(volume: Volume, box: Box, thresholds: Sequence[float]) 
     return tuple(max(size, float(zoom)) for size, zoom in zip(sizes, volume.zooms, strict=True))
 
 
-def plot_spectrum(input_path: Path, output_path: Path, mask_path: Path, out_file: Path) -> Path:
+def measured_up_to(image: Path, psf: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Return the highest frequency that was measured along right, anterior and superior, in cycles per mm.
+
+    Parameters
+    ----------
+    image : pathlib.Path
+        Acquired image.
+    psf : sequence of mapping
+        ``Kind`` and ``FWHM`` per axis of its array. A k-space window ends at half a cycle per FWHM, which is before the
+        Nyquist frequency of the voxels where the scan was zero-filled.
+
+    """
+    source = nb.load(image)
+    found = np.zeros(3)
+    turned = nb.io_orientation(source.affine)[:, 0].astype(int)
+    for axis, zoom, profile in zip(turned, source.header.get_zooms(), psf, strict=False):
+        width = max(float(zoom), float(profile["FWHM"])) if profile["Kind"] == "kspace" else float(zoom)
+        found[axis] = 0.5 / width
+    return tuple(map(float, found))
+
+
+def plot_spectrum(
+    input_path: Path, output_path: Path, mask_path: Path, out_file: Path, psf: Sequence[Mapping[str, Any]]
+) -> Path:
     """Show the power spectra of input and output along each axis.
 
     Parameters
@@ -92,6 +117,8 @@ def plot_spectrum(input_path: Path, output_path: Path, mask_path: Path, out_file
         Brain mask on the input's grid: lines are taken from its bounding box.
     out_file : pathlib.Path
         PNG to write.
+    psf : sequence of mapping
+        Point-spread function of the input, as its sidecar tells: see `measured_up_to`.
 
     Returns
     -------
@@ -107,6 +134,7 @@ def plot_spectrum(input_path: Path, output_path: Path, mask_path: Path, out_file
     before, after = Volume.load(input_path), Volume.load(output_path)
     box = bounding_box(Volume.load(mask_path))
     boxes = (box, box_on(before, after, box))
+    acquired = measured_up_to(input_path, psf)
     figure = new_figure(12.0, 3.9)
     for axis, axes in enumerate(figure.subplots(1, 3, sharey=True)):
         axes.set_facecolor("white")
@@ -118,15 +146,17 @@ def plot_spectrum(input_path: Path, output_path: Path, mask_path: Path, out_file
             if len(power) > 1 and power[1:].max() > 0:
                 axes.semilogy(frequency[1:], np.maximum(power[1:], 1e-12), color=colour, linewidth=1.4, label=name)
                 highest = max(highest, float(power[1:].max()))
-        measured, shown = (0.5 / float(volume.zooms[axis]) for volume in (before, after))
+        stored, shown = (0.5 / float(volume.zooms[axis]) for volume in (before, after))
+        measured = acquired[axis]
         if shown > measured:
             axes.axvspan(measured, shown, color="#d9d9d9", zorder=0, label="inferred")
         axes.axvline(measured, color="black", linewidth=1, linestyle="--")
-        axes.set_xlim(0, max(measured, shown))
+        axes.set_xlim(0, max(stored, shown))
         if highest > 0:
             axes.set_ylim(highest / 10**_DECADES, 2 * highest)
         axes.set_title(
-            f"{_NAMES[axis]}\nmeasured up to {measured:.2f} per mm (voxels of {1 / (2 * measured):.2g} mm)",
+            f"{_NAMES[axis]}\nmeasured up to {measured:.2f} per mm (voxels of {0.5 / measured:.2g} mm"
+            + (f", stored as {0.5 / stored:.2g} mm)" if measured < 0.99 * stored else ")"),
             color="white",
             fontsize=9,
         )

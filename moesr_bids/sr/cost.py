@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..resources import GIB
 from .models import DEFAULT_MODEL, get_model
 from .models.base import ModelCard
+from .precision import network_flops
 from .sampling import Sampling
 from .windows import fitting_window
 
@@ -23,9 +24,9 @@ def estimate_cost(
     sampling: Sampling | None = None,
     memory_gb: float = math.inf,
 ) -> tuple[float, float]:
-    """Estimate peak memory and wall time of :func:`moesr_bids.sr.engine.super_resolve` on a CPU.
+    """Estimate peak memory and wall time of :func:`moesr_bids.sr.engine.super_resolve` on this machine's CPU.
 
-    Measured constants of a head that fills the field of view; a head that does not takes less.
+    For a head that fills the field of view; one that does not takes less.
 
     Parameters
     ----------
@@ -52,9 +53,11 @@ def estimate_cost(
     transform = _transform_work(input_shape, target_shape)
     speed = 1 if threads <= 1 else threads**0.8
     flips, steps = (sampling or Sampling()).evaluations(card.flips, card.steps_per_sample)
-    per_megavoxel = card.seconds_per_megavoxel + flips * card.seconds_per_flip + steps * card.seconds_per_step
     transforms = (card.iterations + 3) * 2 * transform / _MULTIPLY_ADD_PER_SECOND
-    seconds = 6.0 + (transforms + per_megavoxel * voxels / 1e6) / speed
+    work = transforms + card.seconds_per_megavoxel * voxels / 1e6
+    if flops := card.flops_per_voxel + flips * card.flops_per_flip + steps * card.flops_per_step:
+        work += flops * voxels / network_flops()
+    seconds = 6.0 + work / speed
     return round(memory, 2), round(seconds, 1)
 
 

@@ -116,9 +116,11 @@ class ModelCard:
         Peak memory per voxel of the window that a network works on, beside that.
     seconds_per_megavoxel
         Time beside the products with A per million target voxels, one CPU thread.
-    seconds_per_flip
+    flops_per_voxel
+        Floating-point operations of a network per target voxel.
+    flops_per_flip
         The same for each flip of the image that a diffusion model looks at.
-    seconds_per_step, steps_per_sample
+    flops_per_step, steps_per_sample
         The same for each step of a diffusion model, of which its mean takes one in each flip and a sample so many.
     flips
         Flips of the image that the mean is estimated in; the samples are drawn in one after the other.
@@ -138,8 +140,9 @@ class ModelCard:
     bytes_per_voxel: int = 24
     window_bytes_per_voxel: int = 0
     seconds_per_megavoxel: float = 0.1
-    seconds_per_flip: float = 0.0
-    seconds_per_step: float = 0.0
+    flops_per_voxel: float = 0.0
+    flops_per_flip: float = 0.0
+    flops_per_step: float = 0.0
     steps_per_sample: int = 1
     flips: int = 1
     one_step: bool = False

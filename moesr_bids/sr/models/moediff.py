@@ -29,7 +29,7 @@ from .experts import STATE_CHANNELS, expert_halo, state_cells
 from .inputs import FLIPS, Inputs
 from .mixture import MixtureNetwork, MixtureShape, context_cells, context_channels, with_context
 from .network import FACTOR, FoldedNetwork, NetworkOutput, network_cells, network_output
-from .student import FLOPS_PER_THREAD, flops_per_voxel
+from .student import flops_per_voxel
 
 _METHODS = (
     "A residual-shifting diffusion model [@resshift] with a gated mixture of three experts, for deep white matter, "
@@ -68,9 +68,9 @@ def moediff(name: str, path: Path) -> Model:
         iterations=2,
         bytes_per_voxel=_VOLUMES_BYTES,
         window_bytes_per_voxel=_bytes_per_voxel(shape, torch.float32),
-        seconds_per_megavoxel=context / FLOPS_PER_THREAD * 1e6,
-        seconds_per_flip=flops_per_voxel(shape.trunk) / FLOPS_PER_THREAD * 1e6,
-        seconds_per_step=per_step / FLOPS_PER_THREAD * 1e6,
+        flops_per_voxel=context,
+        flops_per_flip=flops_per_voxel(shape.trunk),
+        flops_per_step=per_step,
         steps_per_sample=shape.schedule.steps,
         flips=len(FLIPS),
         experts=EXPERTS,

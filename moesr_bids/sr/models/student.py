@@ -33,7 +33,6 @@ _METHODS = (
     "function and the noise of this one, predicted the image and a standard deviation of its error in each voxel. The "
     "image was then projected onto the acquired data."
 )
-FLOPS_PER_THREAD = 5e10  # float32 convolutions of an older server; bfloat16 is faster where the processor has it
 _ACTIVATIONS = 4  # inner volumes that are alive at a time
 
 
@@ -57,7 +56,7 @@ def student(name: str, path: Path) -> Model:
         iterations=2,
         bytes_per_voxel=40,
         window_bytes_per_voxel=_bytes_per_voxel(shape, torch.float32),
-        seconds_per_megavoxel=flops_per_voxel(shape) / FLOPS_PER_THREAD * 1e6,
+        flops_per_voxel=flops_per_voxel(shape),
     )
     return Model(name, card, partial(reconstruct, weights))
 
