@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.gradients import plan_gradunwarp
 from moesr_bids.bids.sidecars import read_metadata, read_sidecar
 from moesr_bids.config import Settings
+from moesr_bids.digests import sha256
 from moesr_bids.sr.models import EXPERTS, weights_sha256
 
 # Order of entities in file names by the BIDS schema; raw entities not listed here come before all of these.
@@ -108,18 +107,6 @@ def sidecar_of(path: str) -> str:
     """Return the path of the JSON file beside a derivative."""
     folder, _, name = path.rpartition("/")
     return f"{folder}/{name.split('.', 1)[0]}.json"
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits; a file that did not change is read once."""
-    status = path.stat()
-    return _sha256(path, status.st_mtime_ns, status.st_size)
-
-
-@cache
-def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def settings_hash(image: RawImage, settings: Settings, input_sha256: str) -> str:

@@ -17,9 +17,10 @@ import attrs
 from moesr_bids import __version__
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.dataset import other_dataset
-from moesr_bids.bids.outputs import output_paths, settings_hash, sha256, sidecar_of
+from moesr_bids.bids.outputs import output_paths, settings_hash, sidecar_of
 from moesr_bids.bids.sidecars import read_metadata, read_sidecar
 from moesr_bids.config import Settings
+from moesr_bids.digests import sha256
 from moesr_bids.sr.models import weights_sha256
 
 _RAW = "bids:raw:"

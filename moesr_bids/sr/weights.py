@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from attrs import field, frozen
 
 from ..atomic import temporary_beside
+from ..digests import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class Weights:
         """
         card_path = path.with_suffix(".json")
         try:
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = sha256(path)
             card = json.loads(card_path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(
@@ -65,9 +66,9 @@ class Weights:
             ) from None
         except ValueError as error:
             raise ValueError(f"weights {path}: the card {card_path} is not valid JSON ({error})") from None
-        if not isinstance(card, dict) or card.get("sha256") != sha256:
+        if not isinstance(card, dict) or card.get("sha256") != digest:
             raise ValueError(f"weights {path}: not the file that its card {card_path} describes; get both again")
-        return cls(path, sha256, card)
+        return cls(path, digest, card)
 
     @property
     def kind(self) -> str:
@@ -169,10 +170,10 @@ def write_weights(path: Path, network: Network, card: Mapping[str, Any]) -> Weig
     with temporary_beside(path) as temporary, temporary_beside(path.with_suffix(".json")) as card_file:
         content = save(tensors)
         temporary.write_bytes(content)
-        sha256 = hashlib.sha256(content).hexdigest()
-        facts = {**card, "network": network.shape.record(), "sha256": sha256}
+        digest = hashlib.sha256(content).hexdigest()
+        facts = {**card, "network": network.shape.record(), "sha256": digest}
         card_file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return Weights(path, sha256, facts)
+    return Weights(path, digest, facts)
 
 
 def _stored(value: torch.Tensor) -> torch.Tensor:
