@@ -13,6 +13,9 @@ def configure_nipype(settings: Settings) -> None:
     """Set Nipype's configuration for this run."""
     from nipype import config, logging
 
+    from moesr_bids.workflows.plugin import RobustMultiProc
+
+    here = settings.use_plugin is None or read_plugin(settings.use_plugin)[0] is RobustMultiProc
     config.update_config(
         {
             "execution": {
@@ -22,7 +25,7 @@ def configure_nipype(settings: Settings) -> None:
                 # Or a node would be another one, and run again, whenever fewer of its outputs are asked for.
                 "remove_unnecessary_outputs": "false",
                 # A queue that is asked too often, and a file system of many machines, are slow to answer.
-                "poll_sleep_duration": "10" if settings.use_plugin else "0.2",
+                "poll_sleep_duration": "0.2" if here else "10",
                 "job_finished_timeout": "60",
                 "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
                 "check_version": "false",

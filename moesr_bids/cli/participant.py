@@ -183,7 +183,7 @@ def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | 
             say(f"WARNING: the GPU is not used: {problem}")
         gpus = 0
     if not settings.use_plugin:
-        say(f"super-resolution runs on {f'{gpus} GPUs' if gpus else 'the CPU'}")
+        say("super-resolution runs on " + (f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else "the CPU"))
     configure_nipype(settings)
     _tell_cost(images, settings, gpus)
     workflow = _build(images, settings, use_gpu=gpus > 0)

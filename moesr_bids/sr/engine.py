@@ -167,6 +167,7 @@ def super_resolve(
                 raise ImageError(f"{name}: the image is not positive inside the mask; a magnitude image is needed")
         limit = round(available_memory_gb() if memory_gb is None else memory_gb, 3)
         window = window_voxels(chosen.card, grid.shape, target.shape, limit)
+        shrunk = where.type == "cpu" and window < min(CPU_WINDOW_VOXELS, math.prod(target.shape))
         problem = Problem(
             acquired=torch.from_numpy(data / np.float32(scale)).to(where),
             mask=torch.from_numpy(inside).to(where),
@@ -200,7 +201,7 @@ def super_resolve(
             "Threads": torch.get_num_threads(),
             **reconstruction.facts,
             # Windows change the rounding: a repetition needs the same.
-            **({"MemoryLimitGB": limit} if window < min(CPU_WINDOW_VOXELS, math.prod(target.shape)) else {}),
+            **({"MemoryLimitGB": limit} if shrunk else {}),
             "PSF": profile.record(),
             "PSFReason": profile.reason,
             "InputZooms": [round(z, 4) for z in grid.zooms],
