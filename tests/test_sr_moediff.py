@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import attrs
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from scipy import ndimage
 
 from benchmarks.degrade import all_cases, degrade
 from benchmarks.moediff import cropped
-from benchmarks.quality import Row, load_truths, write_calibration
+from benchmarks.quality import Row, detail_of, load_truths, write_calibration
 from moesr_bids.cli.moesr import main
 from moesr_bids.interfaces.sr import SuperResolve
 from moesr_bids.reports.fragments import summary_rows
@@ -262,10 +263,14 @@ def test_calibration_writes_shares_of_the_variance_that_will_be_predicted(mixtur
     write_calibration(mixture, rows)
     card = json.loads(mixture.with_suffix(".json").read_text())
     assert card["temperature"] == pytest.approx(dict.fromkeys(("all", "T1w", "FLAIR"), 1.0), abs=0.02)
-    expected = {"T1w": 0.1 * 4 + 0.25 * 0.1 * 4, "FLAIR": 0.6, "all": 0.5}
+    expected = {"T1w": 0.4 + 0.2 * 0.4, "FLAIR": 0.6, "all": 0.4 + 0.4 * 0.2}  # the lower fifth
     assert card["detail"] == pytest.approx(expected, rel=0.04)
     assert card["validation"]["kspace2"] | {"gain_psnr_db": 1.5, "cases": ["kspace2"]} == card["validation"]["kspace2"]
     assert card["validation"]["slices4"]["cases"] == ["slices4k"]
+    # An acquisition counts once, in however many directions it is.
+    shares = {"slices3i": 0.0, "slices3j": 1.0, "slices3k": 5.0}
+    many = [attrs.evolve(rows[1], case=case, detail_share=share) for case, share in shares.items()]
+    assert detail_of([rows[0], *many], 2.0) == pytest.approx(0.1 + 0.2 * 1.9)
 
 
 def test_context_in_another_flip_is_the_flipped_context() -> None:
