@@ -231,7 +231,8 @@ def test_reports_only_and_boilerplate_only(phantom: Path, finished: Path, tmp_pa
     done = run_app(phantom / "bids", tmp_path / "out", "--boilerplate-only")
     assert done.returncode == 0, done.stdout + done.stderr
     assert files_below(tmp_path / "out") == {
-        *("dataset_description.json", ".bidsignore", "descriptions.tsv", "descriptions.json", "logs/CITATION.md")
+        *("dataset_description.json", ".bidsignore", "descriptions.tsv", "descriptions.json", "logs/CITATION.md"),
+        *("logs/sub-01/CITATION.md", "logs/sub-02/CITATION.md"),
     }
 
 
