@@ -148,6 +148,12 @@ def plot_spectrum(
                 highest = max(highest, float(power[1:].max()))
         stored, shown = (0.5 / float(volume.zooms[axis]) for volume in (before, after))
         measured = acquired[axis]
+        filled = measured < 0.99 * stored
+        size = (
+            f"{0.5 / measured:.2g} mm, stored as {0.5 / stored:.2g} mm"
+            if filled
+            else f"voxels of {0.5 / stored:.2g} mm"
+        )
         if shown > measured:
             axes.axvspan(measured, shown, color="#d9d9d9", zorder=0, label="inferred")
         axes.axvline(measured, color="black", linewidth=1, linestyle="--")
@@ -155,8 +161,7 @@ def plot_spectrum(
         if highest > 0:
             axes.set_ylim(highest / 10**_DECADES, 2 * highest)
         axes.set_title(
-            f"{_NAMES[axis]}\nmeasured up to {measured:.2f} per mm (voxels of {0.5 / measured:.2g} mm"
-            + (f", stored as {0.5 / stored:.2g} mm)" if measured < 0.99 * stored else ")"),
+            f"{_NAMES[axis]}\nmeasured up to {measured:.2f} per mm ({size})",
             color="white",
             fontsize=9,
         )
