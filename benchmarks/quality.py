@@ -336,13 +336,18 @@ def _left_out_coverage(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return {suffix: _mean_coverage(some) for suffix, some in found.items()}
 
 
+def _groups() -> dict[str, str]:
+    """Acquisition of each case, whatever its direction."""
+    return {case.name: case.group for case in all_cases()}
+
+
 def detail_of(rows: Sequence[Row], temperature: float) -> float:
     """Share of the variance, as predicted with this factor of the standard deviation, that a sample gets as detail.
 
     The lower fifth of the scans, in each acquisition that there is of them: four of five images get no more detail than
     they lack.
     """
-    groups = {case.name: case.group for case in all_cases()}
+    groups = _groups()
     found: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
         share = row.detail_share * (row.temperature / temperature) ** 2
@@ -369,7 +374,7 @@ def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
     if card["kind"] == "moediff":
         card.pop("sample", None)  # figures of samples under the former calibration
         card["detail"] = {name: detail_of(some, card["temperature"][name]) for name, some in pools.items()}
-    groups = {case.name: case.group for case in all_cases()}
+    groups = _groups()
     card["validation"] = {
         group: {
             "gain_psnr_db": round(float(np.mean([r.gain_psnr for r in rows if groups[r.case] == group])), 2),
@@ -423,8 +428,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.save_inputs:
         options.save_inputs.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
+    trained_on = Weights.read(options.calibrate).participants if options.calibrate else set()
     for truth in load_truths(options.data, options.splits, options.role, options.participants):
-        if calibrated and truth.participant in Weights.read(options.calibrate).participants:
+        if truth.participant in trained_on:
             parser.error(f"--calibrate {options.calibrate}: {truth.participant} was trained on")
         for case in cases:
             print(f"{truth.participant} {truth.suffix} {case.name}", file=sys.stderr, flush=True)

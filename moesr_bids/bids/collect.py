@@ -17,8 +17,8 @@ from moesr_bids.config import Settings
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")
 _DATABASE = "layout_index.sqlite"  # as PyBIDS names it
 _NAME = re.compile(r"([a-z]+-[0-9A-Za-z+]+_)*[0-9A-Za-z]+\.nii(\.gz)?")
-# Entities that outputs have for themselves: what a raw image says there does not reach their names.
 _NOT_MAGNITUDE = ("phase", "real", "imag")
+# Entities that outputs have for themselves: what a raw image says there does not reach their names.
 _OVERWRITTEN = ("space", "res", "label", "desc", "from", "to", "mode")
 
 

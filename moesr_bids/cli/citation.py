@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 import tomllib
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from moesr_bids.atomic import write_text
+
+
+@cache
+def _bibliography() -> dict[str, dict[str, str]]:
+    return tomllib.loads(files("moesr_bids").joinpath("data", "bibliography.toml").read_text(encoding="utf-8"))
 
 
 def methods_markdown(description: str) -> str:
@@ -19,7 +25,7 @@ def methods_markdown(description: str) -> str:
         If a key is missing from the bibliography.
 
     """
-    bibliography = tomllib.loads(files("moesr_bids").joinpath("data", "bibliography.toml").read_text(encoding="utf-8"))
+    bibliography = _bibliography()
     used: list[str] = []
 
     def short(match: re.Match[str]) -> str:

@@ -288,7 +288,7 @@ def _tell_cost(options: argparse.Namespace, sampling: Sampling, threads: int, li
     """Say before it starts what a model that takes its time will take, and of any model that memory may not suffice."""
     from nibabel import load
 
-    from ..sr.cost import estimate_cost
+    from ..sr.cost import estimate_cost, estimate_memory
     from ..sr.device import choose_device
     from ..sr.grid import Grid
     from ..sr.models import get_model
@@ -298,10 +298,12 @@ def _tell_cost(options: argparse.Namespace, sampling: Sampling, threads: int, li
         target = grid.isotropic(options.resolution)
     except Exception:  # whatever is wrong, the engine says it
         return
-    memory, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, sampling, limit)
+    memory = estimate_memory(grid.shape, target.shape, options.model, limit)
     on_cpu = choose_device(options.device).type == "cpu"
     notes = []
     if get_model(options.model).card.experts:
+        # Asked for here alone: a convolution is timed for it.
+        _, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, sampling)
         time_text = f" and about {seconds / 60:.0f} min on {threads} CPU threads" if on_cpu else ""
         notes.append(f"{options.model} needs about {memory:.1f} GB{time_text}")
     if on_cpu and memory > limit:

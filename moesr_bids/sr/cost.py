@@ -16,6 +16,16 @@ _BASE_GB = 0.6  # Python, torch, nibabel and the input as read
 _MULTIPLY_ADD_PER_SECOND = 2.0e10  # per thread, float32 matrix products of these shapes
 
 
+def estimate_memory(
+    input_shape: Sequence[int], target_shape: Sequence[int], model: str = DEFAULT_MODEL, memory_gb: float = math.inf
+) -> float:
+    """Estimate peak memory of a reconstruction in GiB; the parameters are those of :func:`estimate_cost`."""
+    card = get_model(model).card
+    largest = window_voxels(card, input_shape, target_shape, memory_gb)
+    window = card.window_bytes_per_voxel * min(math.prod(target_shape), largest)
+    return round(_without_window(card, input_shape, target_shape) + window / GIB, 2)
+
+
 def estimate_cost(
     input_shape: Sequence[int],
     target_shape: Sequence[int],
@@ -48,8 +58,6 @@ def estimate_cost(
     """
     card = get_model(model).card
     voxels = math.prod(target_shape)
-    window = card.window_bytes_per_voxel * min(voxels, window_voxels(card, input_shape, target_shape, memory_gb))
-    memory = _without_window(card, input_shape, target_shape) + window / GIB
     transform = _transform_work(input_shape, target_shape)
     speed = 1 if threads <= 1 else threads**0.8
     flips, steps = (sampling or Sampling()).evaluations(card.flips, card.steps_per_sample)
@@ -58,7 +66,7 @@ def estimate_cost(
     if flops := card.flops_per_voxel + flips * card.flops_per_flip + steps * card.flops_per_step:
         work += flops * voxels / network_flops()
     seconds = 6.0 + work / speed
-    return round(memory, 2), round(seconds, 1)
+    return estimate_memory(input_shape, target_shape, model, memory_gb), round(seconds, 1)
 
 
 def window_voxels(card: ModelCard, input_shape: Sequence[int], target_shape: Sequence[int], memory_gb: float) -> int:

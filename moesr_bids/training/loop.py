@@ -439,8 +439,5 @@ class _Run:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.first_step, self.seconds = facts["step"], facts["first_step"], facts["seconds"]
-        self.reached, self.spent, self.trained_on = (
-            facts["reached"],
-            facts["spent"],
-            set(facts["trained_on"]) | self.trained_on,
-        )
+        self.reached, self.spent = facts["reached"], facts["spent"]
+        self.trained_on |= set(facts["trained_on"])
