@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import pytest
 
+from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.dataset import prepare_output_folder, raw_dataset
 from moesr_bids.cli.arguments import memory_gb
+from moesr_bids.cli.console import Progress
 from moesr_bids.cli.main import main
 from moesr_bids.cli.parser import build_parser, parse_settings
 from moesr_bids.config import OutputSpace
@@ -47,6 +50,9 @@ def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["{out}", "participant", "--model", "cubic", "--estimate", "sample"], "model cubic has no use for --estimate"),
         (["{out}", "participant", "--resolution", "7"], "between 0.3 and 3 mm"),
         (["{out}", "participant", "--mem", "lots"], "is no amount of memory"),
+        (["{out}", "participant", "--mem", "16"], "'16' is 0.0156 GiB, too little; write 16G for gigabytes"),
+        (["{out}", "participant", "--mem", "10M"], "too little"),
+        (["{out}", "participant", "-w", "{data}/../a, b"], "ANTs cannot use the ',' of"),
         (["{out}", "participant", "--nprocs", "0"], "whole number above zero"),
         (["{out}", "participant", "--output-spaces", "MNI152NoSuch"], "MNI152NoSuch"),
         (["{out}", "participant", "--use-plugin", "{data}/none.yml"], "cannot be read"),
@@ -107,6 +113,48 @@ def test_another_input_for_the_same_output_is_told(dataset: Path, tmp_path: Path
     prepare_output_folder(settings)
     assert raw_dataset(settings.output_dir, other_than=dataset) == ""
     assert raw_dataset(settings.output_dir, other_than=tmp_path) == dataset.as_uri()
+
+
+@pytest.mark.parametrize("option", [["--dry-run"], ["--participant-label", "99"], ["--reports-only"]])
+def test_the_group_level_refuses_what_it_has_no_use_for(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    base = [str(dataset), str(tmp_path / "out"), "group"]
+    assert f"has no use for {option[0]}" in refusal([*base, *option], capsys)
+    # It has no use for a work folder either, wherever that is.
+    assert parse_settings([*base, "-w", str(dataset / "work")]).analysis_level == "group"
+
+
+def test_progress_tells_begin_and_end_of_own_images_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def image(name: str) -> RawImage:
+        return RawImage(path=tmp_path / f"sub-1/anat/sub-1_{name}.nii.gz", root=tmp_path)
+
+    own, other, reference = image("FLAIR"), image("T2w"), image("T1w")
+    told: list[tuple[str, RawImage]] = []
+    progress = Progress(
+        [own, other],
+        references=[reference],
+        began=lambda image: told.append(("began", image)),
+        ended=lambda image: told.append(("ended", image)),
+    )
+
+    def node(image: RawImage, name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, fullname=f"moesr_wf.{image.workflow_name}.{name}")
+
+    for step, status in (("n4", "start"), ("n4", "exception"), ("publish", "start")):
+        progress(node(reference, step), status)
+    progress(node(own, "conform"), "start")
+    progress(node(own, "conform"), "end")
+    progress(node(own, "n4"), "start")
+    progress(node(other, "publish"), "start")
+    progress(node(other, "publish"), "end")
+    assert told == [("began", own), ("began", other), ("ended", other)]
+    progress(node(own, "n4"), "exception")
+    assert len(told) == 3  # Nipype has not written why
+    progress(node(other, "conform"), "start")
+    assert told[3:] == [("ended", own)]
+    assert "sub-1_FLAIR: n4 failed" in capsys.readouterr().out
 
 
 def test_input_that_is_no_data_set_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,9 +230,11 @@ def test_output_hash_ignores_where_and_how_fast() -> None:
         assert base.output_hash({"input": "a"}) != attrs.evolve(base, **change).output_hash({"input": "a"})
 
 
-@pytest.mark.parametrize(("text", "expected"), [("8G", 8), ("512M", 0.5), ("1T", 1024), ("2048", 2), ("1gb", 1)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("8G", 8), ("512M", 0.5), ("1T", 1024), ("2048", 2), ("1gb", 1), ("100M", 0.0977)]
+)
 def test_memory_units(text: str, expected: float) -> None:
-    assert memory_gb(text) == pytest.approx(expected)
+    assert memory_gb(text) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("module", ["moesr_bids.cli.main", "moesr_bids.cli.moesr"])

@@ -11,11 +11,12 @@ import pytest
 
 from moesr_bids.bids.collect import RawImage, collect_images
 from moesr_bids.bids.outputs import derivative_path, output_paths
+from moesr_bids.bids.provenance import sidecars
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.sidecars import read_metadata, sidecar_files
 from moesr_bids.bids.status import ImageStatus, read_statuses, write_status, write_table
 from moesr_bids.cli.outcomes import forget_what_is_gone
-from moesr_bids.config import Settings
+from moesr_bids.config import OutputSpace, Settings
 
 FILES = (
     "sub-01/anat/sub-01_T1w.nii.gz",
@@ -229,3 +230,12 @@ def test_status_table_has_a_row_per_image_and_one_line_reasons(tmp_path: Path) -
     ]
     assert lines[2].split("\t") == ["sub-02", "n/a", "n/a", "failed", "collect", "a b c", "n/a", "n/a"]
     assert len(read_statuses(tmp_path)) == 2
+
+
+def test_a_template_that_bids_does_not_list_is_referred_to(settings: Settings) -> None:
+    listed, other = OutputSpace("MNI152NLin2009aSym"), OutputSpace("OASIS30ANTs")
+    chosen = attrs.evolve(settings, output_spaces=(listed, other))
+    image = collect_images(chosen)[0]
+    contents = sidecars(image, chosen, output_paths(image, chosen), {}, skull_stripped=False)
+    assert "SpatialReference" not in contents[f"space-{listed}"]
+    assert contents[f"space-{other}"]["SpatialReference"] == "https://github.com/templateflow/tpl-OASIS30ANTs"

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -219,6 +220,23 @@ def mount_small(folder: Path, size: str) -> None:
     )
     if done.returncode:
         pytest.skip("a small file system needs the right to mount")
+
+
+def test_what_a_run_has_started_ends_with_it() -> None:
+    """Also what does not end when asked to."""
+    code = (
+        "import signal, subprocess, sys\n"
+        "from moesr_bids.cli.ending import end_children\n"
+        "asked = subprocess.Popen(['sleep', '60'])\n"
+        "deaf = subprocess.Popen(['sh', '-c', 'trap \"\" TERM; echo ready; sleep 60'], stdout=subprocess.PIPE)\n"
+        "deaf.stdout.readline()\n"
+        "end_children()\n"
+        "import psutil\n"
+        "sys.exit(len(psutil.Process().children(recursive=True)))\n"
+    )
+    started = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=50).returncode == 0
+    assert time.monotonic() - started < 40
 
 
 def test_full_disk_is_told_and_leaves_no_half_files(

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from PIL import Image
 
 from moesr_bids.interfaces.reportlets import ImageReportlets
@@ -258,6 +259,19 @@ def test_residual_figure_tells_signal_from_noise(volumes: dict[str, Path], tmp_p
     assert dark_red(signal) > 5 * dark_red(noise)
 
 
+def test_residual_figure_says_what_noise_alone_would_give(
+    volumes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text) if "alone" in text else None)
+    for noise_alone in (1.0, 0.7):
+        plot_residual(volumes["residual"], volumes["mask"], tmp_path / "noise.png", noise_alone=noise_alone)
+    assert [title.count("(noise alone: 1)") for title in titles] == [1, 0]
+    assert "(noise alone: 0.27 %)" in titles[0]
+    assert "(noise alone: 0.7)" in titles[1]
+    assert "(noise alone: 0.0018 %)" in titles[1]
+
+
 @pytest.mark.parametrize("plot", [plot_mask, plot_residual, plot_bias])
 def test_files_of_different_grids_are_refused(plot: object, volumes: dict[str, Path], tmp_path: Path) -> None:
     assert callable(plot)
@@ -335,7 +349,7 @@ def test_interface_draws_what_its_inputs_allow(
         mask_file=str(volumes["mask"]),
         bias_file=str(volumes["field"]),
         sr_file=str(volumes["sr"]),
-        sr_record={"PSF": PSF_1_MM},
+        sr_record={"PSF": PSF_1_MM, "Faithfulness": {"NoiseAloneStd": 1.0}},
         uncertainty_file=str(volumes["sr"]),
         residual_file=str(volumes["residual"]),
         warped_file=str(volumes["sr"]),

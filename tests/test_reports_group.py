@@ -50,6 +50,24 @@ def test_tables_hold_every_image_once(tmp_path: Path) -> None:
         assert f"<li>{key}: " in html
 
 
+def test_what_an_earlier_run_has_left_is_not_of_this_one(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    for name, state in (("02", "failed"), ("03", "running"), ("04", "waiting")):
+        add_finished(tmp_path, f"sub-{name}_T1w", NoisePercent=7.5)
+        add_status(tmp_path, f"sub-{name}_T1w", state=state)
+    build_group(tmp_path)
+    rows = rows_of(tmp_path / "group_T1w.tsv")
+    assert [row["verdict"] for row in rows] == ["ok", "failed", "unfinished", "unfinished"]
+    assert [row["state"] for row in rows] == ["done", "failed", "running", "waiting"]
+    assert [row["noise_percent"] == "n/a" for row in rows] == [False, True, True, True]
+    page = " ".join((tmp_path / "group.html").read_text(encoding="utf-8").split())
+    assert "1 failed</span>, 2 unfinished. Tables" in page
+    build_participant_report(tmp_path, "sub-03")
+    assert "No crash file was written" not in (tmp_path / "sub-03.html").read_text(encoding="utf-8")
+    build_participant_report(tmp_path, "sub-02")
+    assert "No crash file was written" in (tmp_path / "sub-02.html").read_text(encoding="utf-8")
+
+
 def test_columns_are_those_of_the_data_dictionary(tmp_path: Path) -> None:
     add_finished(tmp_path, "sub-01_T1w")
     build_group(tmp_path)

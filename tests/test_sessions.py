@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ from scipy.spatial.transform import Rotation
 
 from benchmarks.phantom import Acquisition, acquire, make_truth
 from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.outputs import reference_block, settings_hash
+from moesr_bids.bids.sessions import alone as by_itself
 from moesr_bids.bids.sessions import with_references
+from moesr_bids.cli.rerun import read_recipe
 from moesr_bids.preproc.template import load_template
 from tests.app import expected_outputs, outputs_of, rerun, run_app, statuses, validation_errors, work_of
 
@@ -190,6 +194,29 @@ def test_an_image_that_does_not_fit_its_reference_is_registered_by_itself(sessio
     assert plan.count("complete, would be skipped") == 2
 
 
+def test_a_reference_that_was_killed_and_is_finished_now_serves(session: Path, finished: Path) -> None:
+    out = session / "out-killed"
+    shutil.copytree(finished, out)
+    shutil.copytree(work_of(finished), work_of(out))
+    sidecar = out / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json"
+    recipe = read_recipe(sidecar, session / "bids")
+    assert recipe.image.reference is not None
+    settings = recipe.settings(out, work_of(out))
+    alone = attrs.evolve(recipe.image, reference=None, instead_of=recipe.image.reference)
+    (out / f"{ANAT}_desc-residual_T1w.nii.gz").unlink()  # the reference is not finished
+    content = json.loads(sidecar.read_text())
+    content["Moesr"]["SessionReference"] = reference_block(alone, settings)
+    content["Moesr"]["SettingsHash"] = settings_hash(alone, settings, content["Moesr"]["InputSHA256"])
+    sidecar.write_text(json.dumps(content))
+    assert "sub-01_FLAIR: complete" in run_app(session / "bids", out, *OPTIONS, "--dry-run").stdout
+    done = run_app(session / "bids", out, *OPTIONS, "--skip-bids-validation")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "done again with their reference, which an earlier run had not: sub-01_FLAIR" in done.stdout
+    assert {name: row["state"] for name, row in statuses(out).items()} == {"sub-01_T1w": "done", "sub-01_FLAIR": "done"}
+    used = json.loads(sidecar.read_text())["Moesr"]["SessionReference"]["Used"]
+    assert used == "sub-01/anat/sub-01_T1w.nii.gz"
+
+
 def empty(folder: Path, name: str, zooms: tuple[float, float, float]) -> RawImage:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,3 +238,19 @@ def test_choice_of_the_reference(tmp_path: Path) -> None:
     assert [image.reference for image in again] == [None, flair, flair, flair, None]
     assert again[1].reference is not None
     assert again[1].reference.reference is None
+
+
+def test_an_image_without_any_fitting_reference_names_the_first_choice(tmp_path: Path) -> None:
+    """The next run plans with the first choice, and would else make the image again."""
+    t1w = empty(tmp_path, "sub-1/anat/sub-1_T1w.nii", (1.0, 1.0, 1.0))
+    flair = empty(tmp_path, "sub-1/anat/sub-1_FLAIR.nii", (1.0, 1.0, 1.0))
+    t2w = empty(tmp_path, "sub-1/anat/sub-1_T2w.nii", (1.0, 1.0, 4.0))
+    planned = with_references([t1w, flair, t2w], failed=[t1w])[2]
+    assert planned.reference == flair
+    found = by_itself(planned, "too small")
+    assert found.reference is None
+    assert found.instead_of == t1w
+    assert found.instead_reason == (
+        "sub-1_T1w could not serve as the reference of the session; "
+        "not aligned to sub-1_FLAIR, but registered by itself: too small"
+    )

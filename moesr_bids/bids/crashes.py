@@ -64,7 +64,9 @@ def crashes_by_image(folder: Path, images: Iterable[RawImage], *, since: float) 
     """
     by_workflow = {image.workflow_name: image for image in images}
     found: dict[RawImage, Crash] = {}
-    for path in sorted(folder.glob("sub-*/crash-*.txt"), key=lambda path: path.stat().st_mtime):
+    participants = {image.participant for image in by_workflow.values()}
+    paths = [path for participant in participants for path in folder.glob(f"sub-{participant}/crash-*.txt")]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         if path.stat().st_mtime < since:
             continue
         crash = read_crash(path)

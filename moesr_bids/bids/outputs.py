@@ -144,6 +144,7 @@ def reference_block(image: RawImage, settings: Settings) -> dict[str, Any]:
         block["UsedSHA256"] = sha256(used.path)
     if better is not None:
         block |= {"InsteadOf": better.relative, "InsteadOfDigest": _digest(better, settings)}
+        block["InsteadOfFinished"] = finished_record(better, settings) is not None
         block["Reason"] = image.instead_reason
     return block
 
@@ -151,13 +152,16 @@ def reference_block(image: RawImage, settings: Settings) -> dict[str, Any]:
 def _as_it_was_made(image: RawImage, record: Mapping[str, Any], settings: Settings) -> RawImage:
     """Return the image with the reference that its outputs were made with, if the better one was no use and still is.
 
-    Without this an image beside a broken one would be made anew by every run.
+    Without this an image beside a broken one would be made anew by every run. One that was killed then, and is finished
+    now, is of use.
     """
     told = record.get("SessionReference") or {}
     planned = image.reference
     if planned is None or told.get("InsteadOf") != planned.relative:
         return image
     if told.get("InsteadOfDigest") != _digest(planned, settings):
+        return image
+    if not told.get("InsteadOfFinished", True) and finished_record(planned, settings) is not None:
         return image
     if told.get("Used") is None:
         return attrs.evolve(image, reference=None, instead_of=planned)

@@ -9,7 +9,7 @@ from typing import Any
 
 from moesr_bids import __version__
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.config import Settings
+from moesr_bids.config import EMBEDDED_TEMPLATE, Settings
 from moesr_bids.sr.models import EXPERTS
 
 # Facts that become blocks of their own in the ``Moesr`` object, by the step that states them.
@@ -76,6 +76,9 @@ def moesr_block(
 
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in ("Warnings", *_MEASURED)}
+
+
+_TEMPLATES_URL = "https://github.com/templateflow/tpl-"  # BIDS asks for a reference where a template is not of its list
 
 
 def sidecars(
@@ -193,6 +196,7 @@ def sidecars(
             "Description": "Super-resolved image in the space of the template",
             "Sources": [f"bids::{paths['moesr']}", f"bids::{paths[f'to-{space.template}']}"],
             "SkullStripped": skull_stripped,
+            **({} if space.template == EMBEDDED_TEMPLATE else {"SpatialReference": _TEMPLATES_URL + space.template}),
             "Interpolation": "cubic B-spline, once",
             "Resolution": own if space.grid else f"{settings.resolution:g} mm isotropic over the template at 1 mm",
         }

@@ -47,7 +47,10 @@ def alone(image: RawImage, why: str) -> RawImage:
     """Return an image that does not fit its reference, to be registered by itself."""
     assert image.reference is not None
     told = f"not aligned to {image.reference.stem}, but registered by itself: {why}"
-    return attrs.evolve(image, reference=None, instead_of=image.reference, instead_reason=told)
+    # The first choice is what the next run compares with.
+    better = image.instead_of or image.reference
+    reasons = [reason for reason in (image.instead_reason, told) if reason]
+    return attrs.evolve(image, reference=None, instead_of=better, instead_reason="; ".join(reasons))
 
 
 def _session(image: RawImage) -> tuple[str, str]:

@@ -21,13 +21,13 @@ COLUMNS = {
     "participant_id": "Participant",
     "session_id": "Session; n/a without",
     "image": "Path of the input image below its data set; n/a for a participant without any",
-    "state": "running: started and not finished; done; skipped: outputs were complete before; failed",
+    "state": "waiting: not begun; running: begun and not finished; done; skipped: outputs were complete before; failed",
     "step": "Step that failed, or the last one finished",
     "reason": "Why it failed or was skipped",
     "seconds": "Processing time, sum over the steps, in seconds",
     "peak_memory_gb": "Largest peak memory of a step, in GiB",
 }
-STATES = ("running", "done", "skipped", "failed")
+STATES = ("waiting", "running", "done", "skipped", "failed")
 
 
 @attrs.frozen(kw_only=True)
@@ -41,7 +41,7 @@ class ImageStatus:
     image : str
         Path of the raw image below its data set, or ``n/a``.
     state : str
-        ``running``, ``done``, ``skipped`` (outputs were complete) or ``failed``.
+        One of `STATES`.
     step : str
         Step that failed, or the last one finished.
     reason : str
@@ -56,7 +56,7 @@ class ImageStatus:
     participant_id: str
     session_id: str = "n/a"
     image: str = "n/a"
-    state: str = "running"
+    state: str = "waiting"
     step: str = "n/a"
     reason: str = "n/a"
     seconds: float | None = None

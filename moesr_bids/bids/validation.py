@@ -41,4 +41,5 @@ def count_errors(bids_dir: Path) -> dict[str, int]:
     except (ValueError, KeyError, TypeError):
         message = (done.stderr.strip() or "no output").splitlines()[-1]
         raise RuntimeError(f"bids-validator-deno failed on {bids_dir}: {message}; use --skip-bids-validation") from None
-    return dict(Counter(issue["code"] for issue in issues if issue["severity"] == "error").most_common())
+    wrong = {(issue["code"], issue.get("location")) for issue in issues if issue["severity"] == "error"}
+    return dict(Counter(code for code, _ in wrong).most_common())

@@ -6,6 +6,8 @@ import argparse
 import math
 
 RESOLUTION_MM = (0.3, 3.0)
+_LEAST_MEMORY_GB = 0.05
+_LEAST_BARE_MB = 512  # less is most often gigabytes without their unit
 MEMORY_UNITS_GB = {"K": 1024**-2, "M": 1024**-1, "G": 1.0, "T": 1024.0}
 
 
@@ -38,7 +40,7 @@ def memory_gb(text: str) -> float:
     Raises
     ------
     argparse.ArgumentTypeError
-        If `text` is no positive amount.
+        If `text` is no amount, or one that no step can run in.
 
     """
     number, unit = text.strip().upper().removesuffix("B").removesuffix("I"), "M"
@@ -48,8 +50,9 @@ def memory_gb(text: str) -> float:
         amount = float(number) * MEMORY_UNITS_GB[unit]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write for example 8G or 16000M") from None
-    if not amount > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not more than zero")
+    without_unit = text.strip() == number and float(number) < _LEAST_BARE_MB
+    if without_unit or not amount >= _LEAST_MEMORY_GB:
+        raise argparse.ArgumentTypeError(f"{text!r} is {amount:.3g} GiB, too little; write {number}G for gigabytes")
     return amount
 
 

@@ -64,22 +64,44 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def _check_folders(settings: Settings) -> None:
-    bids_dir, output_dir, work_dir = settings.bids_dir, settings.output_dir, settings.work_dir
+    bids_dir, output_dir = settings.bids_dir, settings.output_dir
     if not bids_dir.is_dir():
         raise UsageError(f"input folder {bids_dir} does not exist")
     if _is_inside(output_dir, bids_dir):
         raise UsageError(f"output folder {output_dir} lies inside the input {bids_dir}; choose one outside it")
     if _is_inside(bids_dir, output_dir):
         raise UsageError(f"input {bids_dir} lies inside the output folder {output_dir}; choose another output folder")
-    if _is_inside(work_dir, bids_dir):
-        raise UsageError(f"work folder {work_dir} lies inside the input {bids_dir}; choose another with --work-dir")
-    if work_dir.resolve() == output_dir.resolve():
-        raise UsageError(f"work folder and output folder are both {work_dir}; choose another with --work-dir")
     if name := other_dataset(output_dir):
         raise UsageError(f"{output_dir} holds another data set ({name}); choose another output folder")
-    for folder, option in ((output_dir, "the output folder"), (work_dir, "--work-dir")):
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder}, given as {option}, is a file")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UsageError(f"{output_dir}, given as the output folder, is a file")
+
+
+def _check_work_folder(settings: Settings) -> None:
+    bids_dir, work_dir = settings.bids_dir, settings.work_dir
+    if _is_inside(work_dir, bids_dir):
+        raise UsageError(f"work folder {work_dir} lies inside the input {bids_dir}; choose another with --work-dir")
+    if work_dir.resolve() == settings.output_dir.resolve():
+        raise UsageError(f"work folder and output folder are both {work_dir}; choose another with --work-dir")
+    if work_dir.exists() and not work_dir.is_dir():
+        raise UsageError(f"{work_dir}, given as --work-dir, is a file")
+    if found := [character for character in ",[]" if character in str(work_dir)]:
+        raise UsageError(f"ANTs cannot use the {found[0]!r} of {work_dir}; choose another folder with --work-dir")
+
+
+def _check_group(settings: Settings) -> None:
+    if not settings.output_dir.is_dir():
+        raise UsageError(f"output folder {settings.output_dir} does not exist; run the participant level first")
+    no_use = {
+        "--dry-run": settings.dry_run,
+        "--reports-only": settings.reports_only,
+        "--boilerplate-only": settings.boilerplate_only,
+        "--participant-label": settings.participant_label,
+        "--session-label": settings.session_label,
+        "--bids-filter-file": settings.bids_filter_file,
+    }
+    if given := [option for option, value in no_use.items() if value]:
+        raise UsageError(f"the group level is about all images of the output folder and has no use for {given[0]}")
 
 
 def _check_participants(settings: Settings) -> None:
@@ -184,9 +206,9 @@ def check_settings(settings: Settings) -> None:
     """
     _check_folders(settings)
     if settings.analysis_level == "group":
-        if not settings.output_dir.is_dir():
-            raise UsageError(f"output folder {settings.output_dir} does not exist; run the participant level first")
+        _check_group(settings)
         return
+    _check_work_folder(settings)
     _check_participants(settings)
     _check_choices(settings)
     _check_gradients(settings)

@@ -24,26 +24,49 @@ class Progress:
     ----------
     images : sequence of RawImage
         Images of the run.
-    published : callable
-        Called with each image whose outputs are in place.
+    references : sequence of RawImage
+        Those that others are aligned to; they have lines too.
+    began : callable
+        Called with each image of which a step starts for the first time.
+    ended : callable
+        Called with each image whose outputs are in place, and, once Nipype has written why, with each of which a step
+        failed.
 
     """
 
-    def __init__(self, images: Sequence[RawImage], published: Callable[[RawImage], None]) -> None:
-        self._images = {image.workflow_name: image for image in images}
-        self._published = published
+    def __init__(
+        self,
+        images: Sequence[RawImage],
+        *,
+        references: Sequence[RawImage],
+        began: Callable[[RawImage], None],
+        ended: Callable[[RawImage], None],
+    ) -> None:
+        self._images = {image.workflow_name: image for image in (*references, *images)}
+        self._own = {image.workflow_name for image in images}
+        self._began, self._ended = began, ended
         self._started: dict[str, float] = {}
+        self._begun: set[str] = set()
+        self._failed: list[RawImage] = []
 
     def __call__(self, node: Any, status: str) -> None:
         """Take note of ``start``, ``end`` or ``exception`` of a node."""
+        # Nipype tells of a failure before it writes the crash file: by now it has.
+        while self._failed:
+            self._ended(self._failed.pop())
         if node.name in _QUIET_STEPS:
             return
+        image = next(self._images[part] for part in node.fullname.split(".") if part in self._images)
         if status == "start":
             self._started[node.fullname] = time.monotonic()
+            if image.workflow_name in self._own - self._begun:
+                self._begun.add(image.workflow_name)
+                self._began(image)
             return
-        image = next(self._images[part] for part in node.fullname.split(".") if part in self._images)
         begun = self._started.pop(node.fullname, None)
         took = "from an earlier run" if begun is None else f"{time.monotonic() - begun:.0f} s"
         say(f"{image.stem}: {node.name} {'failed' if status == 'exception' else 'done'} ({took})")
         if node.name == "publish" and status == "end":
-            self._published(image)
+            self._ended(image)
+        if status == "exception" and image.workflow_name in self._own:
+            self._failed.append(image)

@@ -29,19 +29,21 @@ def ended_with_its_children() -> Iterator[None]:
     try:
         yield
     except (SystemExit, KeyboardInterrupt):
-        _end_children()
+        end_children()
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _end_children() -> None:
+def end_children() -> None:
+    """Ask all processes that come from this one to end, and end those that do not."""
     children = psutil.Process().children(recursive=True)
     for child in children:
         _signal(child, signal.SIGTERM)
     _, stubborn = psutil.wait_procs(children, timeout=_PATIENCE_SECONDS)
     for child in stubborn:
         _signal(child, signal.SIGKILL)
+    psutil.wait_procs(stubborn, timeout=_PATIENCE_SECONDS)
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

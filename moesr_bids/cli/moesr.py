@@ -141,6 +141,14 @@ def _add_rerun(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
 
 
+_LEFT = {
+    "sr": "nothing was written",
+    "train": "what was saved is in --out, and the same command goes on from there",
+    "segment": "the label maps that are whole are in the output folder",
+}
+"""What an error of the file system leaves behind."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 for input that cannot be used, 2 for bad usage."""
     parser = build_parser()
@@ -182,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{command}: {where}{error.strerror or error}; nothing was written", file=sys.stderr)
+        print(f"{command}: {where}{error.strerror or error}; {_LEFT[options.command]}", file=sys.stderr)
         return 1
     except MemoryError as error:
         way_out = train.WAY_OUT if training else "a coarser --resolution"

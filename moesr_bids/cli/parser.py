@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--bids-database-dir",
         type=Path,
         metavar="DIR",
-        help="folder of a PyBIDS database: read when there, else written, so that later runs start fast",
+        help="folder of a PyBIDS database: read when there, else written; runs over all participants start faster",
     )
 
     gradients = parser.add_argument_group("gradient nonlinearity")

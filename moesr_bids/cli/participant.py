@@ -20,6 +20,7 @@ from moesr_bids.bids.sessions import alone, with_references
 from moesr_bids.bids.status import read_statuses, write_status, write_table
 from moesr_bids.cli.checks import UsageError
 from moesr_bids.cli.console import Progress, say
+from moesr_bids.cli.ending import end_children
 from moesr_bids.cli.outcomes import (
     forget_what_is_gone,
     image_status,
@@ -85,8 +86,8 @@ def _process(found: Sequence[RawImage], images: Sequence[RawImage], settings: Se
     for image in finished:
         write_status(settings.output_dir, skipped_status(image, finished[image]))
     for image in todo:
-        write_status(settings.output_dir, image_status(image, state="running"))
-    # A run that is killed leaves this table behind, with the images it had begun. The tasks of an array begin at once.
+        write_status(settings.output_dir, image_status(image, state="waiting"))
+    # A run that is killed leaves this table behind. The tasks of an array begin at once.
     write_table(settings.output_dir, unless_younger_s=10)
     say(
         f"{len(found)} images of {len({image.participant for image in found})} participants: "
@@ -95,6 +96,13 @@ def _process(found: Sequence[RawImage], images: Sequence[RawImage], settings: Se
     if settings.write_graph and not todo:
         say("no graph was written: every image is complete")
     todo, crashes, error = _run_all(todo, images, settings)
+    outdated = [image for image in finished if image.reference in todo and finished_record(image, settings) is None]
+    if outdated:
+        say(f"done again with their reference, which an earlier run had not: {', '.join(i.stem for i in outdated)}")
+        more, more_crashes, more_error = _run_all(outdated, images, settings)
+        todo, crashes, error = [*todo, *more], crashes | more_crashes, more_error or error
+        for image in outdated:
+            del finished[image]
     statuses = [outcome(image, settings, crashes.get(image), error) for image in todo]
     statuses += [rejected_status(image) for image in found if image.problem]
     statuses += statuses_without_images(found, settings)
@@ -191,11 +199,18 @@ def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | 
         graph = settings.output_dir / "logs" / "graph.dot"
         workflow.write_hierarchical_dotfile(dotfilename=str(graph), colored=True)
         say(f"wrote {graph}")
+    started = time.time()
     try:
-        shown = {*images, *(image.reference for image in images if image.reference)}
-        progress = Progress(list(shown), published=lambda image: _settle(image, settings))
+        progress = Progress(
+            images,
+            references=[image.reference for image in images if image.reference],
+            began=lambda image: write_status(settings.output_dir, image_status(image, state="running")),
+            ended=lambda image: _settle(image, settings, since=started),
+        )
         workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=progress))
     except Exception as error:  # What failed, and why, is read per image from the crash files.
+        if settings.stop_on_first_crash or isinstance(error, OSError):
+            end_children()  # Nipype has left its workers to themselves
         return error
     return None
 
@@ -232,9 +247,10 @@ def _validate(settings: Settings) -> None:
         say(f"the BIDS validator finds errors in {settings.bids_dir}: {listed}. Images that can be read are processed.")
 
 
-def _settle(image: RawImage, settings: Settings) -> None:
-    """Write status and report as soon as an image is published: a long run shows what it has."""
-    write_status(settings.output_dir, outcome(image, settings, None, None))
+def _settle(image: RawImage, settings: Settings, *, since: float) -> None:
+    """Write status and report as soon as an image is published or has failed: a long run shows what it has."""
+    crash = crashes_by_image(settings.output_dir / "logs", [image], since=since).get(image)
+    write_status(settings.output_dir, outcome(image, settings, crash, None))
     write_table(settings.output_dir, unless_younger_s=60)
     _write_reports(settings, [image.participant], quiet=True)
 

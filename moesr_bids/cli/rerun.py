@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.dataset import other_dataset
 from moesr_bids.bids.outputs import output_paths, settings_hash, sidecar_of
 from moesr_bids.bids.sidecars import read_metadata, read_sidecar
+from moesr_bids.cli.ending import ended_with_its_children
 from moesr_bids.config import Settings
 from moesr_bids.digests import sha256
 from moesr_bids.sr.models import weights_sha256
@@ -202,7 +204,11 @@ def _raw_image(root: Path, relative: str) -> RawImage:
 def main(options: argparse.Namespace) -> int:
     """Run the command and turn what is wrong into a message."""
     try:
-        return run(options)
+        with ended_with_its_children():
+            return run(options)
+    except KeyboardInterrupt:
+        print("moesr rerun: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         print(f"moesr rerun: {error}", file=sys.stderr)
         return 1

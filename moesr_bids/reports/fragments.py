@@ -21,6 +21,7 @@ _STATE_WORDS = {
     "done": "done",
     "skipped": "done (by an earlier run, with the same settings)",
     "failed": "failed",
+    "waiting": "not begun: the run goes on, or was stopped; start it again in that case",
     "running": "not finished: the run goes on, or was stopped; start it again in that case",
     "missing": "the main output is missing, run the image again",
 }
@@ -267,6 +268,7 @@ def errors_html(out_dir: Path, participant: str, records: Sequence[ImageRecord])
                     name: text for name, value in record.status.items() if (text := stated(value)) != NOT_AVAILABLE
                 },
                 "problems": record.problems,
+                "failed": record.state == "failed",
                 "crash_name": crash.name if crash else None,
                 "crash_text": _crash_text(crash) if crash else "",
             }

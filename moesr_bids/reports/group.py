@@ -83,7 +83,8 @@ def _quality_columns() -> list[Column]:
 
 
 _STATE = (
-    "done; skipped: done by an earlier run with the same settings; failed; running: started and not finished; "
+    "done; skipped: done by an earlier run with the same settings; failed; waiting: not begun; running: begun and not "
+    "finished; "
     "missing: recorded as done, but the main output or its sidecar is not there"
 )
 _OUTLIER = (
@@ -98,7 +99,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "verdict",
         verdict,
-        "ok; look: a figure is outside of the range in which it raises no question; failed: no finished output",
+        "ok; look: a figure is outside of the range in which it raises no question; failed: no finished output; "
+        "unfinished: waiting or running",
         heading="Verdict",
     ),
     Column("verdict_reasons", lambda record: "; ".join(reasons(record)), "Why the verdict is not ok"),
@@ -176,14 +178,14 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "bias_min_percent",
         _get("BiasField", "RangePercent", 0),
-        "Least bias field in the brain",
+        "1st percentile of the bias field in the brain, above its geometric mean",
         "%",
         title="Least bias, %",
     ),
     Column(
         "bias_max_percent",
         _get("BiasField", "RangePercent", 1),
-        "Largest bias field in the brain",
+        "99th percentile of the bias field in the brain, above its geometric mean",
         "%",
         title="Largest bias, %",
     ),
@@ -278,7 +280,7 @@ def _page(
             for record in records
             if verdicts[record.key] == "look"
         ],
-        counts={word: list(verdicts.values()).count(word) for word in ("ok", "look", "failed")},
+        counts={word: list(verdicts.values()).count(word) for word in ("ok", "look", "failed", "unfinished")},
         participants=len({record.participant for record in records}),
         tables=tables,
         stale_ratings=stale_ratings,
@@ -309,6 +311,8 @@ def build_group(out_dir: Path) -> tuple[Path, ...]:
     records = find_images(out_dir)
     if not records:
         return ()
+    # What an earlier run has left of an image that failed since is not of this run.
+    records = [record if record.complete else attrs.evolve(record, moesr={}) for record in records]
     saved = ratings_files(out_dir)
     records, stale_ratings = with_ratings(records, read_ratings(saved))
     write_dictionaries(saved)

@@ -16,7 +16,9 @@ from moesr_bids.reports.planes import PLANES, Volume, bounding_box
 RESIDUAL_LIMIT = 4.0
 
 
-def plot_residual(residual_path: Path, mask_path: Path, out_file: Path, *, columns: int = 4) -> Path:
+def plot_residual(
+    residual_path: Path, mask_path: Path, out_file: Path, *, noise_alone: float = 1.0, columns: int = 4
+) -> Path:
     """Show what the output leaves of the input, in noise units, as a map and as a histogram.
 
     Parameters
@@ -27,6 +29,8 @@ def plot_residual(residual_path: Path, mask_path: Path, out_file: Path, *, colum
         Brain mask on the same grid; the histogram counts its voxels.
     out_file : pathlib.Path
         PNG to write.
+    noise_alone : float
+        Standard deviation that noise alone would have in the map: below 1 in a zero-filled scan.
     columns : int
         Slices per plane.
 
@@ -58,12 +62,12 @@ def plot_residual(residual_path: Path, mask_path: Path, out_file: Path, *, colum
     bar = map_part.colorbar(shown, ax=panels, orientation="horizontal", shrink=0.6, aspect=40, pad=0.02, extend="both")
     bar.set_label("input − A(output), in units of the noise", color="white", fontsize=9)
     bar.ax.tick_params(colors="white", labelsize=8)
-    _histogram(histogram_part.subplots(), residual.data[mask.data > 0])
+    _histogram(histogram_part.subplots(), residual.data[mask.data > 0], noise_alone)
     return save(figure, out_file)
 
 
-def _histogram(axes: Axes, values: npt.NDArray[np.float32]) -> None:
-    """Draw the residual's density on a logarithmic scale against the standard normal."""
+def _histogram(axes: Axes, values: npt.NDArray[np.float32], noise_alone: float) -> None:
+    """Draw the residual's density on a logarithmic scale against that of noise alone."""
     axes.set_facecolor("white")
     edges = np.linspace(-6, 6, 97)
     if values.size:
@@ -71,14 +75,15 @@ def _histogram(axes: Axes, values: npt.NDArray[np.float32]) -> None:
         axes.stairs(density, edges, fill=True, color="#4a90c2", label="brain voxels")
         beyond = 100 * float((np.abs(values) > 3).mean())
         axes.set_title(
-            f"standard deviation {values.std():.2f} (noise alone: 1)\nbeyond ±3: {beyond:.2f} % (noise alone: 0.27 %)",
+            f"standard deviation {values.std():.2f} (noise alone: {noise_alone:.3g})\n"
+            f"beyond ±3: {beyond:.2f} % (noise alone: {200 * norm.sf(3 / noise_alone):.2g} %)",
             color="white",
             fontsize=9,
         )
     else:
         axes.set_title("the mask is empty", color="white", fontsize=9)
     line = np.linspace(-6, 6, 241)
-    axes.plot(line, norm.pdf(line), color="#b03060", linewidth=1.5, label="standard normal")
+    axes.plot(line, norm.pdf(line, scale=noise_alone), color="#b03060", linewidth=1.5, label="noise alone")
     axes.set_yscale("log")
     axes.set_ylim(1e-6, 2)
     axes.set_xlim(-6, 6)

@@ -87,8 +87,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "the volume of the brain mask, in ml,",
         lambda record: record.fact("BrainMask", "VolumeML"),
-        600.0,
-        2200.0,
+        850.0,
+        1900.0,
         "the mask may leave out or add tissue; see the brain mask",
     ),
     Rule(
@@ -133,7 +133,9 @@ def reasons(record: ImageRecord) -> list[str]:
 
 
 def verdict(record: ImageRecord) -> str:
-    """Return ``ok``, ``look`` or ``failed``."""
+    """Return ``ok``, ``look``, ``failed``, or ``unfinished`` while nothing is decided."""
+    if record.state in ("waiting", "running"):
+        return "unfinished"
     if not record.complete:
         return "failed"
     return "look" if reasons(record) else "ok"
