@@ -20,6 +20,7 @@ from moesr_bids.bids.outputs import output_paths, settings_hash
 from moesr_bids.cli.parser import parse_settings
 from moesr_bids.config import Settings
 from moesr_bids.preproc.images import to_ants
+from moesr_bids.workflows.image import init_image_wf
 from tests.app import expected_outputs, outputs_of, run_app, statuses, validation_errors
 from tests.test_preproc_gradients import HEADER, LINES
 
@@ -81,6 +82,44 @@ def test_positions_must_be_those_of_the_scanner(settings: Settings, tmp_path: Pa
     assert "xform code 4" in plan.warnings[0]
     plan = plan_gradunwarp(scan(tmp_path, metadata), settings)
     assert (plan.patient_position, plan.warnings) == ("FFS", ())
+
+
+@pytest.mark.parametrize("name", ["scanner.grad", "scanner.nii.gz"])
+def test_a_position_that_nobody_states_is_told(settings: Settings, tmp_path: Path, name: str) -> None:
+    settings = attrs.evolve(settings, gradient_coefficients=tmp_path / name)
+    stated = {"NonlinearGradientCorrection": False, "PatientPosition": "HFP"}
+    assert plan_gradunwarp(scan(tmp_path, stated), settings).warnings == ()
+    plan = plan_gradunwarp(scan(tmp_path, {"NonlinearGradientCorrection": False}), settings)
+    assert plan.record()["PatientPosition"] == "HFS"
+    assert "no PatientPosition: taken to be head first, supine" in plan.warnings[0]
+
+
+def test_a_large_field_is_declared_to_the_scheduler(settings: Settings, tmp_path: Path) -> None:
+    image = scan(tmp_path, {"NonlinearGradientCorrection": False})
+    lattice = (60, 50, 40)
+    field = tmp_path / "scanner.nii.gz"
+    nib.Nifti1Image(np.zeros((*lattice, 1, 3), np.float32), np.diag([5.0, 5, 5, 1])).to_filename(field)
+
+    def declared(source: Path) -> float:
+        workflow = init_image_wf(
+            image=image, settings=attrs.evolve(settings, gradient_coefficients=source), use_gpu=False
+        )
+        return float(workflow.get_node("gradunwarp").mem_gb)
+
+    assert settings.gradient_coefficients is not None
+    more = declared(field) - declared(settings.gradient_coefficients)
+    assert more * 2**30 == pytest.approx(250 * np.prod(lattice))
+
+
+@pytest.mark.parametrize(("resolution", "largest"), [(0.5, 16**3), (2.0, 8**3)])
+def test_measuring_and_publishing_declare_the_larger_grid(
+    settings: Settings, tmp_path: Path, resolution: float, largest: int
+) -> None:
+    settings = attrs.evolve(settings, resolution=resolution)
+    workflow = init_image_wf(image=scan(tmp_path, {}), settings=settings, use_gpu=False)
+    declared = {name: workflow.get_node(name).mem_gb * 2**30 for name in ("quality", "publish")}
+    assert declared["quality"] == pytest.approx(2**30 + 42 * largest, abs=1)
+    assert declared["publish"] == pytest.approx(2**29 + 16 * largest, abs=1)
 
 
 def test_slices_are_found(settings: Settings, tmp_path: Path) -> None:

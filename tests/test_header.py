@@ -115,6 +115,20 @@ def test_slight_shear_is_removed_and_told(tmp_path: Path) -> None:
     assert any("shear" in warning for warning in conformed.warnings)
 
 
+def test_a_shear_is_removed_about_the_centre_and_the_shift_is_told(tmp_path: Path) -> None:
+    shape = (176, 64, 256)
+    affine = nib.affines.from_matvec(np.diag([1.0, 4.0, 1.0]), [-88, -128, -128])
+    affine[0, 2] = 0.06
+    conformed = conform(save(tmp_path / "a.nii.gz", head(shape), affine))
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+    apart = nib.affines.apply_affine(conformed.image.affine - affine, corners)
+    # Opposite corners move as far, the opposite way: the centre stays. About voxel (0, 0, 0) one would move 9 mm.
+    np.testing.assert_allclose(apart, -apart[::-1], atol=1e-4)
+    farthest = np.linalg.norm(apart, axis=1).max()
+    assert 4 < farthest < 5
+    assert f"moves its farthest corner by {farthest:.1f} mm" in conformed.warnings[0]
+
+
 def nan_inside() -> np.ndarray:
     data = head()
     data[20, 20, 15] = np.nan
@@ -149,6 +163,26 @@ def test_units_other_than_millimetres_are_refused(tmp_path: Path) -> None:
     image.to_filename(tmp_path / "a.nii.gz")
     with pytest.raises(ImageError, match="meter"):
         conform(tmp_path / "a.nii.gz")
+
+
+def with_unit_code(path: Path, code: int) -> Path:
+    image = nib.load(save(path, head()))
+    image.header["xyzt_units"] = code
+    nib.save(nib.Nifti1Image(head(), image.affine, image.header), path)
+    assert int(nib.load(path).header["xyzt_units"]) == code
+    return path
+
+
+@pytest.mark.parametrize("code", [7, 66])
+def test_an_undefined_unit_is_taken_for_millimetres_and_told(tmp_path: Path, code: int) -> None:
+    conformed = conform(with_unit_code(tmp_path / "a.nii.gz", code))
+    assert conformed.warnings == (f"the unit code {code} of the header is undefined; taken for mm",)
+    assert conformed.image.header.get_xyzt_units()[0] == "mm"
+
+
+def test_an_undefined_unit_of_time_hides_no_metres(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="in meters"):
+        conform(with_unit_code(tmp_path / "a.nii.gz", 65))
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

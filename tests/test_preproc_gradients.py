@@ -14,7 +14,9 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
 
 from moesr_bids.errors import ImageError
+from moesr_bids.interfaces.gradients import GradientUnwarp
 from moesr_bids.preproc.gradients import (
+    INVERSE_TOLERANCE_MM,
     PATIENT_POSITIONS,
     DisplacementField,
     evaluate,
@@ -79,7 +81,8 @@ def acquired(truth_affine: np.ndarray, shape: tuple[int, int, int], field: Displ
     """Simulate the scanner: at x + d(x) stands what is at x, brighter where it is squeezed."""
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     points = apply_affine(truth_affine, index)
-    inverse = field.inverse()
+    inverse, left_mm = field.inverse(nib.Nifti1Image(np.empty(shape, np.float32), truth_affine))
+    assert left_mm < INVERSE_TOLERANCE_MM
     origin = points + inverse.at(points)
     squeezed = ndimage.map_coordinates(
         inverse.jacobian(), np.moveaxis(apply_affine(np.linalg.inv(inverse.affine), points), -1, 0), order=3
@@ -184,6 +187,11 @@ def test_jacobian_agrees_with_finite_differences(coefficients) -> None:
     assert np.ptp(wanted) > 0.02
 
 
+def lattice_image(field: DisplacementField) -> nib.Nifti1Image:
+    """Return an image on the field's lattice: all of it is in the field of view."""
+    return nib.Nifti1Image(np.empty(field.vectors.shape[:3], np.float32), field.affine)
+
+
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**31 - 1))
 @example(9172012)
@@ -192,7 +200,8 @@ def test_inverse_undoes_the_field(seed: int) -> None:
     smooth = ndimage.gaussian_filter(random.normal(size=(24, 24, 24, 3)), (4, 4, 4, 0))
     affine = from_matvec(np.diag([5.0, 5.0, 5.0]), [-57, -57, -57])
     field = DisplacementField(4 * smooth / np.abs(smooth).max(), affine)
-    inverse = field.inverse()
+    inverse, left_mm = field.inverse(lattice_image(field))
+    assert left_mm < INVERSE_TOLERANCE_MM
     lattice = inverse.points()[4:-4, 4:-4, 4:-4]
     moved = lattice + inverse.at(lattice)
     assert np.abs(moved + field.at(moved) - lattice).max() < 1e-3
@@ -293,10 +302,74 @@ def test_a_ready_field_is_read_as_itk_means_it(coefficients, tmp_path: Path) -> 
         load_field(path)
 
 
-def test_a_field_that_folds_has_no_inverse() -> None:
-    vectors = np.random.default_rng(0).normal(scale=30.0, size=(12, 12, 12, 3))
-    with pytest.raises(ImageError, match="no inverse"):
-        DisplacementField(vectors, np.diag([5.0, 5, 5, 1])).inverse()
+@pytest.mark.parametrize("position", ["HFP", "HFDL", "HFDR", "FFS"])
+def test_a_ready_field_turns_with_the_patient(position: str, tmp_path: Path) -> None:
+    """A field of the scanner, made once for a supine patient, is for any other what its coefficients are."""
+    # Two more, without which a turn by half a circle changes nothing.
+    (tmp_path / "skew.grad").write_text(HEADER + "\n".join([*LINES, "203 A( 4, 2)  0.2000  x", "204 B( 4, 1)  0.1  z"]))
+    coefficients = read_coefficients(tmp_path / "skew.grad")
+    shape = (40, 44, 36)
+    image = grid_phantom(turned(shape, (4, 4, 4), "oblique"), shape)
+    wide = nib.Nifti1Image(np.empty((64, 64, 64), np.float32), from_matvec(np.diag([4.0, 4, 4]), [-118, -130, -124]))
+    path = tmp_path / "field.nii.gz"
+    field_around(wide, coefficients, "HFS").to_image().to_filename(path)
+    field = load_field(path, position)
+    points = np.random.default_rng(5).uniform(-70, 70, size=(200, 3))
+    wanted = evaluate(coefficients, points, position)
+    np.testing.assert_allclose(field.at(points), wanted, atol=0.02)
+    assert np.abs(load_field(path).at(points) - wanted).max() > 0.3
+    # ANTs reads it from a file whose header holds the turned lattice; its points are those of the other.
+    direct = unwarp(image, field_around(image, coefficients, position), tmp_path)
+    found = unwarp(image, field, tmp_path)
+    inner = (slice(4, -4),) * 3
+    np.testing.assert_allclose(found.image.get_fdata()[inner], direct.image.get_fdata()[inner], atol=1e-3)
+    np.testing.assert_allclose(found.jacobian.get_fdata()[inner], direct.jacobian.get_fdata()[inner], atol=1e-5)
+    unturned = unwarp(image, load_field(path), tmp_path)
+    assert np.abs(unturned.image.get_fdata() - direct.image.get_fdata())[inner].max() > 1
+    with pytest.raises(ImageError, match="none of HFS, HFP"):
+        load_field(path, "sitting")
+
+
+def bent(shape: int, *, outside: int) -> DisplacementField:
+    """Return a smooth field on a lattice of 5 mm that folds in the ``outside`` outermost points."""
+    random = np.random.default_rng(0)
+    vectors = ndimage.gaussian_filter(random.normal(size=(shape,) * 3 + (3,)), (4, 4, 4, 0))
+    vectors *= 2 / np.abs(vectors).max()
+    wild = np.ones((shape,) * 3, bool)
+    wild[(slice(outside, -outside or None),) * 3] = False
+    vectors[wild] = random.normal(scale=30.0, size=(int(wild.sum()), 3))
+    return DisplacementField(vectors, from_matvec(np.eye(3) * 5, np.full(3, -2.5 * (shape - 1))))
+
+
+def test_folds_count_only_in_the_field_of_view() -> None:
+    field = bent(24, outside=3)
+    inner = nib.Nifti1Image(np.empty((30, 30, 30), np.float32), from_matvec(np.eye(3) * 2, np.full(3, -29)))
+    inverse, left_mm = field.inverse(inner)
+    assert left_mm < INVERSE_TOLERANCE_MM
+    points = np.random.default_rng(1).uniform(-29, 29, size=(200, 3))
+    moved = points + inverse.at(points)
+    assert np.abs(moved + field.at(moved) - points).max() < 0.1
+    assert field.inverse(lattice_image(field))[1] > 1
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_image_with_folds_is_corrected_and_told(inside: bool, tmp_path: Path) -> None:
+    """Folds beyond the image change nothing; folds within cost only the way back."""
+    affine = from_matvec(np.eye(3) * 2, np.full(3, -49 if inside else -29))
+    shape = (50, 50, 50) if inside else (30, 30, 30)
+    grid_phantom(affine, shape).to_filename(tmp_path / "scan.nii.gz")
+    bent(24, outside=3).to_image().to_filename(tmp_path / "scanner.nii.gz")
+    interface = GradientUnwarp(
+        in_file=str(tmp_path / "scan.nii.gz"), coefficients=str(tmp_path / "scanner.nii.gz"), warnings=["known before"]
+    )
+    outputs = interface.run(cwd=str(tmp_path)).outputs
+    assert nib.load(outputs.inverse_file).shape == (24, 24, 24, 1, 3)
+    told = [warning for warning in outputs.record["Warnings"] if "no inverse" in warning]
+    assert outputs.record["Warnings"][0] == "known before"
+    assert len(told) == inside
+    for warning in told:
+        assert warning.startswith("the displacement field of scanner.nii.gz has no inverse in the field of view (")
+        assert "mm were left): the transform back to the acquired space is only approximate there" in warning
 
 
 def test_agrees_with_gradunwarp_within_its_lattice_error(

@@ -157,6 +157,12 @@ def test_geometry_and_numbers_that_are_refused() -> None:
             super_resolve(image, resolution=1.0, model="cubic")
 
 
+def test_an_undefined_unit_is_taken_for_millimetres() -> None:
+    image = _image()
+    image.header["xyzt_units"] = 7
+    assert super_resolve(image, resolution=2.0, model="cubic", threads=1).image.header.get_xyzt_units()[0] == "mm"
+
+
 def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
     image, path = _image(), tmp_path / "mask.nii.gz"
     noise = np.random.default_rng(0).integers(0, 255, image.shape).astype(np.uint8)

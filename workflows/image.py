@@ -24,7 +24,6 @@ from moesr_bids.workflows.estimates import Estimate, estimate
 
 REPORTLETS_GB = 2.0
 WARP_GB = 1.0
-QUALITY_GB, QUALITY_VOLUMES = 1.0, 2.5  # of 8 bytes per voxel of the target grid
 _GRADIENTS_TEXT = (
     "Where the scanner had not done it, gradient nonlinearity was corrected with the spherical-harmonic coefficients "
     "[@gradients] or the displacement field of the scanner, in one interpolation by cubic B-splines [@ants]. "
@@ -75,7 +74,7 @@ def init_image_wf(
         name="conform",
         mem_gb=cost.preproc_memory_gb,
     )
-    gradunwarp = _gradunwarp(plan, settings, mem_gb=cost.preproc_memory_gb) if plan.corrects else None
+    gradunwarp = _gradunwarp(plan, settings, mem_gb=cost.gradunwarp_memory_gb) if plan.corrects else None
     straight = gradunwarp or conform
     brain_mask = Node(BrainMask(random_seed=ants["random_seed"]), name="brain_mask", mem_gb=cost.preproc_memory_gb)
     n4 = Node(N4BiasField(sloppy=settings.sloppy, **ants), name="n4", **heavy)
@@ -139,7 +138,7 @@ def init_image_wf(
         mem_gb=cost.sr_memory_gb,
     )
     target_mask = Node(ResampleMask(), name="target_mask", mem_gb=cost.preproc_memory_gb)
-    quality = Node(ImageQuality(), name="quality", mem_gb=QUALITY_GB + QUALITY_VOLUMES * _volume_gb(cost))
+    quality = Node(ImageQuality(), name="quality", mem_gb=cost.quality_memory_gb)
     spaces = {
         space: Node(
             WarpToSpace(space=str(space), resolution=settings.resolution, **ants),
@@ -192,7 +191,11 @@ def init_image_wf(
     records = Node(Merge(len(steps)), name="records")
     for node in (files, records):
         node.inputs.no_flatten = True
-    publish = Node(Publish(image=image, settings=settings, steps=list(steps), gradients=plan.record()), name="publish")
+    publish = Node(
+        Publish(image=image, settings=settings, steps=list(steps), gradients=plan.record()),
+        name="publish",
+        mem_gb=cost.publish_memory_gb,
+    )
 
     # fmt: off
     workflow.connect([

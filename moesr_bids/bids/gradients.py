@@ -82,7 +82,7 @@ def plan_gradunwarp(image: RawImage, settings: Settings) -> GradientPlan:
     plan = GradientPlan(action="full", reason="--gradunwarp force", file=file, patient_position=position or "HFS")
     if settings.gradunwarp != "force":
         plan = _by_scanner(plan, image)
-    if plan.corrects and not position and is_coefficients(file):
+    if plan.corrects and not position:
         told = "the sidecar has no PatientPosition: taken to be head first, supine (HFS)"
         plan = attrs.evolve(plan, warnings=(*plan.warnings, told))
     return plan

@@ -43,6 +43,7 @@ class GradientUnwarp(RecordedInterface):
 
         from moesr_bids.bids.gradients import is_coefficients
         from moesr_bids.preproc.gradients import (
+            INVERSE_TOLERANCE_MM,
             field_around,
             load_field,
             read_coefficients,
@@ -56,15 +57,16 @@ class GradientUnwarp(RecordedInterface):
         if is_coefficients(source):
             field = field_around(image, read_coefficients(source), inputs.patient_position)
         else:
-            field = load_field(source)
+            field = load_field(source, inputs.patient_position)
         if inputs.action == "through-plane":
             field = field.along(slice_normal(image.affine, inputs.slice_axis))
         result = unwarp(image, field, folder, intensity=inputs.intensity, threads=inputs.omp_nthreads)
+        inverse, left_mm = field.inverse(image)
         logarithm = like(np.log(np.asanyarray(result.jacobian.dataobj)), image, np.float32)
         for name, content in (
             ("out_file", result.image),
             ("field_file", field.to_image()),
-            ("inverse_file", field.inverse().to_image()),
+            ("inverse_file", inverse.to_image()),
             ("jacobian_file", result.jacobian),
             ("log_jacobian_file", logarithm),
         ):
@@ -76,6 +78,11 @@ class GradientUnwarp(RecordedInterface):
             warnings.append(
                 f"the gradient field folds in {result.folded_voxels} voxels of the field of view, outside of where the "
                 "coefficients hold; what is shown there is not anatomy"
+            )
+        if left_mm >= INVERSE_TOLERANCE_MM:
+            warnings.append(
+                f"the displacement field of {source.name} has no inverse in the field of view ({left_mm:.2g} mm were "
+                "left): the transform back to the acquired space is only approximate there"
             )
         return {
             **dict(inputs.facts or {}),

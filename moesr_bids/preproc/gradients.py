@@ -44,7 +44,7 @@ _COEFFICIENT = re.compile(r"^\s*\d+\s+([AB])\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)\s+(\S
 _LIKE_COEFFICIENT = re.compile(r"^\s*\d+\s+[AB]\s*\(")
 _JACOBIAN_LIMITS = (0.1, 10.0)
 _INVERSE_STEPS = 30
-_INVERSE_TOLERANCE_MM = 1e-3
+INVERSE_TOLERANCE_MM = 1e-3
 
 
 @attrs.frozen(eq=False)
@@ -81,24 +81,41 @@ class DisplacementField:
         by_index = np.stack([np.stack(np.gradient(self.vectors[..., c]), axis=-1) for c in range(3)], axis=-2)
         return np.asarray(np.linalg.det(np.eye(3) + by_index @ to_lattice))
 
-    def inverse(self) -> DisplacementField:
+    def inverse(self, image: Nifti1Image) -> tuple[DisplacementField, float]:
         """Return e with x + e(x) the inverse of x + d(x), on the same lattice, by fixed-point iteration.
 
-        Raises
-        ------
-        ImageError
-            If the iteration does not settle, because the field folds.
+        Parameters
+        ----------
+        image : Nifti1Image
+            What the inverse is needed for: far from it a field may fold as it likes.
+
+        Returns
+        -------
+        inverse : DisplacementField
+        left_mm : float
+            Last change in the image's field of view: not below `INVERSE_TOLERANCE_MM` where the field folds.
 
         """
+        corners = self.corners(image)
+        low, high = np.floor(corners.min(axis=0)) - 1, np.ceil(corners.max(axis=0)) + 1
+        box = tuple(slice(max(int(start), 0), int(end) + 1) for start, end in zip(low, high, strict=True))
         points = self.points()
-        found = -self.vectors
+        found, left = -self.vectors, np.inf
         for _ in range(_INVERSE_STEPS):
-            new = -self.at(points + found)
-            change = float(np.abs(new - found).max())
-            found = new
-            if change < _INVERSE_TOLERANCE_MM:
-                return attrs.evolve(self, vectors=found)
-        raise ImageError(f"the displacement field has no inverse: {change:.2g} mm were left; check the coefficients")
+            before, found = found, -self.at(points + found)
+            left = float(np.abs(found[box] - before[box]).max())
+            if left < INVERSE_TOLERANCE_MM:
+                break
+        return attrs.evolve(self, vectors=found), left
+
+    def corners(self, image: Nifti1Image) -> NDArray[np.float64]:
+        """Return where in the lattice (indices) the centres of an image's corner voxels lie, (8, 3)."""
+        ends = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape) - 1)
+        return np.asarray(apply_affine(np.linalg.inv(self.affine) @ image.affine, ends))
+
+    def turned(self, rotation: NDArray[np.float64]) -> DisplacementField:
+        """Return the same field in a world that is turned about the isocentre: its positions and its displacements."""
+        return DisplacementField(self.vectors @ rotation.T, from_matvec(rotation) @ self.affine)
 
     def points(self) -> NDArray[np.float64]:
         """Return the world positions of the lattice, (i, j, k, 3)."""
@@ -116,13 +133,19 @@ class DisplacementField:
         return image
 
 
-def load_field(path: Path) -> DisplacementField:
-    """Read an ITK displacement field.
+def load_field(path: Path, patient_position: str = "HFS") -> DisplacementField:
+    """Read an ITK displacement field in the scanner's frame: the world of a patient who lies supine, head first.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    patient_position : str
+        DICOM Patient Position, in whose world the field is returned.
 
     Raises
     ------
     ImageError
-        If the file is none.
+        If the file is none, or for a patient position that is not one of DICOM's.
 
     """
     try:
@@ -137,7 +160,14 @@ def load_field(path: Path) -> DisplacementField:
         )
     if not np.isfinite(data).all():
         raise ImageError(f"{path}: the displacement field has NaN or infinite values")
-    return DisplacementField(data[:, :, :, 0] * np.diag(RAS_TO_LPS)[:3], image.affine)
+    field = DisplacementField(data[:, :, :, 0] * np.diag(RAS_TO_LPS)[:3], image.affine)
+    return field.turned(_to_scanner(patient_position).T @ _to_scanner("HFS"))
+
+
+def _to_scanner(patient_position: str) -> NDArray[np.float64]:
+    if patient_position not in PATIENT_POSITIONS:
+        raise ImageError(f"PatientPosition {patient_position!r} is none of {', '.join(PATIENT_POSITIONS)}")
+    return np.array(PATIENT_POSITIONS[patient_position], dtype=np.float64)
 
 
 def read_coefficients(path: Path) -> Any:
@@ -213,9 +243,7 @@ def evaluate(coefficients: Any, points: NDArray[np.float64], patient_position: s
     from gradunwarp.core.unwarp_resample import eval_spherical_harmonics
     from gradunwarp.core.utils import CoordsVector
 
-    if patient_position not in PATIENT_POSITIONS:
-        raise ImageError(f"PatientPosition {patient_position!r} is none of {', '.join(PATIENT_POSITIONS)}")
-    to_scanner = np.array(PATIENT_POSITIONS[patient_position], dtype=np.float64)
+    to_scanner = _to_scanner(patient_position)
     displacement, _ = eval_spherical_harmonics(
         coefficients, "siemens", CoordsVector(*np.moveaxis(points @ to_scanner.T, -1, 0))
     )
@@ -306,8 +334,7 @@ def unwarp(
 
     use_threads(threads)
     data = image_data(image)
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(data.shape) - 1)
-    index = apply_affine(np.linalg.inv(field.affine) @ image.affine, corners)
+    index = field.corners(image)
     if (index < -0.5).any() or (index > np.array(field.vectors.shape[:3]) - 0.5).any():
         # ANTs would move nothing there.
         raise ImageError("the displacement field does not cover the image; make it over all that the scanner sees")

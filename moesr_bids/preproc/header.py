@@ -18,7 +18,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from scipy import ndimage
 
 from moesr_bids.errors import ImageError
-from moesr_bids.sr.grid import xform_code
+from moesr_bids.sr.grid import length_unit, xform_code
 
 VOXEL_SIZE_MM = (0.2, 10.0)
 FIELD_OF_VIEW_MM = (60.0, 600.0)
@@ -114,8 +114,14 @@ def _check_contrast(path: Path, data: np.ndarray, warnings: list[str]) -> None:
         warnings.append(f"negative values down to {low:.4g}, unusual for a magnitude image; kept as they are")
 
 
-def _orthonormal(path: Path, affine: np.ndarray, warnings: list[str]) -> np.ndarray:
-    """Return the nearest affine without shear: ITK directions are orthonormal."""
+def _largest_shift(shape: tuple[int, ...], difference: np.ndarray) -> float:
+    """Return by how many mm the farthest corner of an image moves, from the difference of two affines."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1)
+    return float(np.linalg.norm(apply_affine(difference, corners), axis=1).max())
+
+
+def _orthonormal(path: Path, shape: tuple[int, ...], affine: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """Return the nearest affine without shear and with the same centre: ITK directions are orthonormal."""
     zooms = voxel_sizes(affine)
     directions = affine[:3, :3] / zooms
     left, _, right = np.linalg.svd(directions)
@@ -125,9 +131,14 @@ def _orthonormal(path: Path, affine: np.ndarray, warnings: list[str]) -> np.ndar
         raise ImageError(f"{path}: the affine's axes are not at right angles (by {shear:.2f}); convert the image again")
     if shear <= 1e-4:
         return affine
-    warnings.append(f"the affine held a shear of {shear:.4f} of a voxel axis; the nearest rotation was taken")
     conformed = affine.copy()
     conformed[:3, :3] = nearest * zooms
+    conformed[:3, 3] += (affine - conformed)[:3, :3] @ ((np.array(shape[:3]) - 1) / 2)
+    moved = _largest_shift(shape, conformed - affine)
+    warnings.append(
+        f"the affine held a shear of {shear:.4f} of a voxel axis; the nearest rotation was taken, which leaves the "
+        f"centre of the field of view where it is and moves its farthest corner by {moved:.1f} mm"
+    )
     return conformed
 
 
@@ -150,13 +161,15 @@ def _affine(path: Path, image: SpatialImage, warnings: list[str]) -> np.ndarray:
         if not scode and not qcode:
             warnings.append("neither sform nor qform is set: left and right, and the position, are not known for sure")
         elif scode and qcode:
-            corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape[:3]) - 1)
-            apart = np.linalg.norm(apply_affine(sform - qform, corners), axis=1).max()
+            apart = _largest_shift(image.shape, sform - qform)
             if apart > AFFINE_TOLERANCE_MM:
                 warnings.append(f"sform and qform differ by up to {apart:.2f} mm; the sform was taken")
-        if image.header.get_xyzt_units()[0] in {"meter", "micron"}:
-            raise ImageError(f"{path}: voxel sizes are given in {image.header.get_xyzt_units()[0]}s; convert it to mm")
-    return _orthonormal(path, affine, warnings)
+        unit = length_unit(image)
+        if unit in {"meter", "micron"}:
+            raise ImageError(f"{path}: voxel sizes are given in {unit}s; convert it to mm")
+        if unit == "undefined":
+            warnings.append(f"the unit code {image.header['xyzt_units']} of the header is undefined; taken for mm")
+    return _orthonormal(path, image.shape, affine, warnings)
 
 
 def _check_geometry(path: Path, shape: tuple[int, ...], affine: np.ndarray, warnings: list[str]) -> None:
