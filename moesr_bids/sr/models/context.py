@@ -28,6 +28,7 @@ _BORDER = 0.125  # of a patch at each side, which did not count in the training
 _LEAST_WEIGHT = 1e-3
 _PATCHES_ON_GPU = 16  # at a time: one alone would keep it waiting
 _PATCH_MULTIPLE = 4 * TOKEN
+_THIN = 4  # tokens that make two of the coarse ones
 
 
 @frozen
@@ -113,9 +114,18 @@ class Context(nn.Module):
         middle = self.middle(fine)
         i, j, k = middle.shape[2:]
         # A volume of an odd number of tokens has half a coarse one at its end.
-        coarse = _doubled(self.from_coarse(self.coarse(middle)))[:, :, :i, :j, :k]
+        coarse = _doubled(self.from_coarse(self._coarse(middle)))[:, :, :i, :j, :k]
         tokens = self.transformer(self.from_middle(middle) + coarse)
         return self.to_features(tokens), self.gate(torch.cat([fine, _doubled(self.to_gate(tokens))], dim=1))
+
+    def _coarse(self, middle: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and not middle.is_cuda and middle.shape[2] <= _THIN:
+            # oneDNN 3 leaves a part of the weights' gradient as it was in memory: bfloat16, AVX-512 without AMX.
+            with torch.autocast("cpu", enabled=False):
+                found: torch.Tensor = self.coarse(middle.float())
+                return found
+        coarse: torch.Tensor = self.coarse(middle)
+        return coarse
 
 
 def context_in_patches(context: Context, cells: torch.Tensor, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
