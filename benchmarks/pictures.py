@@ -23,6 +23,7 @@ from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.models import weights_path
 from moesr_bids.sr.models.diffusion import sample
 from moesr_bids.sr.models.mixture import MixtureNetwork
+from moesr_bids.sr.models.moediff import SAMPLE_TEMPERATURE
 from moesr_bids.sr.models.network import INPUTS
 from moesr_bids.sr.weights import Weights
 from moesr_bids.training.acquisition import RicianNoise
@@ -59,8 +60,8 @@ def chain(network: MixtureNetwork, scanned: Example) -> tuple[list[torch.Tensor]
         return estimates[-1].clone()
 
     shape = (1, 1, *channels.shape[2:])
-    device = torch.device("cpu")
-    sample(watched, shape, network.shape.schedule, rule="stochastic", temperature=1.0, seed=0, device=device)
+    drawn = {"rule": "stochastic", "temperature": SAMPLE_TEMPERATURE, "seed": 0, "device": torch.device("cpu")}
+    sample(watched, shape, network.shape.schedule, **drawn)
     return states, estimates
 
 

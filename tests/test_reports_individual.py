@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -262,3 +263,22 @@ def test_rounding_keeps_three_digits(value: float) -> None:
 def test_finest_detail_of_both_sides_is_told() -> None:
     assert "input 1 × 1.1 × 5 mm, output 0.7 × 0.7 × n/a mm" in str(summary_rows(moesr()))
     assert "input n/a mm, output n/a mm" in str(summary_rows({}))
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"Flips": 1}, "one evaluation"),
+        ({"Flips": 8}, "mean over 8 flips"),
+        ({"Sampling": {"Estimate": "mean", "Samples": 0, "Flips": 8}}, "mean over 8 flips"),
+        ({"Sampling": {"Estimate": "mean", "Samples": 12, "Flips": 8}}, "mean of 12 samples"),
+        (
+            {"Sampling": {"Estimate": "sample", "Samples": 1, "Flips": 1, "DetailGain": 1.5, "DetailNoiseShare": 0.07}},
+            "its detail was amplified by 1.5 on average, and 7 % of the energy of its detail is drawn noise",
+        ),
+    ],
+)
+def test_it_is_told_what_the_image_is_the_estimate_of(tmp_path: Path, facts: dict[str, Any], words: str) -> None:
+    add_finished(tmp_path, "sub-01_T1w", **facts)
+    html, _ = report(tmp_path, "01")
+    assert words in html

@@ -91,18 +91,34 @@ def test_gate_follows_the_better_expert_and_the_tissue() -> None:
 
 
 def test_errors_of_the_experts_do_not_train_the_experts_by_the_gate() -> None:
-    mixed = Mixed(
-        torch.zeros(1, 1, 16, 16, 16),
-        torch.randn(1, 3, 16, 16, 16, requires_grad=True),
-        torch.zeros(1, 3, 4, 4, 4, requires_grad=True),
-        torch.zeros(1, 1, 16, 16, 16),
-    )
-    sharp = torch.rand(1, 1, 16, 16, 16)
-    weights = MixtureLossWeights(experts=0.0, diversity=0.0)
-    total, terms = mixture_loss(mixed, sharp + 0.1, sharp, torch.zeros(1, 2, 16, 16, 16), weights)
-    total.backward()
-    assert float(mixed.logits.grad.abs().max()) > 0
-    assert set(terms) >= {"reconstruction", "experts", "gate_error", "gate_tissue", "balance", "diversity"}
+    """The image of the gated sum trains experts and gate, what the gate shall learn trains the gate alone."""
+    random = torch.Generator().manual_seed(0)
+    corrections = torch.randn((1, 3, 16, 16, 16), generator=random)
+    sharp, tissue = (torch.rand((1, n, 16, 16, 16), generator=random) for n in (1, 3))
+
+    def gradients(**changes: float) -> tuple[torch.Tensor, torch.Tensor]:
+        mixed = Mixed(
+            torch.zeros(1, 1, 16, 16, 16),
+            corrections.clone().requires_grad_(),
+            torch.zeros(1, 3, 4, 4, 4, requires_grad=True),
+            torch.zeros(1, 1, 16, 16, 16),
+        )
+        weights = MixtureLossWeights(**{"experts": 0.0, "diversity": 0.0, **changes})
+        total, terms = mixture_loss(mixed, sharp + 0.1, sharp, tissue, weights)
+        total.backward()
+        assert math.isfinite(total.item())
+        assert set(terms) >= {"reconstruction", "experts", "gate_error", "gate_tissue", "balance", "diversity"}
+        assert mixed.corrections.grad is not None
+        assert mixed.logits.grad is not None
+        return mixed.corrections.grad, mixed.logits.grad
+
+    of_experts, of_gate = gradients(gate_error=0.02)
+    of_experts_more, of_gate_more = gradients(gate_error=5.0)
+    assert float(of_experts.abs().max()) > 0
+    assert torch.equal(of_experts_more, of_experts)
+    assert not torch.allclose(of_gate_more, of_gate, rtol=0.1)
+    untaught, _ = gradients(gate_error=0.0, gate_tissue=0.0, balance=0.0)
+    assert torch.equal(untaught, of_experts)
 
 
 def test_what_lies_in_the_border_does_not_count() -> None:
@@ -279,7 +295,8 @@ def test_command_trains_a_mixture_from_a_one_step_network(
     ]
     assert main([*again, "--start", str(tmp_path / "out/weights.safetensors")]) == 0
     renewed, later = Weights.read(tmp_path / "again/weights.safetensors"), Weights.read(tmp_path / "later.safetensors")
-    assert renewed.card["trunk"] == {"sha256": later.sha256}
+    known = {key: card[key] for key in ("training", "started_from")}
+    assert renewed.card["trunk"] == {"sha256": later.sha256, **known}
     cpu = torch.device("cpu")
     for name, tensor in later.network(cpu).state_dict().items():
         torch.testing.assert_close(renewed.network(cpu).state_dict()[f"trunk.{name}"], tensor)
@@ -287,6 +304,8 @@ def test_command_trains_a_mixture_from_a_one_step_network(
     assert "--trunk takes the weights of a one-step network" in capsys.readouterr().err
     assert main(["models", str(tmp_path / "out/weights.safetensors")]) == 0
     assert "after 42 minutes, 12 steps of the weights that it started from" in capsys.readouterr().out
+    assert main(["models", str(tmp_path / "again/weights.safetensors")]) == 0
+    assert "after 72 minutes, 22 steps of the weights" in capsys.readouterr().out  # what both come from counts once
 
 
 def test_recipe_of_the_package_is_what_it_says() -> None:

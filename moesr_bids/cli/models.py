@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _trainings_before(card: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the trainings of the weights that these started from, the last first."""
-    while card := card.get("started_from", {}):
-        if "training" in card:
-            yield card["training"]
+def _trainings_before(card: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the trainings of the weights that these started from, and of their trunk, by their digest."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for origin in ("started_from", "trunk"):
+        if before := card.get(origin, {}):
+            if "training" in before:
+                found[str(before.get("sha256"))] = before["training"]
+            found |= _trainings_before(before)
+    return found
 
 
 def _facts(weights: Any) -> list[str]:
@@ -53,7 +57,8 @@ def _facts(weights: Any) -> list[str]:
 
     card: Mapping[str, Any] = weights.card
     with safe_open(weights.path, "np") as stored:
-        parameters = sum(stored.get_tensor(key).size for key in stored.keys())  # noqa: SIM118
+        tensors = [stored.get_tensor(key) for key in stored.keys()]  # noqa: SIM118
+        parameters = sum(tensor.size for tensor in tensors if tensor.dtype.kind == "f")
     training = card.get("training", {})
     lines = [
         f"weights {weights.sha256[:12]}, {parameters / 1e6:.2f} million parameters, "
@@ -62,10 +67,10 @@ def _facts(weights: Any) -> list[str]:
         f"{training.get('hardware', 'n/a')}; {len(card.get('data', {}).get('scans', []))} scans and "
         f"{len(card.get('data', {}).get('label_maps', []))} label maps",
     ]
-    before = list(_trainings_before(card))
+    before = _trainings_before(card).values()
     if before:
         minutes, steps = (sum(training.get(key, 0) for training in before) for key in ("minutes", "steps"))
-        lines.append(f"after {minutes:.0f} minutes, {steps} steps of the weights that it started from")
+        lines.append(f"after {minutes:.0f} minutes, {steps} steps of the weights that it started from and is built on")
     for group, gain in card.get("validation", {}).items():
         lines.append(
             f"{', '.join(gain.get('cases', [group]))}: {gain['gain_psnr_db']:+.2f} dB PSNR over cubic "

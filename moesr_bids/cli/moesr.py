@@ -268,6 +268,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
         )
     finally:
         progress.close()
+    print(f"moesr sr: ran on {result.record['Device']}", file=sys.stderr)
     noise = result.record["NoiseStd"]
     outputs = {options.output: compact(result.image, noise)}
     if options.residual:
@@ -312,8 +313,10 @@ def _tell_cost(options: argparse.Namespace, sampling: Sampling, threads: int, li
     if get_model(options.model).card.experts:
         # Asked for here alone: a convolution is timed for it.
         _, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, sampling)
-        time_text = f" and about {seconds / 60:.0f} min on {threads} CPU threads" if on_cpu else ""
-        notes.append(f"{options.model} needs about {memory:.1f} GB{time_text}")
+        on_this = (
+            f" and about {seconds / 60:.0f} min on {threads} CPU threads" if on_cpu else ", or what the GPU has free"
+        )
+        notes.append(f"{options.model} needs about {memory:.1f} GB{on_this}")
     if on_cpu and memory > limit:
         notes.append(
             f"{options.model} may need {memory:.1f} GB even in the smallest windows, and has {limit:.1f} GB: it may be "

@@ -235,11 +235,12 @@ def _card(
         "patch_gain_db": {name: round(gain, 2) for name, gain in trained.gains.items()},
         "learning_curve": learning_curve(options.out),
     }
-    if start := named.get("start"):
-        kept = ("training", "learning_curve", "started_from")
-        before = {key: start.card[key] for key in kept if key in start.card}
-        card["started_from"] = {"sha256": start.sha256, **before}
-    return card | {name: {"sha256": named[name].sha256} for name in ("trunk", "teacher") if name in named}
+    kept = ("training", "learning_curve", "started_from")
+    for name, key in (("start", "started_from"), ("trunk", "trunk"), ("teacher", "teacher")):
+        if weights := named.get(name):
+            before = {fact: weights.card[fact] for fact in kept if fact in weights.card}
+            card[key] = {"sha256": weights.sha256, **before}
+    return card
 
 
 def _commit() -> str:

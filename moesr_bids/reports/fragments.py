@@ -72,6 +72,19 @@ def _finest(moesr: Mapping[str, Any]) -> str:
     )
 
 
+def _estimate(moesr: Mapping[str, Any]) -> str:
+    how = _block(moesr, "Sampling")
+    flips = how.get("Flips", moesr.get("Flips"))
+    if how.get("Estimate") == "sample":
+        return (
+            f"one sample; its detail was amplified by {number(how.get('DetailGain'), 3)} on average, and "
+            f"{percent(how.get('DetailNoiseShare'))} of the energy of its detail is drawn noise"
+        )
+    if how.get("Samples"):
+        return f"mean of {how['Samples']} samples"
+    return NOT_AVAILABLE if flips is None else f"mean over {flips} flips" if flips > 1 else "one evaluation"
+
+
 def _uncertainty(moesr: Mapping[str, Any]) -> str:
     median = _block(moesr, "Uncertainty").get("MedianPercent")
     if median is None:
@@ -107,6 +120,7 @@ def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Point-spread function per axis", psf(moesr.get("PSF"))),
         ("Why this function", stated(moesr.get("PSFReason"))),
         ("Model", f"{stated(moesr.get('Model'))} (weights {stated(moesr.get('WeightsSHA256'))[:12]})"),
+        ("Estimate", _estimate(moesr)),
         ("Noise", f"{number(moesr.get('NoisePercent'), 3)} % of the brain's brightest (99th percentile)"),
         (
             "Faithfulness: residual in noise units",
@@ -127,7 +141,10 @@ def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Registration, overlap of the masks", _registration(moesr)),
         ("Alignment to the reference of the session", _coregistration(moesr)),
         ("Gradient nonlinearity", _gradients(moesr)),
-        ("Bias field in the brain", f"{number(bias_range[0], 3)} to {number(bias_range[1], 3)} %"),
+        (
+            "Bias field in the brain, 1st to 99th percentile",
+            f"{number(bias_range[0], 3)} to {number(bias_range[1], 3)} %",
+        ),
         (
             "Device",
             f"{stated(moesr.get('Device'))}, {stated(moesr.get('Precision'))}, seed {stated(moesr.get('RandomSeed'))}",
