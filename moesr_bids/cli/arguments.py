@@ -52,7 +52,8 @@ def memory_gb(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write for example 8G or 16000M") from None
     without_unit = text.strip() == number and float(number) < _LEAST_BARE_MB
     if without_unit or not amount >= _LEAST_MEMORY_GB:
-        raise argparse.ArgumentTypeError(f"{text!r} is {amount:.3g} GiB, too little; write {number}G for gigabytes")
+        meant = f"; write {number}G for gigabytes" if without_unit and amount > 0 else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is {amount:.3g} GiB, too little{meant}")
     return amount
 
 

@@ -101,7 +101,9 @@ def _check_group(settings: Settings) -> None:
         "--bids-filter-file": settings.bids_filter_file,
     }
     if given := [option for option, value in no_use.items() if value]:
-        raise UsageError(f"the group level is about all images of the output folder and has no use for {given[0]}")
+        raise UsageError(
+            f"the group level takes all images and has no use for {given[0]}; leave it out, also of --config-file"
+        )
 
 
 def _check_participants(settings: Settings) -> None:

@@ -49,11 +49,14 @@ class Progress:
         self._begun: set[str] = set()
         self._failed: list[RawImage] = []
 
-    def __call__(self, node: Any, status: str) -> None:
-        """Take note of ``start``, ``end`` or ``exception`` of a node."""
-        # Nipype tells of a failure before it writes the crash file: by now it has.
+    def settle(self) -> None:
+        """Tell of the images that failed before: Nipype tells of a failure before it writes the crash file."""
         while self._failed:
             self._ended(self._failed.pop())
+
+    def __call__(self, node: Any, status: str) -> None:
+        """Take note of ``start``, ``end`` or ``exception`` of a node."""
+        self.settle()
         if node.name in _QUIET_STEPS:
             return
         image = next(self._images[part] for part in node.fullname.split(".") if part in self._images)

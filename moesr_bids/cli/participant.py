@@ -36,6 +36,7 @@ from moesr_bids.config import Settings
 # Steps after which an image serves as a reference, and those in which another image meets it.
 _REFERENCE_STEPS = ("conform", "gradunwarp", "brain_mask", "n4", "register_")
 _ALIGNMENT_STEPS = ("coregister", "register_")
+_FEW_IMAGES = 100  # a table of more is not made anew for each: it takes a read of every status file
 
 
 def run_participants(settings: Settings) -> int:
@@ -97,7 +98,7 @@ def _process(found: Sequence[RawImage], images: Sequence[RawImage], settings: Se
         say("no graph was written: every image is complete")
     todo, crashes, error = _run_all(todo, images, settings)
     outdated = [image for image in finished if image.reference in todo and finished_record(image, settings) is None]
-    if outdated:
+    if outdated and not (error and settings.stop_on_first_crash):
         say(f"done again with their reference, which an earlier run had not: {', '.join(i.stem for i in outdated)}")
         more, more_crashes, more_error = _run_all(outdated, images, settings)
         todo, crashes, error = [*todo, *more], crashes | more_crashes, more_error or error
@@ -199,15 +200,18 @@ def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | 
         graph = settings.output_dir / "logs" / "graph.dot"
         workflow.write_hierarchical_dotfile(dotfilename=str(graph), colored=True)
         say(f"wrote {graph}")
-    started = time.time()
+    started, table_s = time.time(), 0.0 if len(images) <= _FEW_IMAGES else 60.0
     try:
         progress = Progress(
             images,
             references=[image.reference for image in images if image.reference],
-            began=lambda image: write_status(settings.output_dir, image_status(image, state="running")),
-            ended=lambda image: _settle(image, settings, since=started),
+            began=lambda image: _begin(image, settings, table_s=table_s),
+            ended=lambda image: _settle(image, settings, since=started, table_s=table_s),
         )
-        workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=progress))
+        try:
+            workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=progress))
+        finally:
+            progress.settle()
     except Exception as error:  # What failed, and why, is read per image from the crash files.
         if settings.stop_on_first_crash or isinstance(error, OSError):
             end_children()  # Nipype has left its workers to themselves
@@ -247,11 +251,16 @@ def _validate(settings: Settings) -> None:
         say(f"the BIDS validator finds errors in {settings.bids_dir}: {listed}. Images that can be read are processed.")
 
 
-def _settle(image: RawImage, settings: Settings, *, since: float) -> None:
+def _begin(image: RawImage, settings: Settings, *, table_s: float) -> None:
+    write_status(settings.output_dir, image_status(image, state="running"))
+    write_table(settings.output_dir, unless_younger_s=table_s)
+
+
+def _settle(image: RawImage, settings: Settings, *, since: float, table_s: float) -> None:
     """Write status and report as soon as an image is published or has failed: a long run shows what it has."""
     crash = crashes_by_image(settings.output_dir / "logs", [image], since=since).get(image)
     write_status(settings.output_dir, outcome(image, settings, crash, None))
-    write_table(settings.output_dir, unless_younger_s=60)
+    write_table(settings.output_dir, unless_younger_s=table_s)
     _write_reports(settings, [image.participant], quiet=True)
 
 

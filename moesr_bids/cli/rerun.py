@@ -74,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
         settings = recipe.settings(output_dir.absolute(), Path(folder) / "work")
         check(recipe, settings)
         _refuse_old_outputs(recipe, settings)
-        block = _repeat(recipe, settings)
+        with ended_with_its_children():  # before the folder goes that they write to
+            block = _repeat(recipe, settings)
     if block["OutputSHA256"] == recipe.block["OutputSHA256"]:
         print(f"the same: SHA-256 {block['OutputSHA256']}")
         return 0
@@ -204,8 +205,7 @@ def _raw_image(root: Path, relative: str) -> RawImage:
 def main(options: argparse.Namespace) -> int:
     """Run the command and turn what is wrong into a message."""
     try:
-        with ended_with_its_children():
-            return run(options)
+        return run(options)
     except KeyboardInterrupt:
         print("moesr rerun: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -235,7 +235,7 @@ def _card(
         "patch_gain_db": {name: round(gain, 2) for name, gain in trained.gains.items()},
         "learning_curve": learning_curve(options.out),
     }
-    kept = ("training", "learning_curve", "started_from")
+    kept = ("training", "learning_curve", "started_from", "trunk", "teacher")
     for name, key in (("start", "started_from"), ("trunk", "trunk"), ("teacher", "teacher")):
         if weights := named.get(name):
             before = {fact: weights.card[fact] for fact in kept if fact in weights.card}

@@ -110,7 +110,7 @@ class ImageReportlets(RecordedInterface):
             psf = self.inputs.sr_record["PSF"]
             figures.append(plot_spectrum(preproc, output, mask, folder / "spectrum.png", psf))
         if residual := self._given("residual_file"):
-            noise_alone = self.inputs.sr_record["Faithfulness"]["NoiseAloneStd"]
+            noise_alone = self.inputs.sr_record["Faithfulness"].get("NoiseAloneStd", 1.0)
             figures.append(plot_residual(residual, mask, folder / "residual.png", noise_alone=noise_alone))
         self._results["out_files"] = [str(figure) for figure in figures]
         return {"Figures": [figure.name for figure in figures]}

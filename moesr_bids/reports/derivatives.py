@@ -93,7 +93,7 @@ class ImageRecord:
 
     @property
     def state(self) -> str:
-        """``done``, ``skipped``, ``failed``, ``running`` (started and not finished), or ``missing`` (no output)."""
+        """``done``, ``skipped``, ``failed``, ``waiting``, ``running``, or ``missing`` (no output)."""
         stated = str(self.status.get("state", "done"))
         return "missing" if stated in ("done", "skipped") and not self.has_output else stated
 

@@ -311,10 +311,10 @@ def build_group(out_dir: Path) -> tuple[Path, ...]:
     records = find_images(out_dir)
     if not records:
         return ()
-    # What an earlier run has left of an image that failed since is not of this run.
-    records = [record if record.complete else attrs.evolve(record, moesr={}) for record in records]
     saved = ratings_files(out_dir)
     records, stale_ratings = with_ratings(records, read_ratings(saved))
+    # What an earlier run has left of an image that failed since is not of this run.
+    records = [record if record.complete else attrs.evolve(record, moesr={}, rating={}) for record in records]
     write_dictionaries(saved)
     metrics = _metrics(records)
     outlying = outliers(records, metrics)
