@@ -32,6 +32,7 @@ from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr, ssim
 from moesr_bids.sr.models import EXPERTS, get_model, moediff, weights_path
 from moesr_bids.sr.models.context import context_flops
+from moesr_bids.sr.models.detail import detail_energy
 from moesr_bids.sr.models.inputs import FLIPS
 from moesr_bids.sr.models.mixture import MixtureNetwork, context_channels, parameters
 from moesr_bids.sr.models.network import CONDITIONS, GUIDANCE, INPUTS, ResidualNetwork
@@ -46,7 +47,6 @@ from .quality import Truth, interpolate, load_truths
 
 TABLES = ("side", "ablation", "gate", "threshold")
 _NOISE = 0.02
-_BAND_VOXELS = 1.0  # standard deviation of the Gaussian below which the finest band lies
 _DEEP_VOXELS = 4
 _FIELD = SmoothField([0.12, -0.1, 0.08, 0.1, *[0.05, -0.05] * 7, 0.05], True)
 _WAYS = {
@@ -58,13 +58,12 @@ _AVERAGED = "over all flips"  # of a one-step model: --test-time-averaging
 _SMALL_WINDOW = 700_000  # voxels: windows that an expert can be missing from
 _COUNTED = 64  # voxels per side of the volume whose operations are counted
 _HEAD_VOXELS = 20e6
-_THRESHOLDS = (-1.0, 0.02, 0.1, 0.2)
+_THRESHOLDS = (-1.0, 0.02, 0.1, 0.2, 0.3)
 
 
 def sharpness(image: NDArray[np.floating], truth: NDArray[np.floating], mask: NDArray[np.bool_]) -> float:
     """Energy of what is finer than a Gaussian of 1 voxel, as a share of the truth's, inside the mask."""
-    fine = [part - ndimage.gaussian_filter(part, _BAND_VOXELS) for part in (image, truth)]
-    return float(np.square(fine[0][mask]).sum() / np.square(fine[1][mask]).sum())
+    return detail_energy(image, mask) / detail_energy(truth, mask)
 
 
 def teraflops(network: ResidualNetwork | MixtureNetwork, sampling: Sampling, averaged: bool) -> float:

@@ -21,17 +21,17 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from attrs import asdict, field, filters, frozen
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from moesr_bids.atomic import temporary_beside
 from moesr_bids.sr.calibration import LEVELS, ErrorRatios
-from moesr_bids.sr.engine import super_resolve
+from moesr_bids.sr.engine import Result, super_resolve
 from moesr_bids.sr.metrics import contrast_to_noise, lesion_contrasts, lesion_geometry, psnr, ssim
 from moesr_bids.sr.models import get_model, weights_path
-from moesr_bids.sr.models.detail import detail_share
+from moesr_bids.sr.models.detail import detail_energy, needed_share
+from moesr_bids.sr.sampling import Sampling
 from moesr_bids.sr.weights import Weights
 
 from .degrade import Case, all_cases, degrade, mismatched_cases
@@ -85,6 +85,8 @@ class Row:
     ratios: ErrorRatios | None = field(default=None, repr=False)
     temperature: float = 1.0
     detail_share: float = float("nan")
+    sample_gain: float = float("nan")
+    sample_sharpness: float = float("nan")
     lesion_ratio: float = float("nan")
     lesion_shift: float = float("nan")
     lesion_volume: float = float("nan")
@@ -217,7 +219,13 @@ def compare(
         add(method, restored, time.monotonic() - start)
     for model in models:
         zoom = float(truth.image.header.get_zooms()[0])
-        result = super_resolve(low, resolution=zoom, model=model, contrast=truth.suffix, threads=threads)
+
+        def run(sampling: Sampling | None = None, zoom: float = zoom, model: str = model) -> Result:
+            return super_resolve(
+                low, resolution=zoom, model=model, contrast=truth.suffix, sampling=sampling, threads=threads
+            )
+
+        result = run()
         record = result.record
         restored, facts = _on_grid(result.image, truth, f"model {model}"), {}
         if result.uncertainty is not None:
@@ -226,8 +234,7 @@ def compare(
             ratios = ErrorRatios.of(sharp - restored, std, truth.mask, temperature=temperature)
             facts = {"ratios": ratios, "temperature": temperature}
             if get_model(model).card.experts:
-                volumes = (torch.from_numpy(np.ascontiguousarray(v)) for v in (restored, sharp, std, truth.mask))
-                facts["detail_share"] = detail_share(*volumes)
+                facts |= _sample_facts(run(Sampling(estimate="sample")), restored, truth, psnr_of_cubic=rows[0].psnr)
         add(
             model if model not in INTERPOLATORS else f"moesr-{model}",
             restored,
@@ -240,6 +247,16 @@ def compare(
         path = folder / truth.name(case)
         add(method, _on_grid(nib.load(path), truth, str(path)), float("nan"))
     return rows
+
+
+def _sample_facts(result: Result, mean: NDArray[np.float32], truth: Truth, *, psnr_of_cubic: float) -> dict[str, float]:
+    sharp, sample = np.asanyarray(truth.image.dataobj), _on_grid(result.image, truth, "sample")
+    of_sample, of_mean, of_truth = (detail_energy(volume, truth.mask) for volume in (sample, mean, sharp))
+    return {
+        "detail_share": needed_share(result.record["Sampling"]["DetailShare"], of_sample, of_mean, of_truth),
+        "sample_gain": psnr(sharp, sample, truth.mask) - psnr_of_cubic,
+        "sample_sharpness": of_sample / of_truth,
+    }
 
 
 def _on_grid(image: nib.Nifti1Image, truth: Truth, name: str) -> NDArray[np.float32]:
@@ -336,6 +353,37 @@ def _left_out_coverage(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return {suffix: _mean_coverage(some) for suffix, some in found.items()}
 
 
+def sample_table(model: str, rows: Sequence[Row]) -> str:
+    """Gain of one sample over cubic, what it loses against the mean, and its energy of detail over the truth's."""
+    if not rows:
+        return ""
+    lines = ["", f"{model}: one sample; gain over cubic, loss against the mean, dB; sharpness", ""]
+    lines += _table_by_image(
+        rows, lambda row: f"{row.sample_gain:+.2f}, {row.gain_psnr - row.sample_gain:.2f}; {row.sample_sharpness:.2f}"
+    )
+    facts = ", ".join(f"{name} {value}" for name, value in sample_figures(rows).items())
+    return "\n".join([*lines, "", facts])
+
+
+def sample_figures(rows: Sequence[Row]) -> dict[str, float]:
+    """Mean and worst over all images of what :func:`sample_table` lists."""
+    gains = np.array([row.sample_gain for row in rows])
+    losses, sharpness = (
+        np.array([row.gain_psnr for row in rows]) - gains,
+        np.array([row.sample_sharpness for row in rows]),
+    )
+    figures = {
+        "gain_psnr_db": gains.mean(),
+        "worst_gain_psnr_db": gains.min(),
+        "loss_psnr_db": losses.mean(),
+        "worst_loss_psnr_db": losses.max(),
+        "sharpness": sharpness.mean(),
+        "least_sharpness": sharpness.min(),
+        "greatest_sharpness": sharpness.max(),
+    }
+    return {name: round(float(value), 2) for name, value in figures.items()}
+
+
 def _groups() -> dict[str, str]:
     """Acquisition of each case, whatever its direction."""
     return {case.name: case.group for case in all_cases()}
@@ -372,7 +420,8 @@ def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
         for suffix, held in _left_out_coverage(rows).items()
     }
     if card["kind"] == "moediff":
-        card.pop("sample", None)  # figures of samples under the former calibration
+        # Samples had the shares of the former calibration: a second one, with the new ones, hardly moves them.
+        card["sample"] = {"images": len(rows), "detail": card.get("detail", {}), **sample_figures(rows)}
         card["detail"] = {name: detail_of(some, card["temperature"][name]) for name, some in pools.items()}
     groups = _groups()
     card["validation"] = {
@@ -451,6 +500,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(lesion_table(rows))
     for model in options.models:
         print(coverage_table(model, [row for row in rows if row.method == model and row.ratios is not None]))
+        print(sample_table(model, [row for row in rows if row.method == model and np.isfinite(row.sample_gain)]))
     if options.calibrate:
         write_calibration(options.calibrate, [row for row in rows if row.method == calibrated])
     if options.out:

@@ -330,6 +330,9 @@ def test_seed_and_number_of_samples(mixture: Path) -> None:
     sample, again, other = run(estimate="sample"), run(estimate="sample"), run(seed=1, estimate="sample")
     assert np.array_equal(sample[0], again[0])
     assert not np.array_equal(sample[0], other[0])
+    several = run(estimate="sample", samples=3)  # the image is the first of them, whatever the others find
+    assert np.array_equal(several[0], sample[0])
+    assert not np.array_equal(several[1], sample[1])
     mean, many = run(), run(samples=10)  # two flips are drawn in twice
     assert np.array_equal(mean[0], run(seed=1)[0])  # the mean is estimated, nothing is drawn
     # Samples scatter around the mean, and their spread widens the intervals.

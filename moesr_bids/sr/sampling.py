@@ -7,6 +7,8 @@ from attrs import field, frozen, validators
 ESTIMATES = ("mean", "sample")
 RULES = ("stochastic", "deterministic")
 """The defaults first."""
+MOST_SAMPLES = 9_999
+"""Each has a seed of its own between those of two seeds of the user's."""
 
 
 @frozen
@@ -23,7 +25,7 @@ class Sampling:
         Step rule, see :data:`.models.diffusion.STEP_RULES`.
     """
 
-    samples: int = field(default=1, validator=validators.ge(1))
+    samples: int = field(default=1, validator=validators.and_(validators.ge(1), validators.le(MOST_SAMPLES)))
     estimate: str = field(default=ESTIMATES[0], validator=validators.in_(ESTIMATES))
     rule: str = field(default=RULES[0], validator=validators.in_(RULES))
 
@@ -41,7 +43,10 @@ class Sampling:
         if self.estimate == "mean":
             return f"{drew}, the mean of which is the image"
         first = "the first of which" if self.samples > 1 else "which"
-        return f"{drew}, {first} is the image, with its detail amplified to the energy that is expected of it"
+        return (
+            f"{drew}, {first} is the image, with its detail amplified, at most twofold, and noise added, to the energy "
+            "that is expected of it"
+        )
 
     def evaluations(self, flips: int, steps: int) -> tuple[int, int]:
         """Count the flips of an image that are looked at, of so many, and the steps of the chain in all of them.

@@ -18,12 +18,13 @@ from attrs import define
 
 from ..precision import fast_dtype
 from ..projection import bounding_box
+from ..sampling import MOST_SAMPLES
 from ..weights import Weights
 from ..windows import CPU_WINDOW_VOXELS, Window, largest_window, plan_windows
 from . import EXPERTS
 from .base import Model, ModelCard, Problem, Reconstruction
 from .context import FINE, TOKEN, context_flops, gate_weights
-from .detail import detail_gain
+from .detail import with_detail
 from .diffusion import sample
 from .experts import STATE_CHANNELS, expert_halo, state_cells
 from .inputs import FLIPS, Inputs
@@ -40,7 +41,7 @@ _METHODS = (
 GATE_THRESHOLD = 0.02
 """An expert whose gate stays below this everywhere in a window is not evaluated there."""
 SAMPLE_TEMPERATURE = 0.25
-"""Of the noise of samples: one of the packaged weights, with its detail, then errs by 0.6 dB more than the mean."""
+"""Of the noise of samples: one of the packaged weights, with its detail, then errs by 0.8 dB more than the mean."""
 _ACTIVATIONS = 5  # inner volumes that are alive at a time
 _VOLUMES_BYTES = 170  # per target voxel: images, state, noise, gate, shared features
 _STEP_BYTES = 24  # of it what a step of the chain makes: state, noise, base, innovation, and the estimate
@@ -112,17 +113,20 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         calibration = weights.calibration(problem.contrast)
         if options.drawn:
             calibration["Coverage"] = {}  # that of the mean over the flips says nothing of samples
-        # Outside of the head there is nothing but noise, and the interpolated image has it.
-        predicted = found.log_scale.exp_().mul_(calibration["Temperature"]).square_().add_(spread).sqrt_()
-        std = torch.full_like(inputs.image, problem.sigma).lerp_(predicted, inputs.head)
+        std = _std(found.log_scale, calibration["Temperature"], inputs, problem, spread)
         if found.sample is None:
             out = inputs.image + inputs.head * (mean + inputs.correction)
         else:
-            image, expected = (inputs.image + part + inputs.correction for part in found.sample)
+            image, expected = (inputs.image + part + inputs.correction for part in found.sample[:2])
+            # That of its flip: the image is the same whatever the number of samples.
+            own_std = _std(found.sample[2], calibration["Temperature"], inputs, problem)
             how["DetailShare"] = weights.detail_share(problem.contrast)
-            gain, detail = detail_gain(image, expected, std, how["DetailShare"])
-            out = torch.lerp(inputs.image, image.addcmul_(gain - 1, detail), inputs.head)
-            how["DetailGain"] = round(float((gain * inputs.head).sum() / inputs.head.sum().clamp(min=1)), 3)
+            seed = _seed(problem, MOST_SAMPLES)
+            found_detail = with_detail(image, expected, own_std, how["DetailShare"], head=inputs.head, seed=seed)
+            out = torch.lerp(inputs.image, found_detail.image, inputs.head)
+            of_head = inputs.head / inputs.head.sum().clamp(min=1)
+            how["DetailGain"] = round(float((found_detail.gain * of_head).sum()), 3)
+            how["DetailNoiseShare"] = round(found_detail.noise_share, 4)
     facts = {
         "Precision": str(fast_dtype(inputs.image.device)).removeprefix("torch."),
         "Sampling": {"Estimate": options.estimate, "Samples": options.drawn, "Flips": averaged, **how},
@@ -139,13 +143,24 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
     return Reconstruction(inputs.unpadded(out), inputs.unpadded(std), facts, maps)
 
 
+def _std(
+    log_scale: torch.Tensor, temperature: float, inputs: Inputs, problem: Problem, spread: torch.Tensor | float = 0.0
+) -> torch.Tensor:
+    """Return the standard deviation of the error, from its logarithm as predicted, which is used up.
+
+    Outside of the head there is nothing but noise, and the interpolated image has it.
+    """
+    predicted = log_scale.exp_().mul_(temperature).square_().add_(spread).sqrt_()
+    return torch.full_like(inputs.image, problem.sigma).lerp_(predicted, inputs.head)
+
+
 @define(eq=False)
 class _FlipAverage:
     """What the flips have found, in the orientation of the inputs.
 
     ``total`` and ``square`` are sums over all residuals; scale and differences are means over the flips. ``seen`` is of
     the first flip, which is none, and serves them all: the context takes longer than the trunk. ``sample`` is the first
-    one and the mean in its flip, where the estimate shall be a sample.
+    one, with mean and scale in its flip, where the estimate shall be a sample.
     """
 
     inputs: Inputs
@@ -155,7 +170,7 @@ class _FlipAverage:
     log_scale: torch.Tensor
     seen: _Seen | None = None
     differences: torch.Tensor | None = None
-    sample: tuple[torch.Tensor, torch.Tensor] | None = None
+    sample: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     windows: int = 0
     evaluated: int = 0
     possible: int = 0
@@ -188,7 +203,7 @@ class _FlipAverage:
             self.total.add_(residual)
             self.square.addcmul_(residual, residual)
             if number == 0 and problem.sampling.estimate == "sample":
-                self.sample = residual, chain.mean()
+                self.sample = residual, chain.mean(), chain.trunk.log_scale[0, 0].clone()
             progress(0.2 + 0.8 * done / len(numbers))
         self.log_scale.add_(_flipped(chain.trunk.log_scale[0, 0], axes), alpha=1 / self.flips)
         # A sample that is the image was drawn in the first flip.
@@ -319,7 +334,7 @@ class _Chain:
             self.network.shape.schedule,
             rule=problem.sampling.rule,
             temperature=SAMPLE_TEMPERATURE,
-            seed=(problem.seed * 10_000 + number) % 2**63,
+            seed=_seed(problem, number),
             device=self.inputs.image.device,
         )
 
@@ -357,6 +372,10 @@ class _Chain:
             gated = (self.seen.gate[0] * differences).sum(dim=0)
             self.differences = (differences - gated) * self.inputs.head
         return out
+
+
+def _seed(problem: Problem, number: int) -> int:
+    return (problem.seed * (MOST_SAMPLES + 1) + number) % 2**63
 
 
 def _coarse(box: tuple[slice, slice, slice], factor: int = FACTOR) -> tuple[slice, slice, slice]:
