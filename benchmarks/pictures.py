@@ -60,8 +60,15 @@ def chain(network: MixtureNetwork, scanned: Example) -> tuple[list[torch.Tensor]
         return estimates[-1].clone()
 
     shape = (1, 1, *channels.shape[2:])
-    drawn = {"rule": "stochastic", "temperature": SAMPLE_TEMPERATURE, "seed": 0, "device": torch.device("cpu")}
-    sample(watched, shape, network.shape.schedule, **drawn)
+    sample(
+        watched,
+        shape,
+        network.shape.schedule,
+        rule="stochastic",
+        temperature=SAMPLE_TEMPERATURE,
+        seed=0,
+        device=torch.device("cpu"),
+    )
     return states, estimates
 
 
