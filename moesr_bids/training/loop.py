@@ -102,6 +102,11 @@ class Team:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(rank=dist.get_rank(), size=size, device=device)
 
+    def wait(self) -> None:
+        """Wait for the others: one that ends while the first still validates and saves may be aborted by gloo."""
+        if self.size > 1:
+            dist.barrier()
+
     def leave(self) -> None:
         """Part from the other processes."""
         if self.size > 1:
@@ -225,7 +230,9 @@ def train(
         names = [volume.name for volume in volumes] + [label_map.name for label_map in labels]
         run.know(set(map(_participant, names)), {_participant(volume.name) for volume in held_out})
         with torch.backends.cudnn.flags(benchmark=True):  # all batches have one shape
-            return run.loop(examples, held_out, budget, workers, validate_minutes, say)
+            trained = run.loop(examples, held_out, budget, workers, validate_minutes, say)
+        team.wait()
+        return trained
     finally:
         team.leave()
 
