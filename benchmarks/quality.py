@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,12 +220,7 @@ def compare(
         add(method, restored, time.monotonic() - start)
     for model in models:
         zoom = float(truth.image.header.get_zooms()[0])
-
-        def run(sampling: Sampling | None = None, zoom: float = zoom, model: str = model) -> Result:
-            return super_resolve(
-                low, resolution=zoom, model=model, contrast=truth.suffix, sampling=sampling, threads=threads
-            )
-
+        run = partial(super_resolve, low, resolution=zoom, model=model, contrast=truth.suffix, threads=threads)
         result = run()
         record = result.record
         restored, facts = _on_grid(result.image, truth, f"model {model}"), {}
@@ -234,7 +230,8 @@ def compare(
             ratios = ErrorRatios.of(sharp - restored, std, truth.mask, temperature=temperature)
             facts = {"ratios": ratios, "temperature": temperature}
             if get_model(model).card.experts:
-                facts |= _sample_facts(run(Sampling(estimate="sample")), restored, truth, psnr_of_cubic=rows[0].psnr)
+                drawn = run(sampling=Sampling(estimate="sample"))
+                facts |= _sample_facts(drawn, restored, truth, psnr_of_cubic=rows[0].psnr)
         add(
             model if model not in INTERPOLATORS else f"moesr-{model}",
             restored,
@@ -368,10 +365,8 @@ def sample_table(model: str, rows: Sequence[Row]) -> str:
 def sample_figures(rows: Sequence[Row]) -> dict[str, float]:
     """Mean and worst over all images of what :func:`sample_table` lists."""
     gains = np.array([row.sample_gain for row in rows])
-    losses, sharpness = (
-        np.array([row.gain_psnr for row in rows]) - gains,
-        np.array([row.sample_sharpness for row in rows]),
-    )
+    losses = np.array([row.gain_psnr for row in rows]) - gains
+    sharpness = np.array([row.sample_sharpness for row in rows])
     figures = {
         "gain_psnr_db": gains.mean(),
         "worst_gain_psnr_db": gains.min(),
@@ -420,7 +415,7 @@ def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
         for suffix, held in _left_out_coverage(rows).items()
     }
     if card["kind"] == "moediff":
-        # Samples had the shares of the former calibration: a second one, with the new ones, hardly moves them.
+        # The samples had the shares of the former calibration, which are told beside their figures.
         card["sample"] = {"images": len(rows), "detail": card.get("detail", {}), **sample_figures(rows)}
         card["detail"] = {name: detail_of(some, card["temperature"][name]) for name, some in pools.items()}
     groups = _groups()

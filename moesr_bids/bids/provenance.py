@@ -12,6 +12,7 @@ from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import EMBEDDED_TEMPLATE, Settings
 from moesr_bids.sr.models import EXPERTS
 
+_TEMPLATES_URL = "https://github.com/templateflow/tpl-"  # BIDS asks for a reference where a template is not of its list
 # Facts that become blocks of their own in the ``Moesr`` object, by the step that states them.
 _BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField", "coregister": "Coregistration", "quality": "ImageQuality"}
 _TISSUES = dict(zip(EXPERTS, ("deep white matter", "the cortex", "the grey-white junction"), strict=True))
@@ -76,9 +77,6 @@ def moesr_block(
 
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in ("Warnings", *_MEASURED)}
-
-
-_TEMPLATES_URL = "https://github.com/templateflow/tpl-"  # BIDS asks for a reference where a template is not of its list
 
 
 def sidecars(

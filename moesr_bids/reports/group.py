@@ -84,8 +84,7 @@ def _quality_columns() -> list[Column]:
 
 _STATE = (
     "done; skipped: done by an earlier run with the same settings; failed; waiting: not begun; running: begun and not "
-    "finished; "
-    "missing: recorded as done, but the main output or its sidecar is not there"
+    "finished; missing: recorded as done, but the main output or its sidecar is not there"
 )
 _OUTLIER = (
     f"more than {OUTLIER_SCORE:g} scaled median absolute deviations from the median of the images of its contrast "

@@ -117,16 +117,18 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         if found.sample is None:
             out = inputs.image + inputs.head * (mean + inputs.correction)
         else:
-            image, expected = (inputs.image + part + inputs.correction for part in found.sample[:2])
+            image, expected = (
+                inputs.image + part + inputs.correction for part in (found.sample.residual, found.sample.mean)
+            )
             # That of its flip: the image is the same whatever the number of samples.
-            own_std = _std(found.sample[2], calibration["Temperature"], inputs, problem)
+            own_std = _std(found.sample.log_scale, calibration["Temperature"], inputs, problem)
             how["DetailShare"] = weights.detail_share(problem.contrast)
-            seed = _seed(problem, MOST_SAMPLES)
-            found_detail = with_detail(image, expected, own_std, how["DetailShare"], head=inputs.head, seed=seed)
-            out = torch.lerp(inputs.image, found_detail.image, inputs.head)
+            seed = _seed(problem, MOST_SAMPLES)  # that of no sample
+            detailed = with_detail(image, expected, own_std, how["DetailShare"], head=inputs.head, seed=seed)
+            out = torch.lerp(inputs.image, detailed.image, inputs.head)
             of_head = inputs.head / inputs.head.sum().clamp(min=1)
-            how["DetailGain"] = round(float((found_detail.gain * of_head).sum()), 3)
-            how["DetailNoiseShare"] = round(found_detail.noise_share, 4)
+            how["DetailGain"] = round(float((detailed.gain * of_head).sum()), 3)
+            how["DetailNoiseShare"] = round(detailed.noise_share, 4)
     facts = {
         "Precision": str(fast_dtype(inputs.image.device)).removeprefix("torch."),
         "Sampling": {"Estimate": options.estimate, "Samples": options.drawn, "Flips": averaged, **how},
@@ -159,8 +161,8 @@ class _FlipAverage:
     """What the flips have found, in the orientation of the inputs.
 
     ``total`` and ``square`` are sums over all residuals; scale and differences are means over the flips. ``seen`` is of
-    the first flip, which is none, and serves them all: the context takes longer than the trunk. ``sample`` is the first
-    one, with mean and scale in its flip, where the estimate shall be a sample.
+    the first flip, which is none, and serves them all: the context takes longer than the trunk. ``sample`` is there
+    where the estimate shall be one.
     """
 
     inputs: Inputs
@@ -170,7 +172,7 @@ class _FlipAverage:
     log_scale: torch.Tensor
     seen: _Seen | None = None
     differences: torch.Tensor | None = None
-    sample: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    sample: _First | None = None
     windows: int = 0
     evaluated: int = 0
     possible: int = 0
@@ -203,7 +205,7 @@ class _FlipAverage:
             self.total.add_(residual)
             self.square.addcmul_(residual, residual)
             if number == 0 and problem.sampling.estimate == "sample":
-                self.sample = residual, chain.mean(), chain.trunk.log_scale[0, 0].clone()
+                self.sample = _First(residual, chain.mean(), chain.trunk.log_scale[0, 0].clone())
             progress(0.2 + 0.8 * done / len(numbers))
         self.log_scale.add_(_flipped(chain.trunk.log_scale[0, 0], axes), alpha=1 / self.flips)
         # A sample that is the image was drawn in the first flip.
@@ -230,6 +232,14 @@ class _FlipAverage:
     def _gate(self) -> torch.Tensor:
         assert self.seen is not None
         return self.seen.gate[0]
+
+
+class _First(NamedTuple):
+    """The first sample, and the mean and the scale of its flip."""
+
+    residual: torch.Tensor
+    mean: torch.Tensor
+    log_scale: torch.Tensor
 
 
 class _Seen(NamedTuple):
