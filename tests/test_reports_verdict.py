@@ -32,7 +32,7 @@ def test_nothing_to_ask(tmp_path: Path) -> None:
         ({"Faithfulness": {"ResidualStd": 1.0, "FractionBeyond3": 0.05}}, "0.05 (expected: at most 0.03)"),
         ({"NoisePercent": 12.0}, "12 (expected: at most 8)"),
         ({"BrainMask": {"VolumeML": 780.0}}, "780 (expected: at least 850)"),
-        ({"BrainMask": {"VolumeML": 2000.0}}, "(expected: at most 1900)"),
+        ({"BrainMask": {"VolumeML": 2050.0}}, "(expected: at most 2000)"),
         ({"Registration": {"A": {"Overlap": 0.95}, "B": {"Overlap": 0.71}}}, "0.71 (expected: at least 0.9)"),
         ({"BiasField": {"RangePercent": [-91.0, 20.0]}}, "91 (expected: at most 80)"),
         ({"Uncertainty": {"MedianPercent": 15.05}}, "15.1 (expected: at most 12)"),
