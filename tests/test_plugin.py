@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from nipype.interfaces.utility import Function, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from moesr_bids.interfaces.processes import end_with
 from moesr_bids.workflows.execution import read_plugin
-from moesr_bids.workflows.plugin import RobustMultiProc
+from moesr_bids.workflows.plugin import RobustMultiProc, Workers
 
 
-def die(marker: str, times: int) -> int:
+def die(marker: str, times: int, seconds: float) -> int:
     import os
     import signal
+    import time
     from pathlib import Path
 
     path = Path(marker)
     tries = len(path.read_text()) if path.exists() else 0
     path.write_text("x" * (tries + 1))
+    time.sleep(seconds)
     if tries < times:
         os.kill(os.getpid(), signal.SIGKILL)
     return tries + 1
 
 
 def make_workflow(folder: Path, times: int) -> Workflow:
+    """Put a step that dies beside one that takes longer than both of its tries."""
     workflow = Workflow(name="wf", base_dir=str(folder))
     workflow.config["execution"] = {
         "crashdump_dir": str(folder / "crash"),
@@ -34,13 +45,10 @@ def make_workflow(folder: Path, times: int) -> Workflow:
         "stop_on_first_crash": "false",
         "create_report": "false",
     }
-    killed = Node(Function(function=die, output_names=["tries"]), name="killed")
-    killed.inputs.marker = str(folder / "killed")
-    killed.inputs.times = times
-    innocent = Node(Function(function=die, output_names=["tries"]), name="innocent")
-    innocent.inputs.marker = str(folder / "innocent")
-    innocent.inputs.times = 0
-    workflow.add_nodes([killed, innocent])
+    for name, deaths, seconds in (("killed", times, 0.3), ("innocent", 0, 3.0)):
+        node = Node(Function(function=die, output_names=["tries"]), name=name)
+        node.inputs.trait_set(marker=str(folder / name), times=deaths, seconds=seconds)
+        workflow.add_nodes([node])
     return workflow
 
 
@@ -84,6 +92,7 @@ def test_a_step_whose_worker_died_once_is_run_again(tmp_path: Path) -> None:
     assert ("killed", "end") in seen
     assert ("innocent", "end") in seen
     assert (tmp_path / "killed").read_text() == "xx"
+    assert (tmp_path / "innocent").read_text() == "x", "it lost its worker, or was run again"
 
 
 @pytest.mark.timeout(60)
@@ -91,10 +100,49 @@ def test_a_step_that_always_dies_fails_alone_and_says_why(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError, match="lack of memory"):
         run(make_workflow(tmp_path, times=99))
     assert (tmp_path / "killed").read_text() == "xx"
-    assert (tmp_path / "innocent").read_text() in {"x", "xx"}
+    assert (tmp_path / "innocent").read_text() == "x", "it lost its worker, or was run again"
     crashes = list((tmp_path / "crash").glob("crash-*killed*.txt"))
     assert len(crashes) == 1
     assert "a worker process was killed" in crashes[0].read_text()
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_dies_with_nothing_to_do_costs_no_step() -> None:
+    workers = Workers(str(Path.cwd()))
+    first = workers.submit(os.getpid).result()
+    os.kill(first, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(first)], timeout=10)
+    time.sleep(0.5)  # the pool has noticed
+    assert workers.submit(os.getpid).result() != first
+    workers.shutdown()
+
+
+def _start_sleeping(path: str) -> None:
+    """Start a process that outlasts this one, as a step starts the super-resolution."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(command, preexec_fn=partial(end_with, os.getpid())) as child:
+        Path(path).write_text(f"{os.getpid()} {child.pid}")
+        child.wait()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("victim", ["worker", "run"])
+def test_nothing_outlives_what_was_killed(tmp_path: Path, victim: str) -> None:
+    """What a killed step or run leaves running would write beside the next one, in the same folder."""
+    pids = tmp_path / "pids"
+    code = (
+        "from moesr_bids.workflows.plugin import Workers\n"
+        "from tests.test_plugin import _start_sleeping\n"
+        f"Workers({str(tmp_path)!r}).submit(_start_sleeping, {str(pids)!r}).exception()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1]) as run:
+        while not pids.exists() or len(pids.read_text().split()) < 2:
+            time.sleep(0.05)
+        worker, child = (psutil.Process(int(pid)) for pid in pids.read_text().split())
+        os.kill(worker.pid if victim == "worker" else run.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs([worker, child], timeout=10)
+        assert not alive
+        run.wait(timeout=20)
 
 
 def test_plugin_file(tmp_path: Path) -> None:

@@ -1,14 +1,23 @@
 """Nipype's MultiProc plugin, made to survive the death of a worker process.
 
-When the kernel kills a worker (most often for lack of memory), Nipype 1.11 waits for its result for ever.
+When the kernel kills a worker (most often for lack of memory), Nipype 1.11 waits for its result for ever. Its pool also
+ends all workers with the one that died, so that nobody knows whose step it was: here each worker is a pool of its own.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from traceback import format_exception
 from typing import Any
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
+
+from moesr_bids.interfaces.processes import end_with
 
 MAX_TRIES = 2
 LOST_WORKER = (
@@ -17,25 +26,74 @@ LOST_WORKER = (
 )
 
 
-class RobustMultiProc(MultiProcPlugin):
-    """MultiProc that runs a step again when its worker died, and reports it as failed the second time.
+def _start_worker(folder: str, parent: int) -> None:
+    end_with(parent)
+    process_initializer(folder)
 
-    It also takes the images one after the other. All steps that run at the time lose their worker, the innocent with
-    the guilty: hence the second try.
+
+class Workers(Executor):
+    """Processes that take one task at a time each; the death of one is told to its own task alone.
+
+    Parameters
+    ----------
+    folder : str
+        Folder that they work in.
+    context : str, optional
+        How they are started, in the words of `multiprocessing.get_context`.
+
+    """
+
+    def __init__(self, folder: str, context: str | None = None) -> None:
+        self._make: Callable[[], ProcessPoolExecutor] = lambda: ProcessPoolExecutor(
+            1, mp_context=get_context(context), initializer=_start_worker, initargs=(folder, os.getpid())
+        )
+        self._idle: list[ProcessPoolExecutor] = []
+        self._busy: set[ProcessPoolExecutor] = set()
+        self._lock = threading.Lock()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a function in a worker that is idle, or in a new one; the caller limits how many run at once."""
+        while True:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else self._make()
+            try:
+                future = worker.submit(fn, *args, **kwargs)
+            except BrokenExecutor:  # killed while it had nothing to do
+                continue
+            with self._lock:
+                self._busy.add(worker)
+            future.add_done_callback(partial(self._release, worker))
+            return future
+
+    def _release(self, worker: ProcessPoolExecutor, done: Future[Any]) -> None:
+        with self._lock:
+            self._busy.discard(worker)
+            # A broken pool ends by itself.
+            if not isinstance(done.exception(), BrokenExecutor):
+                self._idle.append(worker)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End all workers."""
+        with self._lock:
+            workers = [*self._idle, *self._busy]
+        for worker in workers:
+            worker.shutdown(wait, cancel_futures=cancel_futures)
+
+
+class RobustMultiProc(MultiProcPlugin):
+    """MultiProc that runs a step again when its own worker died, and reports it as failed the second time.
+
+    It also takes the images one after the other.
     """
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
+        self.pool: Executor = Workers(self._cwd, self.plugin_args.get("mp_context"))
         self._tries: dict[str, int] = {}
         self._nodes: dict[int, Any] = {}
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
-        try:
-            taskid = int(super()._submit_job(node, updatehash))
-        except BrokenExecutor:
-            self._restart_pool()
-            # The failed submission has already counted up the task number.
-            taskid = int(super()._submit_job(node, updatehash))
+        taskid = int(super()._submit_job(node, updatehash))
         self._nodes[taskid] = node
         return taskid
 
@@ -44,13 +102,8 @@ class RobustMultiProc(MultiProcPlugin):
         return sorted(jobids, key=lambda jobid: self.procs[jobid].fullname.rpartition(".")[0])
 
     def _async_callback(self, args: Future) -> None:
-        if not isinstance(args.exception(), BrokenExecutor):
+        if args.exception() is None:
             super()._async_callback(args)
-
-    def _restart_pool(self) -> None:
-        self.pool = ProcessPoolExecutor(
-            max_workers=self.processors, initializer=process_initializer, initargs=(self._cwd,)
-        )
 
     def _get_result(self, taskid: int) -> Any:
         result = super()._get_result(taskid)
@@ -59,16 +112,13 @@ class RobustMultiProc(MultiProcPlugin):
             return result
         error = future.exception()
         if error is None:
-            return None
+            return None  # its callback is about to come
+        if not isinstance(error, BrokenExecutor):
+            return {"result": None, "traceback": format_exception(error), "taskid": taskid}
         node = self._nodes[taskid]
         tries = self._tries[node.fullname] = self._tries.get(node.fullname, 0) + 1
         if tries >= MAX_TRIES:
             return {"result": None, "traceback": [LOST_WORKER], "taskid": taskid}
-        try:
-            retry = self.pool.submit(run_node, node, False, taskid)
-        except BrokenExecutor:
-            self._restart_pool()
-            retry = self.pool.submit(run_node, node, False, taskid)
+        self._task_obj[taskid] = retry = self.pool.submit(run_node, node, False, taskid)
         retry.add_done_callback(self._async_callback)
-        self._task_obj[taskid] = retry
         return None

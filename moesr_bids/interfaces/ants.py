@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,6 +15,7 @@ from nipype.interfaces.base.support import Bunch
 from nipype.utils.filemanip import fname_presuffix
 
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
+from moesr_bids.interfaces.processes import end_with
 from moesr_bids.resources import measured
 
 
@@ -62,7 +64,7 @@ class BrainMask(RecordedInterface):
         from moesr_bids.preproc.align import inverse, write_affine
 
         try:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            with ProcessPoolExecutor(1, get_context("spawn"), end_with, (os.getpid(),)) as pool:
                 task = pool.submit(_extract_brain, self.inputs.in_file, runtime.cwd, self.inputs.random_seed)
                 found, peak_memory_gb = task.result()
         except BrokenExecutor:

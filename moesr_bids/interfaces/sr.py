@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nipype.interfaces.base.support import Bunch
 
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.interfaces.gpus import one_gpu, visible_gpus
+from moesr_bids.interfaces.processes import end_with
 from moesr_bids.sr.models import DEFAULT_MODEL, EXPERT_MAPS
 from moesr_bids.sr.sampling import ESTIMATES
 
@@ -91,7 +93,15 @@ class SuperResolve(RecordedInterface):
             (cwd / "maps").mkdir(exist_ok=True)
             command += ["--maps", str(cwd / "maps")]
         with _environment(gpu=self.inputs.device != "cpu") as environment:
-            done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=environment)
+            done = subprocess.run(
+                command,
+                cwd=cwd,
+                capture_output=True,
+                text=True,
+                check=False,
+                env=environment,
+                preexec_fn=partial(end_with, os.getpid()),  # one system call: nothing in it takes a lock
+            )
         (cwd / "moesr_sr.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode == -signal.SIGKILL:
             raise MemoryError(
