@@ -172,12 +172,62 @@ def test_broken_filter_and_configuration_files_are_refused(
     assert "the suffix of T1w is T1w, not T2w" in refusal([*base, "--bids-filter-file", str(path)], capsys)
     path.write_text('{"anat": {"datatype": "func"}}')
     assert "the datatype of anat is anat, not func" in refusal([*base, "--bids-filter-file", str(path)], capsys)
-    path.write_text('{"bold": {}}')
-    assert "bold is none of" in refusal([*base, "--bids-filter-file", str(path)], capsys)
+    path.write_text('{"T1W1": {}}')
+    assert "T1W1 is none of" in refusal([*base, "--bids-filter-file", str(path)], capsys)
     path.write_text("{")
     assert "not valid JSON" in refusal([*base, "--bids-filter-file", str(path)], capsys)
     path.write_text("no-such-option = 1")
     assert "no-such-option is no option" in refusal([*base, "--config-file", str(path)], capsys)
+
+
+def test_filters_of_other_data_are_left_aside_with_one_line(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in files that were written for fMRIPrep."""
+    path = tmp_path / "filter.json"
+    filters = {
+        "fmap": {"datatype": "fmap"},
+        "bold": {"datatype": "func", "suffix": "bold"},
+        "sbref": {"datatype": "func", "suffix": "sbref"},
+        "flair": {"datatype": "anat", "suffix": "FLAIR"},
+        "t1w": {"datatype": "anat", "suffix": ["T1w"], "acquisition": "*", "reconstruction": None},
+        "roi": {"datatype": "anat", "suffix": "roi"},
+    }
+    path.write_text(json.dumps(filters))
+    settings = parse_settings([str(dataset), str(tmp_path / "out"), "participant", "--bids-filter-file", str(path)])
+    assert settings.bids_filters == {"FLAIR": {}, "T1w": {"acquisition": "*", "reconstruction": None}}
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 1
+    assert f"{path}: filters of other data are left aside: fmap, bold, sbref, roi" in told[0]
+
+
+def test_a_derivative_data_set_is_no_input(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    description = {"Name": "fMRIPrep", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}
+    (dataset / "dataset_description.json").write_text(json.dumps(description))
+    told = refusal([str(dataset), str(tmp_path / "out"), "participant"], capsys)
+    assert f"{dataset} is a derivative data set (fMRIPrep)" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_without_semaphores_is_told_before_anything_is_written(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [str(dataset), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]
+    code = f"import sys\nfrom moesr_bids.cli.main import main\nsys.exit(main({base!r}))\n"
+    mount = "mount -t tmpfs -o ro,size=4k none /dev/shm && exec"
+    if subprocess.run(["unshare", "-m", "sh", "-c", f"{mount} true"], capture_output=True, check=False).returncode:
+        pytest.skip("a read-only /dev/shm needs the right to mount")
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f'{mount} "$0" -c "$1"', sys.executable, code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "/dev/shm, which parallel processes need, cannot be written (Read-only file system); mount it" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "work").exists()
 
 
 def test_underscores_and_prefixes_are_accepted(dataset: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ import attrs
 import pytest
 
 from moesr_bids.bids.collect import RawImage, collect_images
+from moesr_bids.bids.crashes import crash_files, crashes_by_image
 from moesr_bids.bids.outputs import derivative_path, output_paths
 from moesr_bids.bids.provenance import sidecars
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.sidecars import read_metadata, sidecar_files
 from moesr_bids.bids.status import ImageStatus, read_statuses, write_status, write_table
-from moesr_bids.cli.outcomes import forget_what_is_gone
+from moesr_bids.cli.outcomes import forget_what_is_gone, statuses_without_images
 from moesr_bids.config import OutputSpace, Settings
 
 FILES = (
@@ -51,6 +54,60 @@ def test_selection(settings: Settings) -> None:
     assert names(attrs.evolve(settings, session_label=("b",))) == [FILES[4]]
     assert names(attrs.evolve(settings, suffixes=("T2w",))) == [FILES[1]]
     assert names(attrs.evolve(settings, bids_filters={"T1w": {"acquisition": "mprage"}})) == [FILES[1], *FILES[3:5]]
+
+
+def test_a_star_is_any_value_and_null_is_none(settings: Settings) -> None:
+    """As fMRIPrep reads its filter files."""
+    (settings.bids_dir / "sub-01" / "anat" / "sub-01_acq-spgr_T1w.nii.gz").touch()
+    t1w = attrs.evolve(settings, suffixes=("T1w",))
+
+    def selected(value: Any) -> list[str]:
+        return names(attrs.evolve(t1w, bids_filters={"T1w": {"acquisition": value}}))
+
+    assert selected("*") == ["sub-01/anat/sub-01_acq-spgr_T1w.nii.gz", FILES[3]]
+    assert selected(None) == [FILES[0]]
+    assert selected([None, "mprage"]) == [FILES[0], FILES[3]]
+
+
+def test_what_a_mac_leaves_beside_a_file_is_no_anatomy(settings: Settings) -> None:
+    folder = settings.bids_dir / "sub-03" / "anat"
+    folder.mkdir(parents=True)
+    (folder / "._sub-03_T1w.nii.gz").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+    chosen = attrs.evolve(settings, participant_label=("03",))
+    images = collect_images(chosen)
+    assert images == []
+    failed = statuses_without_images(images, chosen)
+    assert [(status.participant_id, status.state, status.reason) for status in failed] == [
+        ("sub-03", "failed", "no T1w, T2w, FLAIR image")
+    ]
+
+
+def crash_file(folder: Path, image: RawImage, name: str, *, seconds_ago: float, reason: str) -> Path:
+    path = folder / f"sub-{image.participant}" / f"crash-20260101-120000-user-{name}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"Node: moesr_wf.sub_01_wf.{image.workflow_name}.conform\nTraceback:\nImageError: {reason}\n")
+    then = time.time() - seconds_ago
+    os.utime(path, (then, then))
+    return path
+
+
+def test_crashes_are_told_from_earlier_ones_by_name_whatever_the_clock_of_the_file_server(settings: Settings) -> None:
+    one = collect_images(settings)[0]
+    logs = settings.output_dir / "logs"
+    crash_file(logs, one, "before", seconds_ago=-3600, reason="of an earlier run")  # a server whose clock is ahead
+    earlier = crash_files(logs, [one])
+    crash_file(logs, one, "new", seconds_ago=0.5, reason="of this run")  # and one whose clock is behind
+    found = crashes_by_image(logs, [one], earlier=earlier)
+    assert found[one].reason == "of this run"
+
+
+def test_the_table_is_made_anew_though_the_last_one_is_of_the_future(tmp_path: Path) -> None:
+    write_status(tmp_path, ImageStatus(participant_id="sub-02", state="failed"))
+    table = write_table(tmp_path)
+    later = time.time() + 5
+    os.utime(table, (later, later))
+    write_status(tmp_path, ImageStatus(participant_id="sub-01", state="failed"))
+    assert "sub-01" in write_table(tmp_path).read_text()
 
 
 def test_only_magnitude_images_are_selected(settings: Settings) -> None:

@@ -19,7 +19,6 @@ def configure_nipype(settings: Settings) -> None:
     config.update_config(
         {
             "execution": {
-                "crashdump_dir": str(settings.output_dir / "logs"),
                 "crashfile_format": "txt",
                 "create_report": "false",
                 # Or a node would be another one, and run again, whenever fewer of its outputs are asked for.

@@ -99,6 +99,11 @@ def participant_labels(settings: Settings) -> list[str]:
     return sorted(path.name.removeprefix("sub-") for path in settings.bids_dir.glob("sub-*") if path.is_dir())
 
 
+def is_nifti(path: Path) -> bool:
+    """Whether a file is an image by its name; hidden ones, such as the resource forks of a Mac (``._...``), are not."""
+    return path.name.endswith(NIFTI_EXTENSIONS) and not path.name.startswith(".")
+
+
 def _layout(settings: Settings) -> Any:
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
@@ -150,7 +155,7 @@ def collect_images(settings: Settings) -> list[RawImage]:
         # PyBIDS answers what the filters ask. Participant, session and folder are judged here: it finds them anywhere
         # in the path, that of the data set included, and reads labels that are not alphanumeric only in part.
         filters = {**settings.bids_filters.get("anat", {}), **settings.bids_filters.get(suffix, {})}
-        for file in layout.get(**{**filters, "suffix": suffix}):
+        for file in layout.get(**{key: _query(value) for key, value in filters.items()}, suffix=suffix):
             path = Path(file.path)
             if _is_selected(path, settings):
                 metadata, warnings = read_metadata(path, settings.bids_dir)
@@ -161,13 +166,22 @@ def collect_images(settings: Settings) -> list[RawImage]:
     return sorted(named, key=lambda image: image.path)
 
 
+def _query(value: Any) -> Any:
+    """Return what PyBIDS calls a value of a filter file: ``"*"`` is any, but there must be one; null is none."""
+    from bids.layout import Query
+
+    if isinstance(value, list):
+        return [_query(one) for one in value]
+    return {"*": Query.REQUIRED, None: Query.NONE}.get(value, value)
+
+
 def _is_selected(path: Path, settings: Settings) -> bool:
     """Whether a file is an image in an ``anat`` folder of a participant and a session that were asked for."""
     folders = path.relative_to(settings.bids_dir).parts[:-1]
     participants = {f"sub-{label}" for label in settings.participant_label}
     sessions = {f"ses-{label}" for label in settings.session_label}
     return (
-        path.name.endswith(NIFTI_EXTENSIONS)
+        is_nifti(path)
         and not any(f"_part-{part}_" in path.name for part in _NOT_MAGNITUDE)
         and folders[-1:] == ("anat",)
         and folders[0].startswith("sub-")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import attrs
@@ -49,7 +49,13 @@ def read_crash(path: Path) -> Crash:
     return Crash(node=node[1] if node else "unknown", reason=reason.strip(), path=path)
 
 
-def crashes_by_image(folder: Path, images: Iterable[RawImage], *, since: float) -> dict[RawImage, Crash]:
+def crash_files(folder: Path, images: Iterable[RawImage]) -> frozenset[Path]:
+    """Return the crash files of the images' participants in the ``logs`` folder; no two have ever the same name."""
+    participants = {image.participant for image in images}
+    return frozenset(path for participant in participants for path in folder.glob(f"sub-{participant}/crash-*.txt"))
+
+
+def crashes_by_image(folder: Path, images: Iterable[RawImage], *, earlier: Collection[Path]) -> dict[RawImage, Crash]:
     """Find the first crash of each image.
 
     Parameters
@@ -58,17 +64,14 @@ def crashes_by_image(folder: Path, images: Iterable[RawImage], *, since: float) 
         The ``logs`` folder, with a folder of crash files per participant.
     images : iterable of RawImage
         Images of the run.
-    since : float
-        Time stamp of the start of the run; older files belong to earlier runs.
+    earlier : collection of pathlib.Path
+        Crash files that were there before the run. Times would not tell: the clock of a file server may be another.
 
     """
     by_workflow = {image.workflow_name: image for image in images}
     found: dict[RawImage, Crash] = {}
-    participants = {image.participant for image in by_workflow.values()}
-    paths = [path for participant in participants for path in folder.glob(f"sub-{participant}/crash-*.txt")]
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
-        if path.stat().st_mtime < since:
-            continue
+    new = crash_files(folder, by_workflow.values()).difference(earlier)
+    for path in sorted(new, key=lambda path: path.stat().st_mtime):
         crash = read_crash(path)
         for part in crash.node.split("."):
             if part in by_workflow:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
+import multiprocessing
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from moesr_bids.bids.dataset import other_dataset
+from moesr_bids.bids.sidecars import read_sidecar
+from moesr_bids.cli.console import say
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADIENT_EXTENSIONS, SUFFIXES, OutputSpace, Settings
 from moesr_bids.sr.sampling import Sampling
 
@@ -20,6 +23,8 @@ class UsageError(Exception):
 
 def read_filters(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
     """Read a BIDS filter file: suffix (or ``anat`` for all) to PyBIDS filters.
+
+    Filters of other data, as those of fMRIPrep hold them, are left aside, and this is said.
 
     Raises
     ------
@@ -37,19 +42,34 @@ def read_filters(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
         raise UsageError(f"BIDS filter file {path} is not valid JSON: {error}") from None
     if not isinstance(filters, dict) or not all(isinstance(value, dict) for value in filters.values()):
         raise UsageError(f'BIDS filter file {path} must look like {{"T1w": {{"acquisition": "mprage"}}}}')
-    allowed = {*SUFFIXES, *(suffix.lower() for suffix in SUFFIXES), "anat"}
-    if unknown := sorted(set(filters) - allowed):
-        raise UsageError(f"BIDS filter file {path}: {unknown[0]} is none of {', '.join(SUFFIXES)}, anat")
-    by_lower = {suffix.lower(): suffix for suffix in SUFFIXES}
-    return {by_lower.get(str(key).lower(), str(key)): _plain_filter(path, key, value) for key, value in filters.items()}
+    own = {"anat": "anat", **{suffix.lower(): suffix for suffix in SUFFIXES}}
+    if others := [name for name in filters if name.lower() not in own]:
+        known = _names_of_data()
+        if unknown := [name for name in others if name.lower() not in known]:
+            raise UsageError(f"BIDS filter file {path}: {unknown[0]} is none of {', '.join(SUFFIXES)}, anat")
+        say(f"{path}: filters of other data are left aside: {', '.join(others)}")
+    return {
+        own[name.lower()]: _plain_filter(path, own[name.lower()], chosen)
+        for name, chosen in filters.items()
+        if name not in others
+    }
+
+
+def _names_of_data() -> set[str]:
+    """Return in small letters how filter files call kinds of data: BIDS suffixes, data types, names of fMRIPrep's."""
+    from bidsschematools.schema import load_schema
+
+    objects = load_schema().objects
+    return {name.lower() for name in (*objects.suffixes, *objects.datatypes, "roi", "petref")}
 
 
 def _plain_filter(path: Path, name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what a filter says of itself, as those of fMRIPrep do; it must be true."""
     of_itself = {"datatype": "anat"} if name == "anat" else {"datatype": "anat", "suffix": name}
     for key, expected in of_itself.items():
-        if key in chosen and str(chosen[key]).lower() != expected.lower():
-            raise UsageError(f"BIDS filter file {path}: the {key} of {name} is {expected}, not {chosen[key]}")
+        told = chosen.get(key, expected)
+        if expected.lower() not in (str(one).lower() for one in (told if isinstance(told, list) else [told])):
+            raise UsageError(f"BIDS filter file {path}: the {key} of {name} is {expected}, not {told}")
     return {key: value for key, value in chosen.items() if key not in ("datatype", "suffix")}
 
 
@@ -103,6 +123,15 @@ def _check_group(settings: Settings) -> None:
     if given := [option for option, value in no_use.items() if value]:
         raise UsageError(
             f"the group level takes all images and has no use for {given[0]}; leave it out, also of --config-file"
+        )
+
+
+def _check_raw(settings: Settings) -> None:
+    description = read_sidecar(settings.bids_dir / "dataset_description.json")
+    if str(description.get("DatasetType")).lower() == "derivative":
+        raise UsageError(
+            f"{settings.bids_dir} is a derivative data set ({description.get('Name') or 'without a name'}): its images "
+            "are no longer as acquired; give the raw data set that it was made from"
         )
 
 
@@ -197,6 +226,17 @@ def _check_writable(settings: Settings) -> None:
             raise UsageError(f"no permission to write to {folder}")
 
 
+def _check_semaphores() -> None:
+    """Refuse a machine on which processes cannot wait for each other: Python's semaphores are files in /dev/shm."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise UsageError(
+            f"/dev/shm, which parallel processes need, cannot be written ({error.strerror}); mount it writable, e.g. "
+            "`--tmpfs /dev/shm` of Docker, or `--bind` of a writable folder to /dev/shm of Apptainer"
+        ) from None
+
+
 def check_settings(settings: Settings) -> None:
     """Refuse settings that cannot work.
 
@@ -211,9 +251,11 @@ def check_settings(settings: Settings) -> None:
         _check_group(settings)
         return
     _check_work_folder(settings)
+    _check_raw(settings)
     _check_participants(settings)
     _check_choices(settings)
     _check_gradients(settings)
     _check_templates(settings)
     if not settings.dry_run:
         _check_writable(settings)
+        _check_semaphores()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moesr_bids.bids.collect import RawImage, participant_labels
+from moesr_bids.bids.collect import RawImage, is_nifti, participant_labels
 from moesr_bids.bids.crashes import Crash
 from moesr_bids.bids.outputs import finished_record
 from moesr_bids.bids.sidecars import read_sidecar
@@ -74,7 +74,7 @@ def statuses_without_images(images: Iterable[RawImage], settings: Settings) -> l
 
 
 def _has_anatomy(folder: Path) -> bool:
-    return any(path for suffix in SUFFIXES for path in folder.glob(f"**/anat/*_{suffix}.nii*"))
+    return any(is_nifti(path) for suffix in SUFFIXES for path in folder.glob(f"**/anat/*_{suffix}.nii*"))
 
 
 def forget_what_is_gone(settings: Settings, images: Iterable[RawImage]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
-from moesr_bids.bids.crashes import Crash, crashes_by_image
+from moesr_bids.bids.crashes import Crash, crash_files, crashes_by_image
 from moesr_bids.bids.dataset import prepare_output_folder, raw_dataset, save_settings
 from moesr_bids.bids.outputs import finished_record, output_paths, sidecar_of
 from moesr_bids.bids.sessions import alone, with_references
@@ -153,9 +153,9 @@ def _run_all(
     crashes: dict[RawImage, Crash] = {}
     useless: set[RawImage] = set()
     while waiting:
-        started = time.time()
+        earlier = crash_files(settings.output_dir / "logs", images)
         error = run_workflow(waiting, settings)
-        found = crashes_by_image(settings.output_dir / "logs", images, since=started)
+        found = crashes_by_image(settings.output_dir / "logs", images, earlier=earlier)
         crashes |= found
         if settings.stop_on_first_crash:
             break
@@ -200,13 +200,14 @@ def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | 
         graph = settings.output_dir / "logs" / "graph.dot"
         workflow.write_hierarchical_dotfile(dotfilename=str(graph), colored=True)
         say(f"wrote {graph}")
-    started, table_s = time.time(), 0.0 if len(images) <= _FEW_IMAGES else 60.0
+    table_s = 0.0 if len(images) <= _FEW_IMAGES else 60.0
+    earlier = crash_files(settings.output_dir / "logs", images)
     try:
         progress = Progress(
             images,
             references=[image.reference for image in images if image.reference],
             began=lambda image: _begin(image, settings, table_s=table_s),
-            ended=lambda image: _settle(image, settings, since=started, table_s=table_s),
+            ended=lambda image: _settle(image, settings, earlier=earlier, table_s=table_s),
         )
         try:
             workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=progress))
@@ -256,9 +257,9 @@ def _begin(image: RawImage, settings: Settings, *, table_s: float) -> None:
     write_table(settings.output_dir, unless_younger_s=table_s)
 
 
-def _settle(image: RawImage, settings: Settings, *, since: float, table_s: float) -> None:
+def _settle(image: RawImage, settings: Settings, *, earlier: Collection[Path], table_s: float) -> None:
     """Write status and report as soon as an image is published or has failed: a long run shows what it has."""
-    crash = crashes_by_image(settings.output_dir / "logs", [image], since=since).get(image)
+    crash = crashes_by_image(settings.output_dir / "logs", [image], earlier=earlier).get(image)
     write_status(settings.output_dir, outcome(image, settings, crash, None))
     write_table(settings.output_dir, unless_younger_s=table_s)
     _write_reports(settings, [image.participant], quiet=True)

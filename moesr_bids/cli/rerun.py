@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -160,20 +159,20 @@ def check(recipe: Recipe, settings: Settings) -> None:
 
 
 def _repeat(recipe: Recipe, settings: Settings) -> Mapping[str, Any]:
-    from moesr_bids.bids.crashes import crashes_by_image
+    from moesr_bids.bids.crashes import crash_files, crashes_by_image
     from moesr_bids.bids.dataset import prepare_output_folder
     from moesr_bids.cli.participant import run_workflow
 
     os.environ.setdefault("NO_ET", "1")
     os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "off")
     prepare_output_folder(settings)
-    started = time.time()
+    earlier = crash_files(settings.output_dir / "logs", [recipe.image])
     error = run_workflow([recipe.image], settings)
     sidecar = settings.output_dir / sidecar_of(output_paths(recipe.image, settings)["moesr"])
     block = read_sidecar(sidecar).get("Moesr")
     if isinstance(block, dict):
         return block
-    crash = crashes_by_image(settings.output_dir / "logs", [recipe.image], since=started).get(recipe.image)
+    crash = crashes_by_image(settings.output_dir / "logs", [recipe.image], earlier=earlier).get(recipe.image)
     reason = f"{crash.step}: {crash.reason}" if crash else str(error)
     raise ValueError(f"{recipe.image.path}: failed at {reason}")
 
