@@ -85,10 +85,19 @@ def one_blas_thread() -> Iterator[None]:
 
 def available_cpus() -> int:
     """Return the number of CPUs this process may use: affinity, SLURM and cgroup limits included."""
-    counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    return max(1, min(count for _, count in cpu_limits()))
+
+
+def cpu_limits() -> list[tuple[str, int]]:
+    """Return what limits the CPUs of this process: its source in words, and the count."""
+    counts = [
+        ("cores of its affinity", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0),
+        ("cores of the machine", os.cpu_count() or 1),
+    ]
     with suppress(KeyError, ValueError):
-        counts.append(int(os.environ["SLURM_CPUS_PER_TASK"]))
-    return max(1, min([*counts, *cpu_quotas(_CGROUPS)]))
+        counts.append(("SLURM_CPUS_PER_TASK", int(os.environ["SLURM_CPUS_PER_TASK"])))
+    counts += [("quota of its control group", count) for count in cpu_quotas(_CGROUPS)]
+    return [(source, count) for source, count in counts if count > 0]
 
 
 def cpu_quotas(root: Path) -> list[int]:
@@ -113,19 +122,25 @@ def cpu_name() -> str:
 
 def available_memory_gb() -> float:
     """Return the memory in GiB this process may use: what is free, SLURM and cgroup limits included."""
+    return min(limit for _, limit in memory_limits())
+
+
+def memory_limits() -> list[tuple[str, float]]:
+    """Return what limits the memory of this process: its source in words, and GiB."""
     import psutil
 
-    limits = [float(psutil.virtual_memory().available), *map(float, _cgroup_limits())]
+    limits = [("free on this machine", float(psutil.virtual_memory().available))]
+    limits += [(f"limit of {file}", float(limit)) for file, limit in _cgroup_limits()]
     with suppress(KeyError, ValueError):
-        limits.append(float(os.environ["SLURM_MEM_PER_NODE"]) * 1024**2)
+        limits.append(("SLURM_MEM_PER_NODE", float(os.environ["SLURM_MEM_PER_NODE"]) * 1024**2))
     with suppress(KeyError, ValueError):
         cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-        limits.append(float(os.environ["SLURM_MEM_PER_CPU"]) * cpus * 1024**2)
+        limits.append(("SLURM_MEM_PER_CPU", float(os.environ["SLURM_MEM_PER_CPU"]) * cpus * 1024**2))
     # SLURM says 0 for no limit.
-    return min(limit for limit in limits if limit > 0) / GIB
+    return [(source, limit / GIB) for source, limit in limits if limit > 0]
 
 
-def _cgroup_limits() -> list[int]:
+def _cgroup_limits() -> list[tuple[Path, int]]:
     """Return the memory limits in bytes of this process's control group and of those above it, versions 1 and 2."""
     root = _CGROUPS
     groups = [root / "memory.max", root / "memory" / "memory.limit_in_bytes"]
@@ -137,7 +152,7 @@ def _cgroup_limits() -> list[int]:
                 group = base / path.lstrip("/")
                 groups += [folder / name for folder in (group, *group.parents) if folder.is_relative_to(base)]
     limits = []
-    for file in groups:
+    for file in dict.fromkeys(groups):
         with suppress(OSError, ValueError):
-            limits.append(int(file.read_text(encoding="ascii")))
+            limits.append((file, int(file.read_text(encoding="ascii"))))
     return limits

@@ -1,6 +1,7 @@
 """The ``moesr`` command: ``sr`` super-resolves an image, ``train`` trains a model, ``models`` lists them.
 
-``segment`` labels the tissues of scans to train on; ``rerun`` repeats an image of the BIDS App from its sidecar.
+``segment`` labels the tissues of scans to train on; ``rerun`` repeats an image of the BIDS App from its sidecar;
+``check`` tells what a machine offers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..errors import ImageError
 from ..sr.models import DEFAULT_MODEL, EXPERT_MAPS, EXPERTS
 from ..sr.runtimes import RUNTIMES
 from ..sr.sampling import ESTIMATES, Sampling
-from . import models, segment, train
+from . import check, models, segment, train
 from .arguments import memory_gb, positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
@@ -121,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_parser(commands)
     segment.add_parser(commands)
     models.add_parser(commands)
+    check.add_parser(commands)
     _add_rerun(commands)
     return parser
 
@@ -160,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             print(f"{command}: {error}", file=sys.stderr)
             return 1
+    if options.command == "check":
+        return check.run(options)
     if options.command == "rerun":
         # Imported here: it reads images and data sets, which --help need not.
         from . import rerun
