@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import re
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +13,7 @@ import pytest
 
 from moesr_bids.errors import ImageError
 from moesr_bids.preproc.header import conform
+from moesr_bids.sr.engine import super_resolve
 
 
 def head(shape: tuple[int, ...] = (40, 44, 30)) -> np.ndarray:
@@ -141,7 +144,6 @@ def nan_inside() -> np.ndarray:
         (np.zeros((40, 44, 30), np.float32), None, "all voxels have the value 0"),
         (np.full((40, 44, 30), np.nan, np.float32), None, "no voxel is a finite number"),
         (nan_inside(), None, "inside the image are NaN"),
-        (np.stack([head()] * 3, axis=-1), None, "a series of 3 volumes"),
         (head()[..., 0], None, "no 3-D image"),
         (head(), np.diag([0.04, 4, 5, 1.0]), "voxel sizes"),
         (head(), np.diag([1.0, 1, 1, 1]), "field of view"),
@@ -183,6 +185,174 @@ def test_an_undefined_unit_is_taken_for_millimetres_and_told(tmp_path: Path, cod
 def test_an_undefined_unit_of_time_hides_no_metres(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="in meters"):
         conform(with_unit_code(tmp_path / "a.nii.gz", 65))
+
+
+def rewritten(path: Path, *, order: str = "<", tail: bytes = b"", **fields: object) -> Path:
+    """Write a good image whose header says what no library would write."""
+    image = nib.load(save(path, head()))
+    header = image.header.as_byteswapped(order)
+    header.set_sform(None, 0)
+    header.set_qform(np.diag([4.0, 4.0, 5.0, 1.0]), 1)
+    header["vox_offset"] = 352
+    for name, value in fields.items():
+        place, _, number = name.partition("__")
+        if number:
+            header[place][int(number)] = value
+        else:
+            header[place] = value
+    voxels = head().astype(np.dtype(np.float32).newbyteorder(order)).tobytes(order="F")
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4) + voxels + tail))
+    return path
+
+
+SFORM = {"sform_code": 1, "srow_x": [4, 0, 0, 0], "srow_y": [0, 4, 0, 0], "srow_z": [0, 0, 5, 0]}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("fields", [{}, {"scl_slope": np.nan, "scl_inter": np.nan}, {"pixdim__0": 0}, SFORM])
+def test_what_other_writers_write_is_read_without_a_word(tmp_path: Path, order: str, fields: dict[str, object]) -> None:
+    conformed = conform(rewritten(tmp_path / "a.nii.gz", order=order, **fields))
+    assert conformed.warnings == ()
+    assert np.array_equal(conformed.image.get_fdata(dtype=np.float32), head())
+    assert np.allclose(conformed.image.affine, np.diag([4.0, 4.0, 5.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"vox_offset": 0}, "begin at byte 0 .vox_offset., and they cannot before 352"),
+        ({"vox_offset": 176}, "begin at byte 176"),
+        ({"vox_offset": 352.5}, "begin at byte 352.5"),
+        ({"vox_offset": np.nan}, "begin at byte nan"),
+        ({"vox_offset": 1e30}, "are missing"),
+        ({"vox_offset": 368}, "16 of .* bytes are missing"),
+        ({"magic": b"ni1"}, "in another file"),
+        ({"magic": b"abc"}, "not a NIfTI image"),
+        ({"pixdim__2": 0}, "voxel sizes of 4, 0, 5 mm in the header .pixdim. are not possible"),
+        ({"pixdim__2": -4}, "voxel sizes of 4, -4, 5 mm"),
+        ({"pixdim__1": np.nan}, "voxel sizes of nan, 4, 5 mm"),
+        ({"pixdim__1": np.inf}, "voxel sizes of inf, 4, 5 mm"),
+        ({"dim__0": 0}, "states 0 dimensions"),
+        ({"dim__0": 9}, "states 9 dimensions"),
+        ({"dim__0": -1}, "states -1 dimensions"),
+        ({"dim__0": 768}, "states 768 dimensions"),
+        ({"dim__0": 2}, "no 3-D image"),
+        ({"dim__1": 0}, "3 dimensions of .0, 44, 30. voxels"),
+        ({"dim__1": -40}, "3 dimensions of .-40, 44, 30. voxels"),
+        ({"dim__3": 15}, "longer than its header says"),
+        ({"dim__3": 31}, "bytes are missing"),
+        ({"dim__0": 4, "dim__4": 0}, "4 dimensions"),
+        ({"dim__0": 4, "dim__4": 3}, "a series of 3 volumes"),
+        ({"datatype": 128, "bitpix": 24}, "voxels are colours"),
+        ({"datatype": 32, "bitpix": 64}, "voxels are complex64"),
+        ({"datatype": 1, "bitpix": 1}, "data type .1. is none that can be read"),
+        ({"datatype": 999}, "data type .999. is none that can be read"),
+        ({"datatype": 4, "bitpix": 32}, "longer than its header says"),
+        ({"scl_slope": np.inf}, "the scale of the voxels, inf and"),
+        ({"scl_slope": 1, "scl_inter": np.nan}, "the scale of the voxels, 1 and nan"),
+        ({"xyzt_units": 1}, "given in meters"),
+        ({"tail": bytes(40 * 44 * 4)}, "longer than its header says, a slice or more"),
+    ],
+)
+def test_a_header_that_would_be_repaired_in_silence_is_refused(
+    tmp_path: Path, fields: dict[str, object], words: str
+) -> None:
+    path = rewritten(tmp_path / "a.nii.gz", **fields)
+    with pytest.raises(ImageError, match=words) as caught:
+        conform(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ImageError):
+        super_resolve(path, resolution=4, model="cubic", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {**SFORM, "pixdim__2": 0},
+            "voxel sizes of 4, 0, 5 mm in the header .* are not those of the sform, 4, 4, 5",
+        ),
+        ({**SFORM, "pixdim__2": 2}, "voxel sizes of 4, 2, 5 mm"),
+        ({**SFORM, "qform_code": 0, "pixdim__3": np.nan}, "voxel sizes of 4, 4, nan mm"),
+        ({"sform_code": 99}, "the sform_code of the header, 99, is undefined; that form was not used"),
+        ({**SFORM, "qform_code": 77}, "the qform_code of the header, 77, is undefined"),
+        ({"pixdim__0": 3}, "the handedness of the qform, 3, is neither 1 nor -1"),
+        ({"intent_code": 1002}, "the header's intent is label .code 1002."),
+        ({"intent_code": 9999}, "the header's intent is undefined .code 9999."),
+        ({"scl_slope": 0, "scl_inter": 5}, "shifts the voxels by 5 without a scale"),
+    ],
+)
+def test_what_is_odd_about_a_header_is_told(tmp_path: Path, fields: dict[str, object], words: str) -> None:
+    path = rewritten(tmp_path / "a.nii.gz", **fields)
+    conformed = conform(path)
+    assert re.search(words, " ".join(conformed.warnings))
+    assert np.array_equal(conformed.image.get_fdata(dtype=np.float32), head())
+    assert np.allclose(conformed.image.affine, np.diag([4.0, 4.0, 5.0, 1.0]))
+    told = super_resolve(path, resolution=4, model="cubic", device="cpu").record["Warnings"]
+    assert re.search(words, " ".join(told))
+
+
+def test_nifti_2_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    nib.Nifti2Image(head(), np.diag([4.0, 4.0, 5.0, 1.0])).to_filename(path)
+    assert np.array_equal(conform(path).image.get_fdata(dtype=np.float32), head())
+
+
+def test_a_changed_byte_in_a_compressed_file_is_found(tmp_path: Path) -> None:
+    """Readers stop at the last voxel, and the checksum comes after it."""
+    path = save(tmp_path / "a.nii.gz", head())
+    whole = bytearray(path.read_bytes())
+    whole[-8] ^= 1  # of the checksum itself: the voxels are right, but who can know
+    path.write_bytes(whole)
+    with pytest.raises(ImageError, match="CRC"):
+        conform(path)
+
+
+def test_a_series_is_refused_from_its_header(tmp_path: Path) -> None:
+    """A file of few bytes may unfold to more than the memory."""
+    path = tmp_path / "a.nii.gz"
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape((96, 96, 60, 100))
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        stream.write(header.binaryblock + bytes(4))
+        for _ in range(100):
+            stream.write(bytes(96 * 96 * 60 * 2))
+    assert path.stat().st_size < 2e6
+    for read in (conform, lambda path: super_resolve(path, resolution=2, model="cubic", device="cpu")):
+        tracemalloc.start()
+        with pytest.raises(ImageError, match=r"100 volumes|3-D image"):
+            read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10e6
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("/annex/objects/MD5E-s5663237--1bd6e6a1f8c4a5c9a0e6a9e1b0f0c0d1.nii.gz\n", "git-annex.* `datalad get`"),
+        ("../../.git/annex/objects/xx/yy/MD5E-s56--1b.nii.gz/MD5E-s56--1b.nii.gz", "git-annex.* `datalad get`"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS.* `git lfs pull`"),
+    ],
+)
+def test_pointers_get_the_sentence_of_a_dangling_link(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "a.nii.gz"
+    path.write_text(text)
+    for read in (conform, super_resolve):
+        with pytest.raises(ImageError, match=f"the file's content was not fetched .a pointer of {words}"):
+            read(path)
+
+
+def test_names_that_hide_the_compression_are_told(tmp_path: Path) -> None:
+    zipped = save(tmp_path / "a.nii.gz", head()).rename(tmp_path / "a.nii")
+    with pytest.raises(ImageError, match=r"rename it to a\.nii\.gz"):
+        conform(zipped)
+    plain = save(tmp_path / "b.nii", head()).rename(tmp_path / "b.nii.gz")
+    with pytest.raises(ImageError, match="not compressed, though its name ends in"):
+        conform(plain)
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

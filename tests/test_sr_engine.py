@@ -168,7 +168,7 @@ def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, image.shape).astype(np.uint8)
     nib.Nifti1Image(noise, image.affine).to_filename(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ImageError, match=r"mask\.nii\.gz: the voxels cannot be read"):
+    with pytest.raises(ImageError, match=r"mask\.nii\.gz: the voxel data is truncated or damaged"):
         super_resolve(image, resolution=1.0, model="cubic", mask=path)
 
 
@@ -238,8 +238,8 @@ def test_help_and_version_are_quick():
     ("arguments", "code", "message"),
     [
         (["missing.nii.gz", "out.nii.gz"], 1, "no such file"),
-        (["text.nii.gz", "out.nii.gz"], 1, "not a readable"),
-        (["cut.nii.gz", "out.nii.gz"], 1, "truncated|not a readable"),
+        (["text.nii.gz", "out.nii.gz"], 1, "not a NIfTI image"),
+        (["cut.nii.gz", "out.nii.gz"], 1, "truncated"),
         (["scan.nii.gz", "out.nii.gz", "--metadata", "text.nii.gz"], 1, "JSON"),
         (["scan.nii.gz", "out.txt"], 2, "ends in"),
         (["scan.nii.gz", "scan.nii.gz"], 2, "may not replace"),

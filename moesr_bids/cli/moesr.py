@@ -299,15 +299,14 @@ def _super_resolve(options: argparse.Namespace) -> int:
 
 def _tell_cost(options: argparse.Namespace, sampling: Sampling, threads: int, limit: float) -> None:
     """Say before it starts what a model that takes its time will take, and of any model that memory may not suffice."""
-    from nibabel import load
-
+    from ..nifti import open_image
     from ..sr.cost import estimate_cost, estimate_memory
     from ..sr.device import choose_device
     from ..sr.grid import Grid
     from ..sr.models import get_model
 
     try:
-        grid = Grid.from_image(load(options.input))
+        grid = Grid.from_image(open_image(options.input)[0])
         target = grid.isotropic(options.resolution)
     except Exception:  # whatever is wrong, the engine says it
         return

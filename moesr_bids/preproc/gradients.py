@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from moesr_bids.errors import ImageError
+from moesr_bids.nifti import open_image, read_voxels
 from moesr_bids.preproc.images import RAS_TO_LPS, from_ants, image_data, like, to_ants, use_threads
 
 if TYPE_CHECKING:
@@ -148,16 +149,13 @@ def load_field(path: Path, patient_position: str = "HFS") -> DisplacementField:
         If the file is none, or for a patient position that is not one of DICOM's.
 
     """
-    try:
-        image = nib.load(path)
-        data = np.asanyarray(image.dataobj, dtype=np.float64)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise ImageError(f"{path}: not a readable displacement field ({error})") from None
-    if data.ndim != 5 or data.shape[3:] != (1, 3):
+    image, _ = open_image(path)
+    if len(image.shape) != 5 or image.shape[3:] != (1, 3):
         raise ImageError(
-            f"{path}: an ITK displacement field has shape (i, j, k, 1, 3), this file has {data.shape}; "
+            f"{path}: an ITK displacement field has shape (i, j, k, 1, 3), this file has {image.shape}; "
             "for Siemens coefficients give the .grad file"
         )
+    data = read_voxels(image, str(path)).astype(np.float64)
     if not np.isfinite(data).all():
         raise ImageError(f"{path}: the displacement field has NaN or infinite values")
     field = DisplacementField(data[:, :, :, 0] * np.diag(RAS_TO_LPS)[:3], image.affine)

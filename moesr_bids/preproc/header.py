@@ -5,27 +5,24 @@ Nothing is resampled: the conformed image has the voxels and the axes of the inp
 
 from __future__ import annotations
 
-import os
-import zlib
+import math
 from pathlib import Path
 
 import attrs
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.affines import voxel_sizes
+from nibabel.spatialimages import SpatialImage
 from scipy import ndimage
 
 from moesr_bids.errors import ImageError
-from moesr_bids.sr.grid import length_unit, xform_code
+from moesr_bids.nifti import largest_shift, open_image, read_voxels, xform_code
 
 VOXEL_SIZE_MM = (0.2, 10.0)
 FIELD_OF_VIEW_MM = (60.0, 600.0)
 MIN_VOXELS = 8
 # Shears above this share of a voxel axis are no rounding: such a header cannot be told apart from a wrong one.
 MAX_SHEAR = 0.05
-AFFINE_TOLERANCE_MM = 0.05
 
 
 @attrs.frozen
@@ -45,46 +42,17 @@ class ConformedImage:
     warnings: tuple[str, ...]
 
 
-def _load(path: Path) -> SpatialImage:
-    if path.is_symlink() and not path.exists():
+def _check_shape(path: Path, shape: tuple[int, ...], warnings: list[str]) -> None:
+    extra = shape[3:]
+    if len(shape) < 3 or min(shape[:3]) < MIN_VOXELS:
+        raise ImageError(f"{path}: shape {shape} is no 3-D image of at least {MIN_VOXELS} voxels per axis")
+    if math.prod(extra) != 1:
         raise ImageError(
-            f"{path}: the file's content was not fetched (a dangling link to {path.readlink()}); "
-            "fetch it first, e.g. with `datalad get`"
-        )
-    if not path.exists():
-        raise ImageError(f"{path}: no such file")
-    if not os.access(path, os.R_OK):
-        raise ImageError(f"{path}: no permission to read it")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path}: the file is empty; copy it again")
-    try:
-        return nib.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as e:
-        raise ImageError(f"{path}: not a NIfTI image ({e}); convert or copy it again") from e
-
-
-def _read_data(path: Path, image: SpatialImage) -> np.ndarray:
-    dtype = image.get_data_dtype()
-    if dtype.fields is not None or np.issubdtype(dtype, np.complexfloating):
-        raise ImageError(f"{path}: voxels are {dtype}, not magnitude values; export a magnitude image")
-    try:
-        return np.asanyarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ImageError(f"{path}: the voxel data is truncated or damaged ({error}); copy the file again") from error
-
-
-def _three_dimensional(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndarray:
-    extra = data.shape[3:]
-    if data.ndim < 3 or min(data.shape[:3]) < MIN_VOXELS:
-        raise ImageError(f"{path}: shape {data.shape} is no 3-D image of at least {MIN_VOXELS} voxels per axis")
-    if extra and np.prod(extra) != 1:
-        raise ImageError(
-            f"{path}: a series of {int(np.prod(extra))} volumes, where one 3-D image is expected; "
+            f"{path}: a series of {math.prod(extra)} volumes, where one 3-D image is expected; "
             "choose or average the volumes first"
         )
     if extra:
-        warnings.append(f"stored as {data.ndim}-D with one volume; the extra axis was dropped")
-    return data.reshape(data.shape[:3])
+        warnings.append(f"stored as {len(shape)}-D with one volume; the extra axis was dropped")
 
 
 def _finite(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndarray:
@@ -114,12 +82,6 @@ def _check_contrast(path: Path, data: np.ndarray, warnings: list[str]) -> None:
         warnings.append(f"negative values down to {low:.4g}, unusual for a magnitude image; kept as they are")
 
 
-def _largest_shift(shape: tuple[int, ...], difference: np.ndarray) -> float:
-    """Return by how many mm the farthest corner of an image moves, from the difference of two affines."""
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1)
-    return float(np.linalg.norm(apply_affine(difference, corners), axis=1).max())
-
-
 def _orthonormal(path: Path, shape: tuple[int, ...], affine: np.ndarray, warnings: list[str]) -> np.ndarray:
     """Return the nearest affine without shear and with the same centre: ITK directions are orthonormal."""
     zooms = voxel_sizes(affine)
@@ -134,7 +96,7 @@ def _orthonormal(path: Path, shape: tuple[int, ...], affine: np.ndarray, warning
     conformed = affine.copy()
     conformed[:3, :3] = nearest * zooms
     conformed[:3, 3] += (affine - conformed)[:3, :3] @ ((np.array(shape[:3]) - 1) / 2)
-    moved = _largest_shift(shape, conformed - affine)
+    moved = largest_shift(shape, conformed - affine)
     warnings.append(
         f"the affine held a shear of {shear:.4f} of a voxel axis; the nearest rotation was taken, which leaves the "
         f"centre of the field of view where it is and moves its farthest corner by {moved:.1f} mm"
@@ -142,33 +104,10 @@ def _orthonormal(path: Path, shape: tuple[int, ...], affine: np.ndarray, warning
     return conformed
 
 
-def _qform(image: nib.Nifti1Image, warnings: list[str]) -> tuple[np.ndarray | None, int]:
-    """Return the qform and its code; none where its quaternion is no rotation, as of some converters."""
-    try:
-        return image.get_qform(coded=True)
-    except (ValueError, HeaderDataError) as error:
-        warnings.append(f"the qform is no rotation ({error}); the sform was taken")
-        return None, 0
-
-
 def _affine(path: Path, image: SpatialImage, warnings: list[str]) -> np.ndarray:
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         raise ImageError(f"{path}: the affine cannot be inverted; convert the image again")
-    if isinstance(image, nib.Nifti1Image):
-        sform, scode = image.get_sform(coded=True)
-        qform, qcode = _qform(image, warnings)
-        if not scode and not qcode:
-            warnings.append("neither sform nor qform is set: left and right, and the position, are not known for sure")
-        elif scode and qcode:
-            apart = _largest_shift(image.shape, sform - qform)
-            if apart > AFFINE_TOLERANCE_MM:
-                warnings.append(f"sform and qform differ by up to {apart:.2f} mm; the sform was taken")
-        unit = length_unit(image)
-        if unit in {"meter", "micron"}:
-            raise ImageError(f"{path}: voxel sizes are given in {unit}s; convert it to mm")
-        if unit == "undefined":
-            warnings.append(f"the unit code {image.header['xyzt_units']} of the header is undefined; taken for mm")
     return _orthonormal(path, image.shape, affine, warnings)
 
 
@@ -208,12 +147,15 @@ def conform(path: Path) -> ConformedImage:
         If the file cannot be read or cannot be a head: one sentence with what to do.
 
     """
-    warnings: list[str] = []
-    source = _load(path)
-    data = _finite(path, _three_dimensional(path, _read_data(path, source), warnings), warnings)
-    _check_contrast(path, data, warnings)
+    source, notes = open_image(path)
+    warnings = list(notes)
+    shape = source.shape
+    _check_shape(path, shape, warnings)
     affine = _affine(path, source, warnings)
-    _check_geometry(path, data.shape, affine, warnings)
+    _check_geometry(path, shape[:3], affine, warnings)
+    # Only now: what a file of few bytes unfolds to may be more than the memory.
+    data = _finite(path, read_voxels(source, str(path)).reshape(shape[:3]), warnings)
+    _check_contrast(path, data, warnings)
     image = nib.Nifti1Image(data, affine)
     code = xform_code(source)
     image.set_sform(affine, code)

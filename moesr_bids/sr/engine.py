@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import ImageError
+from ..nifti import length_unit, open_image, read_voxels, xform_code
 from ..resources import available_memory_gb, measured
 from .cost import window_voxels
 from .device import choose_device, device_name, full_memory_told
-from .grid import Grid, length_unit, xform_code
+from .grid import Grid
 from .models import DEFAULT_MODEL, get_model, refuse_unused
 from .models.base import Model, Problem, Progress
 from .noise import estimate_noise, foreground
@@ -152,7 +152,7 @@ def super_resolve(
     with measured() as total, _thread_limit(threads), full_memory_told(_WAY_OUT):
         stages: list[dict[str, Any]] = []
         with _stage("prepare", stages):
-            source, name = _load(image)
+            source, name, notes = _load(image)
             data = _checked_data(source, name)
             grid = Grid.from_image(source)
             inside = foreground(data) if mask is None else _checked_mask(mask, source, name)
@@ -214,7 +214,7 @@ def super_resolve(
             "NoisePercent": 100 * sigma / scale,
             "Lambda": lam,
             "Faithfulness": faithfulness,
-            "Warnings": _warnings(grid, target, profile, faithfulness, with_mask=mask is not None),
+            "Warnings": [*notes, *_warnings(grid, target, profile, faithfulness, with_mask=mask is not None)],
         }
         output = volume.mul_(scale).cpu().numpy()
         facts |= _uncertainty_facts(reconstruction.std, operator, inside)
@@ -290,22 +290,12 @@ def _rms(values: NDArray[np.floating]) -> float:
     return float(np.sqrt(np.mean(np.square(values), dtype=np.float64)))
 
 
-def _load(image: SpatialImage | str | Path) -> tuple[SpatialImage, str]:
+def _load(image: SpatialImage | str | Path) -> tuple[SpatialImage, str, tuple[str, ...]]:
+    """Return an image, what messages call it, and what is odd about its header."""
     if isinstance(image, SpatialImage):
-        return image, image.get_filename() or "image"
-    try:
-        return nib.load(image), str(image)
-    except FileNotFoundError:
-        raise ImageError(f"{image}: no such file; check the path") from None
-    except (
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-    ) as error:
-        raise ImageError(f"{image}: not a readable NIfTI image ({error}); convert or fetch it again") from error
+        return image, image.get_filename() or "image", ()
+    opened, notes = open_image(Path(image))
+    return opened, str(image), notes
 
 
 def _checked_data(image: SpatialImage, name: str) -> NDArray[np.float32]:
@@ -316,11 +306,9 @@ def _checked_data(image: SpatialImage, name: str) -> NDArray[np.float32]:
     directions = image.affine[:3, :3] / nib.affines.voxel_sizes(image.affine)
     if np.abs(directions.T @ directions - np.eye(3)).max() > _LARGEST_SHEAR:
         raise ImageError(f"{name}: the axes of the affine are not at right angles; convert the image again")
-    if length_unit(image) in ("meter", "micron"):
+    if isinstance(image, nib.Nifti1Image) and length_unit(image.header) in ("meter", "micron"):
         raise ImageError(f"{name}: voxel sizes are not in mm; convert the image again")
-    if np.issubdtype(image.get_data_dtype(), np.complexfloating):
-        raise ImageError(f"{name}: the voxels are complex numbers; export a magnitude image")
-    data = _voxels(image, name)
+    data = read_voxels(image, name)
     if not np.isfinite(data).all():
         count = int(np.count_nonzero(~np.isfinite(data)))
         raise ImageError(f"{name}: {count} voxels are NaN or infinite; replace them first")
@@ -329,17 +317,10 @@ def _checked_data(image: SpatialImage, name: str) -> NDArray[np.float32]:
     return data
 
 
-def _voxels(image: SpatialImage, name: str) -> NDArray[np.float32]:
-    try:
-        return np.array(np.asanyarray(image.dataobj), dtype=np.float32, order="C")
-    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
-        raise ImageError(f"{name}: the voxels cannot be read ({error}); the file may be truncated") from error
-
-
 def _load_on_grid(
     value: SpatialImage | str | Path, image: SpatialImage, name: str, what: str
 ) -> tuple[SpatialImage, str]:
-    source, own_name = _load(value)
+    source, own_name, _ = _load(value)
     if source.shape != image.shape or not np.allclose(source.affine, image.affine, atol=1e-2):
         raise ImageError(f"{own_name}: the {what} is not on the grid of {name}; resample it onto the image")
     return source, own_name
@@ -347,7 +328,7 @@ def _load_on_grid(
 
 def _checked_mask(mask: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.bool_]:
     source, mask_name = _load_on_grid(mask, image, name, "mask")
-    inside = _voxels(source, mask_name) > 0.5
+    inside = read_voxels(source, mask_name) > 0.5
     if np.count_nonzero(inside) < 100:
         raise ImageError(f"{mask_name}: the mask has fewer than 100 voxels; check the brain extraction")
     return inside
@@ -355,7 +336,7 @@ def _checked_mask(mask: SpatialImage | str | Path, image: SpatialImage, name: st
 
 def _checked_map(value: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.float32]:
     source, map_name = _load_on_grid(value, image, name, "map")
-    data = _voxels(source, map_name)
+    data = read_voxels(source, map_name)
     if not np.isfinite(data).all():
         raise ImageError(f"{map_name}: the map has voxels that are NaN or infinite; replace them first")
     return data

@@ -94,21 +94,3 @@ class Grid:
         affine[:3, :3] = self.affine[:3, :3] / np.array(self.zooms) * resolution
         affine[:3, 3] = self.centre - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
         return Grid(shape, affine)
-
-
-def xform_code(image: nib.spatialimages.SpatialImage) -> int:
-    """Return the NIfTI code of what an affine refers to; 2 (aligned) and not 1 (scanner) where nobody says."""
-    if not isinstance(image, nib.Nifti1Image):
-        return 1
-    return int(image.header["sform_code"]) or int(image.header["qform_code"]) or 2
-
-
-def length_unit(image: nib.spatialimages.SpatialImage) -> str:
-    """Return ``mm``, ``meter``, ``micron``, ``unknown``, or ``undefined`` where the header has a code that is none."""
-    if not isinstance(image, nib.Nifti1Image):
-        return "mm"
-    try:
-        return str(image.header.get_xyzt_units()[0])
-    except KeyError:
-        # What is undefined may be the unit of time alone, in the upper bits.
-        return {1: "meter", 3: "micron"}.get(int(image.header["xyzt_units"]) % 8, "undefined")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..errors import ImageError
+from ..nifti import open_image, read_voxels
 from ..sr.noise import foreground
 from ..sr.operator import apply_axes, axis_matrix
 from ..sr.psf import AxisPSF
@@ -231,13 +232,11 @@ def read_3d(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     ImageError
         If it cannot be read, has more than one volume, or voxels that are not finite.
     """
-    try:
-        image = nib.load(path)
-        data = np.squeeze(image.get_fdata(dtype=np.float32))
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise ImageError(f"{path}: not a readable NIfTI image ({error}); leave it out or fetch it again") from error
-    if data.ndim != 3:
-        raise ImageError(f"{path}: a 3-D image is needed, this one has shape {data.shape}; extract one volume")
+    image, _ = open_image(path)
+    shape = tuple(n for n in image.shape if n > 1)
+    if len(shape) != 3:
+        raise ImageError(f"{path}: a 3-D image is needed, this one has shape {image.shape}; extract one volume")
+    data = read_voxels(image, str(path)).reshape(shape)
     if not np.isfinite(data).all():
         raise ImageError(f"{path}: has voxels that are NaN or infinite; replace them first")
     return data, image.affine
