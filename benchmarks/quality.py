@@ -238,7 +238,7 @@ def compare(
             record["Seconds"],
             **facts,
             noise_ratio=record["NoiseStd"] / sigma if sigma else float("nan"),
-            residual_ratio=record["Faithfulness"]["ResidualStd"],
+            residual_ratio=record["DataConsistency"]["ResidualStd"],
         )
     for method, folder in external.items():
         path = folder / truth.name(case)

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import nibabel as nb
 import numpy as np
 import numpy.typing as npt
+
+from moesr_bids.bids.record import Record, SRRecord, record_of
+from moesr_bids.bids.schema import json_key
 
 
 def quality(**changes: float | None) -> dict[str, float | None]:
@@ -18,9 +22,21 @@ def quality(**changes: float | None) -> dict[str, float | None]:
     return {**values, **widths, "inu_range": 0.31, "inu_med": 1.02, **changes}
 
 
+def brain_mask(**changes: Any) -> dict[str, Any]:
+    """Return what the mask step records."""
+    facts = {"Method": "affine registration", "SkullStripped": False, "VolumeML": 1432.7, "Dice": 0.962, "Attempts": 1}
+    return {**facts, **changes}
+
+
+def registration(dice: float) -> dict[str, Any]:
+    """Return what a registration records."""
+    return {"Template": "MNI152NLin2009aSym", "Transform": "SyN", "Dice": dice, "MutualInformation": 0.6}
+
+
 def moesr(**changes: Any) -> dict[str, Any]:
     """Return the ``Moesr`` block of a finished image."""
     block: dict[str, Any] = {
+        "SchemaVersion": 1,
         "Version": "0.1.0",
         "Model": "classical",
         "WeightsSHA256": "n/a",
@@ -33,6 +49,7 @@ def moesr(**changes: Any) -> dict[str, Any]:
             {"Kind": "kspace", "FWHM": 1.0},
             {"Kind": "gaussian", "FWHM": 5.0},
         ],
+        "PSFReason": "slices of 5 mm",
         "InputZooms": [1.0, 1.0, 5.0],
         "InputShape": [200, 240, 36],
         "OutputZooms": [0.7, 0.7, 0.7],
@@ -40,9 +57,12 @@ def moesr(**changes: Any) -> dict[str, Any]:
         "NoiseStd": 12.5,
         "NoisePercent": 2.13,
         "Lambda": 0.01,
-        "Faithfulness": {"ResidualStd": 1.04, "FractionBeyond3": 0.0031},
+        "DataConsistency": {"ResidualStd": 1.04, "FractionBeyond3": 0.0031},
+        "Software": {"nibabel": "5.3"},
+        "GradientNonlinearity": {"Action": "none", "Reason": "no --gradient-coefficients were given"},
+        "SessionReference": {},
         "Warnings": ["sform and qform differ by 0.3 mm: the sform is used"],
-        "BrainMask": {"Method": "affine registration", "VolumeML": 1432.7, "Overlap": 0.962, "Attempts": 1},
+        "BrainMask": brain_mask(),
         "BiasField": {"RangePercent": [-12.5, 14.0]},
         "ImageQuality": {
             "Definitions": "MRIQC 24.0",
@@ -50,7 +70,7 @@ def moesr(**changes: Any) -> dict[str, Any]:
             "Output": quality(fwhm_avg=6.5),
             "EffectiveResolutionMM": {"Input": [1.0, 1.1, 5.0], "Output": [0.7, 0.7, None]},
         },
-        "Registration": {"MNI152NLin2009aSym": {"Overlap": 0.957}},
+        "Registration": {"MNI152NLin2009aSym": registration(0.957)},
         "Steps": [
             {"Step": "conform", "Seconds": 1.2, "PeakMemoryGB": 0.4},
             {"Step": "brain_mask", "Seconds": 41.0, "PeakMemoryGB": 1.4},
@@ -60,11 +80,24 @@ def moesr(**changes: Any) -> dict[str, Any]:
         "Stages": [{"Stage": "reconstruction", "Seconds": 80.1, "PeakMemoryGB": 3.9}],
         "Seconds": 160.0,
         "PeakMemoryGB": 3.9,
+        "Settings": {"resolution": 0.7},
         "SettingsHash": "0" * 64,
         "InputSHA256": "1" * 64,
+        "OutputSHA256": "2" * 64,
         "Outputs": [],
     }
     return {**block, **changes}
+
+
+def record(**changes: Any) -> Record:
+    """Return the record of a finished image."""
+    return record_of({"Moesr": moesr(**changes)}, "sidecar")
+
+
+def sr_record() -> dict[str, Any]:
+    """Return what ``moesr sr`` recorded of a scan with voxels of 1 mm."""
+    facts = moesr(PSF=[{"Kind": "kspace", "FWHM": 1.0}] * 3)
+    return {key: value for key, value in facts.items() if key in {json_key(f.name) for f in attrs.fields(SRRecord)}}
 
 
 def add_finished(out_dir: Path, key: str, **changes: Any) -> Path:
@@ -89,11 +122,7 @@ def add_status(out_dir: Path, key: str, **content: Any) -> None:
         "session_id": "n/a",
         "image": f"{key.split('_', 1)[0]}/anat/{key}.nii.gz",
         "state": "running",
-        "step": "n/a",
-        "reason": "n/a",
-        "seconds": None,
-        "peak_memory_gb": None,
-        "crash_file": "n/a",
+        "schema_version": 1,
     }
     (folder / f"{key}.json").write_text(json.dumps({**status, **content}), encoding="utf-8")
 

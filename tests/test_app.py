@@ -97,7 +97,7 @@ def test_sidecar_tells_the_truth(phantom: Path, finished: Path, participant: str
     # The phantom's noise is 2 percent of its brightest tissue.
     assert block["NoisePercent"] == pytest.approx(2.0, rel=0.25)
     # Below 1 it explains some of the noise too; above, it would depart from the scan.
-    assert 0.6 < block["Faithfulness"]["ResidualStd"] < 1.2
+    assert 0.6 < block["DataConsistency"]["ResidualStd"] < 1.2
     assert block["Outputs"] == [
         name
         for name in expected_outputs("phantom")
@@ -185,7 +185,7 @@ def test_other_settings_are_planned_not_skipped(phantom: Path, finished: Path) -
         ({"WeightsSHA256": "0" * 64}, "weights of model student: SHA-256"),
         ({"Version": "0.0.1"}, "made by moesr-bids 0.0.1, this is"),
         ({"SettingsHash": "0" * 16}, "its metadata or the gradient coefficients have changed since"),
-        ({"OutputSHA256": None}, "does not tell OutputSHA256"),
+        ({"OutputSHA256": None}, "required field missing @ $.output_sha256"),
     ],
 )
 def test_rerun_refuses_what_has_changed(

@@ -20,6 +20,7 @@ from moesr_bids.bids.sidecars import read_metadata, sidecar_files
 from moesr_bids.bids.status import ImageStatus, read_statuses, write_status, write_table
 from moesr_bids.cli.outcomes import forget_what_is_gone, statuses_without_images
 from moesr_bids.config import OutputSpace, Settings
+from tests.reports_data import record
 
 FILES = (
     "sub-01/anat/sub-01_T1w.nii.gz",
@@ -293,6 +294,6 @@ def test_a_template_that_bids_does_not_list_is_referred_to(settings: Settings) -
     listed, other = OutputSpace("MNI152NLin2009aSym"), OutputSpace("OASIS30ANTs")
     chosen = attrs.evolve(settings, output_spaces=(listed, other))
     image = collect_images(chosen)[0]
-    contents = sidecars(image, chosen, output_paths(image, chosen), {}, skull_stripped=False)
+    contents = sidecars(image, chosen, output_paths(image, chosen), record())
     assert "SpatialReference" not in contents[f"space-{listed}"]
     assert contents[f"space-{other}"]["SpatialReference"] == "https://github.com/templateflow/tpl-OASIS30ANTs"

@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from PIL import Image
 
+from moesr_bids.bids.record import AxisProfile
 from moesr_bids.interfaces.reportlets import ImageReportlets
 from moesr_bids.preproc.images import resample_to
 from moesr_bids.reports.departures import APART_MM, PLACES, largest_places, plot_departures
@@ -27,9 +28,9 @@ from moesr_bids.reports.residual import plot_residual
 from moesr_bids.reports.slider import plot_registration, plot_slider
 from moesr_bids.reports.spectrum import axis_spectrum, effective_resolution, measured_up_to, plot_spectrum
 from moesr_bids.reports.zooms import plot_zooms
-from tests.reports_data import save, write_volumes
+from tests.reports_data import save, sr_record, write_volumes
 
-PSF_1_MM = [{"Kind": "kspace", "FWHM": 1.0}] * 3
+PSF_1_MM = (AxisProfile(kind="kspace", fwhm=1.0),) * 3
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +334,7 @@ def test_spectrum_of_a_wave_lies_at_its_frequency_and_keeps_its_power() -> None:
 def test_what_was_measured_ends_where_the_scan_was_zero_filled(tmp_path: Path) -> None:
     turned = np.array([[0, 0, 0.5, 0], [-0.5, 0, 0, 0], [0, 4, 0, 0], [0, 0, 0, 1.0]])  # posterior, superior, right
     nb.Nifti1Image(np.ones((4, 4, 4), np.uint8), turned).to_filename(tmp_path / "scan.nii.gz")
-    psf = [{"Kind": "kspace", "FWHM": 1.0}, {"Kind": "gaussian", "FWHM": 5.0}, {"Kind": "kspace", "FWHM": 0.5}]
+    psf = [AxisProfile(kind=kind, fwhm=width) for kind, width in (("kspace", 1.0), ("gaussian", 5.0), ("kspace", 0.5))]
     # Right has the third axis, anterior the first, and the slices, which are thicker than their distance, superior.
     assert measured_up_to(tmp_path / "scan.nii.gz", psf) == pytest.approx((1.0, 0.5, 0.125))
 
@@ -349,7 +350,7 @@ def test_interface_draws_what_its_inputs_allow(
         mask_file=str(volumes["mask"]),
         bias_file=str(volumes["field"]),
         sr_file=str(volumes["sr"]),
-        sr_record={"PSF": PSF_1_MM, "Faithfulness": {"NoiseAloneStd": 1.0}},
+        sr_record=sr_record(),
         uncertainty_file=str(volumes["sr"]),
         residual_file=str(volumes["residual"]),
         warped_file=str(volumes["sr"]),

@@ -10,7 +10,7 @@ import pytest
 
 from moesr_bids.reports.group import build_group
 from moesr_bids.reports.individual import build_participant_report
-from tests.reports_data import add_failed, add_finished, add_status
+from tests.reports_data import add_failed, add_finished, add_status, moesr
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -38,7 +38,7 @@ def test_tables_hold_every_image_once(tmp_path: Path) -> None:
     ]
     assert rows[1]["noise_percent"] == "3.5"
     assert rows[1]["session_id"] == "ses-b"
-    assert rows[0]["registration_overlap"] == "0.957"
+    assert rows[0]["registration_dice"] == "0.957"
     assert rows[2]["reason"] == "first line of the <reason>"
     assert rows[2]["noise_percent"] == "n/a"
     html = (tmp_path / "group.html").read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def test_columns_are_those_of_the_data_dictionary(tmp_path: Path) -> None:
 
 def test_quality_metrics_have_a_column_per_side(tmp_path: Path) -> None:
     add_finished(tmp_path, "sub-01_T1w")
-    add_finished(tmp_path, "sub-02_T1w", ImageQuality={"Input": {"cnr": 3.25}})
+    add_finished(tmp_path, "sub-02_T1w", ImageQuality={**moesr()["ImageQuality"], "Input": {"cnr": 3.25}, "Output": {}})
     build_group(tmp_path)
     first, second = rows_of(tmp_path / "group_T1w.tsv")
     assert (first["input_fwhm_avg"], first["output_fwhm_avg"], first["input_fber"]) == ("2.6", "6.5", "n/a")
@@ -91,13 +91,14 @@ def test_quality_metrics_have_a_column_per_side(tmp_path: Path) -> None:
 
 def test_broken_sidecar_does_not_stop_the_table(tmp_path: Path) -> None:
     add_finished(tmp_path, "sub-01_T1w").write_text("[1]", encoding="utf-8")
-    add_finished(tmp_path, "sub-02_T1w", InputZooms=None, Registration=["odd"], BiasField={"RangePercent": [1]})
+    add_finished(tmp_path, "sub-02_T1w", Registration={})
+    add_finished(tmp_path, "sub-03_T1w", InputZooms="n/a")
     build_group(tmp_path)
     rows = rows_of(tmp_path / "group_T1w.tsv")
-    assert [row["state"] for row in rows] == ["missing", "done"]
-    assert rows[0]["n_warnings"] == "1"
-    assert rows[1]["input_zoom_i"] == "n/a"
-    assert rows[1]["bias_min_percent"] == "1"
+    assert [row["state"] for row in rows] == ["missing", "done", "missing"]
+    assert [row["n_warnings"] for row in rows] == ["1", "1", "1"]
+    assert [row["registration_dice"] for row in rows] == ["n/a"] * 3
+    assert [row["input_zoom_i"] for row in rows] == ["n/a", "1", "n/a"]
 
 
 def test_empty_folder_writes_nothing(tmp_path: Path) -> None:

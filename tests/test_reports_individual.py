@@ -15,7 +15,7 @@ from moesr_bids.reports.derivatives import find_images, image_key
 from moesr_bids.reports.fragments import methods_html, summary_rows, times_html
 from moesr_bids.reports.individual import build_participant_report, figure_name
 from moesr_bids.reports.values import number
-from tests.reports_data import add_failed, add_finished, add_status, moesr
+from tests.reports_data import add_failed, add_finished, add_status, brain_mask, record
 
 CRASH = """Node: moesr_wf.sub_01_wf.conform
 Traceback (most recent call last):
@@ -160,10 +160,17 @@ def test_crash_file_that_no_image_names(tmp_path: Path) -> None:
     assert "only the last 100000 characters" in html
 
 
-def test_moved_output_folder_still_finds_the_crash_file(tmp_path: Path) -> None:
-    crash = add_failed(tmp_path, "sub-01_T1w", CRASH)
-    add_status(tmp_path, "sub-01_T1w", state="failed", crash_file=f"/gone/logs/sub-01/{crash.name}")
-    assert "EOFError: Compressed file" in report(tmp_path, "01")[0]
+def test_a_crash_file_outside_of_the_output_folder_is_not_shown(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("not to be shown", encoding="utf-8")
+    out = tmp_path / "out"
+    for crash_file in (str(secret), "../secret.txt", "logs/link/secret.txt"):
+        add_status(out, "sub-01_T1w", state="failed", crash_file=crash_file)
+        (out / "logs" / "link").unlink(missing_ok=True)
+        (out / "logs" / "link").symlink_to(tmp_path)
+        html, _ = report(out, "01")
+        assert "not to be shown" not in html
+        assert "out of the folder" in html or "leaves its folder" in html
 
 
 def test_two_sessions_with_acquisitions_and_runs(tmp_path: Path) -> None:
@@ -174,7 +181,7 @@ def test_two_sessions_with_acquisitions_and_runs(tmp_path: Path) -> None:
         "sub-01_ses-pre_acq-mprage_run-02_T1w",
     ]
     for number_, key in enumerate(keys):
-        add_finished(tmp_path, key, NoisePercent=1.11 * (number_ + 1), BrainMask={"VolumeML": 1400 + number_})
+        add_finished(tmp_path, key, NoisePercent=1.11 * (number_ + 1), BrainMask=brain_mask(VolumeML=1400 + number_))
         add_figures(tmp_path, key)
     add_finished(tmp_path, "sub-010_T1w", Warnings=["of another participant"])
     html, page = report(tmp_path, "01")
@@ -207,10 +214,29 @@ def test_missing_and_unreadable_outputs_are_told(tmp_path: Path) -> None:
     assert html.count("the main output is missing") >= 2
 
 
-def test_sidecar_without_facts_is_shown_as_not_available(tmp_path: Path) -> None:
-    add_finished(tmp_path, "sub-01_T1w", Faithfulness=None, BrainMask={}, Registration={}, PSF=None, Steps=None)
+def test_facts_that_a_model_does_not_state_are_shown_as_not_available(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w", BrainMask=brain_mask(Dice=None), Registration={}, Steps=[])
     html, _ = report(tmp_path, "01")
-    assert "root mean square n/a" in html
+    assert "Dice coefficient with the template n/a" in html
+    assert "this model states none" in html
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"NoiseStd": "12.5"}, "noise_std"),
+        ({"InputZooms": [1.0, 1.0]}, "input_zooms"),
+        ({"BrainMask": {}}, "brain_mask"),
+        ({"Outputs": ["../../etc/passwd"]}, "leaves its folder"),
+        ({"SchemaVersion": 0}, "schema version 0"),
+    ],
+)
+def test_a_damaged_record_counts_as_missing_and_is_told(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    add_finished(tmp_path, "sub-01_T1w", **changes)
+    html, _ = report(tmp_path, "01")
+    (found,) = find_images(tmp_path, "sub-01")
+    assert found.state == "missing"
+    assert words in html
 
 
 def test_report_is_made_again_over_an_old_one(tmp_path: Path) -> None:
@@ -236,7 +262,7 @@ def test_output_folder_with_odd_characters(tmp_path: Path) -> None:
 
 
 def test_bars_are_in_proportion_to_time() -> None:
-    html = times_html(moesr(Steps=[{"Step": "a", "Seconds": 10.0}, {"Step": "b", "Seconds": 40.0}], Stages=[]))
+    html = times_html(record(Steps=[{"Step": "a", "Seconds": 10.0}, {"Step": "b", "Seconds": 40.0}], Stages=[]))
     assert [float(width) for width in re.findall(r"width: ([\d.]+)%", html)] == [25.0, 100.0]
 
 
@@ -261,8 +287,8 @@ def test_rounding_keeps_three_digits(value: float) -> None:
 
 
 def test_finest_detail_of_both_sides_is_told() -> None:
-    assert "input 1 × 1.1 × 5 mm, output 0.7 × 0.7 × n/a mm" in str(summary_rows(moesr()))
-    assert "input n/a mm, output n/a mm" in str(summary_rows({}))
+    assert "input 1 × 1.1 × 5 mm, output 0.7 × 0.7 × n/a mm" in str(summary_rows(record()))
+    assert "input n/a mm, output n/a mm" in str(summary_rows(record(ImageQuality=None)))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from moesr_bids.reports.derivatives import find_images
 from moesr_bids.reports.group import build_group
 from moesr_bids.reports.individual import build_participant_report
 from moesr_bids.reports.verdict import RULES, reasons, verdict
-from tests.reports_data import add_finished, add_status
+from tests.reports_data import add_finished, add_status, brain_mask, registration
 
 KEY = "sub-01_T1w"
 
@@ -28,12 +28,12 @@ def test_nothing_to_ask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"Faithfulness": {"ResidualStd": 1.52, "FractionBeyond3": 0.01}}, "1.52 (expected: at most 1.3)"),
-        ({"Faithfulness": {"ResidualStd": 1.0, "FractionBeyond3": 0.05}}, "0.05 (expected: at most 0.03)"),
+        ({"DataConsistency": {"ResidualStd": 1.52, "FractionBeyond3": 0.01}}, "1.52 (expected: at most 1.3)"),
+        ({"DataConsistency": {"ResidualStd": 1.0, "FractionBeyond3": 0.05}}, "0.05 (expected: at most 0.03)"),
         ({"NoisePercent": 12.0}, "12 (expected: at most 8)"),
-        ({"BrainMask": {"VolumeML": 780.0}}, "780 (expected: at least 850)"),
-        ({"BrainMask": {"VolumeML": 2050.0}}, "(expected: at most 2000)"),
-        ({"Registration": {"A": {"Overlap": 0.95}, "B": {"Overlap": 0.71}}}, "0.71 (expected: at least 0.9)"),
+        ({"BrainMask": brain_mask(VolumeML=780.0)}, "780 (expected: at least 850)"),
+        ({"BrainMask": brain_mask(VolumeML=2050.0)}, "(expected: at most 2000)"),
+        ({"Registration": {"A": registration(0.95), "B": registration(0.71)}}, "0.71 (expected: at least 0.9)"),
         ({"BiasField": {"RangePercent": [-91.0, 20.0]}}, "91 (expected: at most 80)"),
         ({"Uncertainty": {"MedianPercent": 15.05}}, "15.1 (expected: at most 12)"),
         ({"InputZooms": [0.5, 0.5, 7.0]}, "10 (expected: at most 9)"),
@@ -47,10 +47,11 @@ def test_each_rule_asks_for_a_look(tmp_path: Path, changes: dict[str, Any], word
     assert words in reason
 
 
-def test_figures_that_are_missing_or_odd_are_not_judged(tmp_path: Path) -> None:
-    odd: dict[str, Any] = {"Faithfulness": None, "Registration": [], "BiasField": {"RangePercent": [None, 3]}}
-    add_finished(tmp_path, KEY, **odd, InputZooms="n/a", NoisePercent="n/a", BrainMask={})
+def test_figures_that_are_missing_are_not_judged(tmp_path: Path) -> None:
+    add_finished(tmp_path, KEY, Registration={}, ImageQuality=None)
     (record,) = find_images(tmp_path)
+    assert record.moesr is not None
+    assert record.moesr.uncertainty is None
     assert verdict(record) == "ok"
 
 

@@ -19,7 +19,8 @@ from scipy.spatial.transform import Rotation
 
 from benchmarks.phantom import Acquisition, acquire, make_truth
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.bids.outputs import reference_block, settings_hash
+from moesr_bids.bids.outputs import session_reference, settings_hash
+from moesr_bids.bids.schema import unstructured
 from moesr_bids.bids.sessions import alone as by_itself
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.cli.rerun import read_recipe
@@ -205,7 +206,7 @@ def test_a_reference_that_was_killed_and_is_finished_now_serves(session: Path, f
     alone = attrs.evolve(recipe.image, reference=None, instead_of=recipe.image.reference)
     (out / f"{ANAT}_desc-residual_T1w.nii.gz").unlink()  # the reference is not finished
     content = json.loads(sidecar.read_text())
-    content["Moesr"]["SessionReference"] = reference_block(alone, settings)
+    content["Moesr"]["SessionReference"] = unstructured(session_reference(alone, settings))
     content["Moesr"]["SettingsHash"] = settings_hash(alone, settings, content["Moesr"]["InputSHA256"])
     sidecar.write_text(json.dumps(content))
     assert "sub-01_FLAIR: complete" in run_app(session / "bids", out, *OPTIONS, "--dry-run").stdout

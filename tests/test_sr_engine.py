@@ -42,7 +42,7 @@ RECORD_KEYS = {
     "NoiseStd",
     "NoisePercent",
     "Lambda",
-    "Faithfulness",
+    "DataConsistency",
     "Warnings",
     "Stages",
     "Seconds",
@@ -86,7 +86,7 @@ def test_engine_on_thick_slices():
     assert set(result.record) == RECORD_KEYS
     assert result.record["PSF"][2] == {"Kind": "gaussian", "FWHM": 3.0}
     assert result.record["NoiseStd"] == pytest.approx(12, rel=0.3)
-    assert 0.8 <= result.record["Faithfulness"]["ResidualStd"] <= 1.2
+    assert 0.8 <= result.record["DataConsistency"]["ResidualStd"] <= 1.2
     assert [s["Stage"] for s in result.record["Stages"]] == ["prepare", "reconstruct", "project"]
     assert ("project", 1.0) in told
 
@@ -107,11 +107,11 @@ def test_engine_is_deterministic_and_scales_with_the_image():
 def test_detail_beyond_the_output_grid_is_told_apart():
     image = _image((0.5, 0.5, 3.0))
     result = super_resolve(image, resolution=1.0, threads=1)
-    facts = result.record["Faithfulness"]
+    facts = result.record["DataConsistency"]
     assert 0.8 <= facts["ResidualStd"] <= 1.2
     assert facts["BeyondGridStd"] > 0.5  # three quarters of the noise, and the finest edges
     assert "finer than the output" in result.record["Warnings"][0]
-    assert super_resolve(_image(), resolution=1.0, threads=1).record["Faithfulness"]["BeyondGridStd"] == 0
+    assert super_resolve(_image(), resolution=1.0, threads=1).record["DataConsistency"]["BeyondGridStd"] == 0
 
 
 def test_cubic_is_a_plain_baseline_and_mask_is_used(tmp_path: Path):

@@ -329,7 +329,7 @@ def test_sharp_input_is_left_alone(model: str) -> None:
     change = out[inside] - scan.get_fdata()[inside]
     assert np.sqrt(np.mean(change**2)) < 1.2 * sigma
     assert psnr(truth, out, inside) > psnr(truth, scan.get_fdata(), inside)
-    assert result.record["Faithfulness"]["ResidualStd"] <= 1.05
+    assert result.record["DataConsistency"]["ResidualStd"] <= 1.05
 
 
 @pytest.mark.parametrize("name", ["kspace2", "slices4k"])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.gradients import plan_gradunwarp
-from moesr_bids.bids.sidecars import read_metadata, read_sidecar
+from moesr_bids.bids.record import Record, SessionReference, read_record
+from moesr_bids.bids.schema import RecordError, inner_path, inside
+from moesr_bids.bids.sidecars import read_metadata
 from moesr_bids.config import Settings
 from moesr_bids.digests import sha256
 from moesr_bids.sr.models import EXPERTS, weights_sha256
+
+_LOG = logging.getLogger(__name__)
 
 # Order of entities in file names by the BIDS schema; raw entities not listed here come before all of these.
 _LATE_ENTITIES = ("space", "split", "recording", "chunk", "seg", "res", "den", "label", "desc", "from", "to", "mode")
@@ -136,61 +139,70 @@ def _digest(reference: RawImage | None, settings: Settings) -> list[str | None] 
     return [voxels, plan.action, plan.patient_position, str(plan.slice_axis), coefficients, str(strength)]
 
 
-def reference_block(image: RawImage, settings: Settings) -> dict[str, Any]:
-    """Return what the ``Moesr`` object tells of the reference of the session, and of a better one that was no use."""
+def session_reference(image: RawImage, settings: Settings) -> SessionReference:
+    """Return what the record tells of the reference of the session, and of a better one that was no use."""
     used, better = image.reference, image.instead_of
-    block: dict[str, Any] = {"Used": used.relative if used else None}
+    told = SessionReference()
     if used is not None:
-        block["UsedSHA256"] = sha256(used.path)
-    if better is not None:
-        block |= {"InsteadOf": better.relative, "InsteadOfDigest": _digest(better, settings)}
-        block["InsteadOfFinished"] = finished_record(better, settings) is not None
-        block["Reason"] = image.instead_reason
-    return block
+        told = SessionReference(used=inner_path(used.relative), used_sha256=sha256(used.path))
+    if better is None:
+        return told
+    return attrs.evolve(
+        told,
+        instead_of=inner_path(better.relative),
+        instead_of_digest=_digest(better, settings),
+        instead_of_finished=finished_record(better, settings) is not None,
+        reason=image.instead_reason,
+    )
 
 
-def _as_it_was_made(image: RawImage, record: Mapping[str, Any], settings: Settings) -> RawImage:
+def _as_it_was_made(image: RawImage, told: SessionReference, settings: Settings) -> RawImage:
     """Return the image with the reference that its outputs were made with, if the better one was no use and still is.
 
     Without this an image beside a broken one would be made anew by every run. One that was killed then, and is finished
     now, is of use.
     """
-    told = record.get("SessionReference") or {}
     planned = image.reference
-    if planned is None or told.get("InsteadOf") != planned.relative:
+    if planned is None or told.instead_of != planned.relative:
         return image
-    if told.get("InsteadOfDigest") != _digest(planned, settings):
+    if told.instead_of_digest != _digest(planned, settings):
         return image
-    if not told.get("InsteadOfFinished", True) and finished_record(planned, settings) is not None:
+    if told.instead_of_finished is False and finished_record(planned, settings) is not None:
         return image
-    if told.get("Used") is None:
+    if told.used is None:
         return attrs.evolve(image, reference=None, instead_of=planned)
-    path = image.root / str(told["Used"])
+    path = image.root / told.used
     used = RawImage(path=path, root=image.root, metadata=read_metadata(path, image.root)[0])
     return attrs.evolve(image, reference=used, instead_of=planned)
 
 
-def finished_record(image: RawImage, settings: Settings) -> Mapping[str, Any] | None:
-    """Return the ``Moesr`` block of an image whose outputs are all there and made with the same settings.
+def finished_record(image: RawImage, settings: Settings) -> Record | None:
+    """Return the record of an image whose outputs are all there and made with the same settings.
 
     The sidecar of the main output is written last, so its presence says that the others were whole.
 
     Returns
     -------
-    Mapping or None
+    Record or None
         None when the image has to be processed.
 
     """
     sidecar = settings.output_dir / sidecar_of(output_paths(image, settings)["moesr"])
-    record = read_sidecar(sidecar).get("Moesr")
-    if not isinstance(record, dict):
-        return None
-    outputs = record.get("Outputs") or []
-    if not outputs or not all((settings.output_dir / path).is_file() for path in outputs):
+    if not sidecar.exists():
         return None
     try:
-        current = settings_hash(_as_it_was_made(image, record, settings), settings, sha256(image.path))
+        record = read_record(sidecar)
+        files = [inside(settings.output_dir, path) for path in record.outputs]
+    except RecordError as error:
+        _LOG.warning("%s; the image counts as not done", error)
+        return None
+    if not files or not all(file.is_file() for file in files):
+        return None
+    try:
+        current = settings_hash(
+            _as_it_was_made(image, record.session_reference, settings), settings, sha256(image.path)
+        )
     except OSError:
         # An input that is gone or cannot be read any more: the header check says so.
         return None
-    return record if record.get("SettingsHash") == current else None
+    return record if record.settings_hash == current else None

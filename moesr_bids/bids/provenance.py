@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from moesr_bids import __version__
 from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.record import Record, SessionReference
+from moesr_bids.bids.schema import SCHEMA_VERSION, make, unstructured
 from moesr_bids.config import EMBEDDED_TEMPLATE, Settings
 from moesr_bids.sr.models import EXPERTS
 
@@ -21,18 +22,18 @@ _SOFTWARE = ("antspyx", "gradunwarp", "monai", "nibabel", "nipype", "niworkflows
 _MEASURED = ("Seconds", "PeakMemoryGB")
 
 
-def moesr_block(
+def make_record(
     settings: Settings,
     steps: Sequence[tuple[str, Mapping[str, Any]]],
     *,
     gradients: Mapping[str, Any],
-    reference: Mapping[str, Any],
+    reference: SessionReference,
     settings_hash: str,
     input_sha256: str,
     output_sha256: str,
     outputs: Sequence[str],
-) -> dict[str, Any]:
-    """Return the ``Moesr`` object of the main sidecar.
+) -> Record:
+    """Return the record of an image.
 
     Parameters
     ----------
@@ -42,7 +43,7 @@ def moesr_block(
         Name of each step and the record it returned, in order. Registrations are named ``register:<template>``.
     gradients : Mapping
         What was decided about gradient nonlinearity: stated also where nothing was done.
-    reference : Mapping
+    reference : SessionReference
         Which image of the session this one was aligned to.
     settings_hash, input_sha256 : str
         Digests that tell whether the outputs are still what a new run would make.
@@ -51,28 +52,33 @@ def moesr_block(
     outputs : sequence of str
         Paths of all outputs of the image below the output root.
 
+    Raises
+    ------
+    RecordError
+        If a step states what `moesr_bids.bids.record` does not know.
+
     """
     records = dict(steps)
     warnings = [warning for _, record in steps for warning in record.get("Warnings", [])]
-    software = {"Python": platform.python_version(), **{name: version(name) for name in _SOFTWARE}}
-    block: dict[str, Any] = {"Version": __version__, "Software": software}
-    block |= {key: value for key, value in records["super_resolve"].items() if key not in ("Warnings", *_MEASURED)}
-    block["RandomSeed"] = settings.random_seed
-    block["GradientNonlinearity"] = _facts(records.get("gradunwarp", gradients))
+    facts = dict(_facts(records["super_resolve"]))
+    facts["SchemaVersion"] = SCHEMA_VERSION
+    facts["Software"] = {"Python": platform.python_version(), **{name: version(name) for name in _SOFTWARE}}
+    facts["RandomSeed"] = settings.random_seed
+    facts["GradientNonlinearity"] = _facts(records.get("gradunwarp", gradients))
     for step, name in _BLOCKS.items():
         if step in records:
-            block[name] = _facts(records[step])
-    block["SessionReference"] = dict(reference)
-    block["Registration"] = {
+            facts[name] = _facts(records[step])
+    facts["SessionReference"] = unstructured(reference)
+    facts["Registration"] = {
         step.partition(":")[2]: _facts(record) for step, record in steps if step.startswith("register:")
     }
-    block["Warnings"] = [*warnings, *([reference["Reason"]] if reference.get("Reason") else [])]
-    block["Steps"] = [{"Step": step, **{key: record.get(key) for key in _MEASURED}} for step, record in steps]
-    block["Seconds"] = round(sum(float(record.get("Seconds") or 0) for _, record in steps), 1)
-    block["PeakMemoryGB"] = max((float(record.get("PeakMemoryGB") or 0) for _, record in steps), default=0.0)
-    block |= {"Settings": settings.recorded(), "SettingsHash": settings_hash}
-    block |= {"InputSHA256": input_sha256, "OutputSHA256": output_sha256, "Outputs": list(outputs)}
-    return block
+    facts["Warnings"] = [*warnings, *([reference.reason] if reference.reason else [])]
+    facts["Steps"] = [{"Step": step, **{key: record.get(key) for key in _MEASURED}} for step, record in steps]
+    facts["Seconds"] = round(sum(float(record.get("Seconds") or 0) for _, record in steps), 1)
+    facts["PeakMemoryGB"] = max((float(record.get("PeakMemoryGB") or 0) for _, record in steps), default=0.0)
+    facts |= {"Settings": settings.recorded(), "SettingsHash": settings_hash}
+    facts |= {"InputSHA256": input_sha256, "OutputSHA256": output_sha256, "Outputs": list(outputs)}
+    return make(Record, facts)
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sidecars(
-    image: RawImage, settings: Settings, paths: Mapping[str, str], block: Mapping[str, Any], *, skull_stripped: bool
+    image: RawImage, settings: Settings, paths: Mapping[str, str], record: Record
 ) -> dict[str, dict[str, Any]]:
     """Return the JSON content for each derivative.
 
@@ -92,10 +98,8 @@ def sidecars(
         Settings of the run.
     paths : Mapping
         Output key to path below the output root; see `moesr_bids.bids.outputs.output_paths`.
-    block : Mapping
+    record : Record
         The ``Moesr`` object.
-    skull_stripped : bool
-        Whether the input came without skull.
 
     Returns
     -------
@@ -103,6 +107,7 @@ def sidecars(
         Output key to sidecar content.
 
     """
+    skull_stripped = record.brain_mask.skull_stripped
     raw = f"bids:raw:{image.relative}"
     preproc = f"bids::{paths['preproc']}"
     unwarped = "jacobian" in paths
@@ -111,13 +116,13 @@ def sidecars(
     own_grid = "orig" if "space-" not in paths["mask"] else f"bids::{paths['moesr']}"
     contents: dict[str, dict[str, Any]] = {
         "moesr": {
-            "Description": f"Image on the target grid by model {settings.model}; Moesr.Faithfulness says how well "
+            "Description": f"Image on the target grid by model {settings.model}; Moesr.DataConsistency says how well "
             "it agrees with the acquired image",
             "Sources": [raw, preproc],
             "SkullStripped": skull_stripped,
             "SpatialReference": "orig",
             "Resolution": grid,
-            "Moesr": dict(block),
+            "Moesr": unstructured(record),
         },
         "uncertainty": {
             "Description": "Standard deviation of the error of the super-resolved image, in its units, as the model "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import re
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ import attrs
 
 from moesr_bids.atomic import write_text
 from moesr_bids.bids.dataset import data_dictionary
+from moesr_bids.bids.schema import PLAIN, SCHEMA_VERSION, InnerPath, RecordError, read_object, structured
 
 COLUMNS = {
     "participant_id": "Participant",
@@ -27,7 +29,9 @@ COLUMNS = {
     "seconds": "Processing time, sum over the steps, in seconds",
     "peak_memory_gb": "Largest peak memory of a step, in GiB",
 }
-STATES = ("waiting", "running", "done", "skipped", "failed")
+NO_PATH = InnerPath("n/a")
+_STATES = ("waiting", "running", "done", "skipped", "failed")
+_LOG = logging.getLogger(__name__)
 
 
 @attrs.frozen(kw_only=True)
@@ -41,7 +45,7 @@ class ImageStatus:
     image : str
         Path of the raw image below its data set, or ``n/a``.
     state : str
-        One of `STATES`.
+        ``waiting``, ``running``, ``done``, ``skipped`` or ``failed``.
     step : str
         Step that failed, or the last one finished.
     reason : str
@@ -55,13 +59,14 @@ class ImageStatus:
 
     participant_id: str
     session_id: str = "n/a"
-    image: str = "n/a"
-    state: str = "waiting"
+    image: InnerPath = NO_PATH
+    state: str = attrs.field(default="waiting", validator=attrs.validators.in_(_STATES))
     step: str = "n/a"
     reason: str = "n/a"
     seconds: float | None = None
     peak_memory_gb: float | None = None
-    crash_file: str = "n/a"
+    crash_file: InnerPath = NO_PATH
+    schema_version: int = attrs.field(default=SCHEMA_VERSION, validator=attrs.validators.in_((SCHEMA_VERSION,)))
 
     @property
     def key(self) -> str:
@@ -88,16 +93,26 @@ def write_status(output_dir: Path, status: ImageStatus) -> None:
     write_text(folder / f"{status.key}.json", json.dumps(attrs.asdict(status), indent=2) + "\n")
 
 
+def read_status(path: Path) -> ImageStatus:
+    """Read a status file.
+
+    Raises
+    ------
+    RecordError
+        If it cannot be read, or is damaged.
+
+    """
+    return structured(ImageStatus, read_object(path), str(path), PLAIN)
+
+
 def read_statuses(output_dir: Path) -> list[ImageStatus]:
-    """Read all status files, sorted by name; files that cannot be read are left out."""
-    known = {field.name for field in attrs.fields(ImageStatus)}
+    """Read all status files, sorted by name; those that cannot be read are left out, with a warning in the log."""
     statuses = []
     for path in sorted((output_dir / "logs" / "status").glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        statuses.append(ImageStatus(**{key: value for key, value in content.items() if key in known}))
+            statuses.append(read_status(path))
+        except RecordError as error:
+            _LOG.warning("%s; the image counts as not done", error)
     return statuses
 
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from moesr_bids.bids.collect import RawImage, is_nifti, participant_labels
 from moesr_bids.bids.crashes import Crash
 from moesr_bids.bids.outputs import finished_record
-from moesr_bids.bids.sidecars import read_sidecar
-from moesr_bids.bids.status import ImageStatus
+from moesr_bids.bids.record import Record
+from moesr_bids.bids.schema import RecordError, inner_path
+from moesr_bids.bids.status import NO_PATH, ImageStatus, read_status
 from moesr_bids.config import SUFFIXES, Settings
 
 
 def image_status(image: RawImage, **fields: Any) -> ImageStatus:
     """Return a status with the names of an image filled in."""
     session = f"ses-{image.session}" if image.session else "n/a"
-    return ImageStatus(participant_id=f"sub-{image.participant}", session_id=session, image=image.relative, **fields)
+    return ImageStatus(
+        participant_id=f"sub-{image.participant}", session_id=session, image=inner_path(image.relative), **fields
+    )
 
 
-def skipped_status(image: RawImage, record: Mapping[str, Any]) -> ImageStatus:
+def skipped_status(image: RawImage, record: Record) -> ImageStatus:
     """Return the status of an image whose outputs were complete before the run."""
     return image_status(image, state="skipped", step="publish", reason="outputs were complete", **_measured(record))
 
@@ -43,7 +46,7 @@ def outcome(image: RawImage, settings: Settings, crash: Crash | None, error: Exc
     """
     if crash is not None:
         file = crash.path.relative_to(settings.output_dir).as_posix()
-        return image_status(image, state="failed", step=crash.step, reason=crash.reason, crash_file=file)
+        return image_status(image, state="failed", step=crash.step, reason=crash.reason, crash_file=inner_path(file))
     record = finished_record(image, settings)
     if record is not None:
         return image_status(image, state="done", step="publish", **_measured(record))
@@ -84,11 +87,19 @@ def forget_what_is_gone(settings: Settings, images: Iterable[RawImage]) -> None:
         participant = path.stem.split("_", 1)[0]
         if participant not in participants:
             continue
-        image = read_sidecar(path).get("image", "n/a")
-        # A dangling link is still there: what it lacks is told of it.
-        if path.stem == participant or (image != "n/a" and not os.path.lexists(settings.bids_dir / image)):
+        if path.stem == participant or _is_gone(path, settings.bids_dir):
             path.unlink(missing_ok=True)
 
 
-def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"seconds": record.get("Seconds"), "peak_memory_gb": record.get("PeakMemoryGB")}
+def _is_gone(status: Path, bids_dir: Path) -> bool:
+    """Whether the image of a status file is there no more; one that cannot be read tells of no image."""
+    try:
+        image = read_status(status).image
+    except RecordError:
+        return True
+    # A dangling link is still there: what it lacks is told of it.
+    return image != NO_PATH and not os.path.lexists(bids_dir / image)
+
+
+def _measured(record: Record) -> dict[str, Any]:
+    return {"seconds": record.seconds, "peak_memory_gb": record.peak_memory_gb}

@@ -7,9 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 import attrs
@@ -18,6 +16,8 @@ from moesr_bids import __version__
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.dataset import other_dataset
 from moesr_bids.bids.outputs import output_paths, settings_hash, sidecar_of
+from moesr_bids.bids.record import Record, read_record, record_of
+from moesr_bids.bids.schema import inner_path, json_key, read_object
 from moesr_bids.bids.sidecars import read_metadata, read_sidecar
 from moesr_bids.cli.ending import ended_with_its_children
 from moesr_bids.config import Settings
@@ -27,9 +27,9 @@ from moesr_bids.sr.models import weights_sha256
 _RAW = "bids:raw:"
 _UNLIMITED_GB = 1024.0  # of a run whose sidecar tells no limit of its memory
 # Where these differ, equal voxels are not promised.
-_MACHINE = ("Device", "Precision", "Threads", "Runtime", "Windows")
+_MACHINE = ("device", "precision", "threads", "runtime", "windows")
 # What the steps before the model found, in their order: the first that differs is where the two runs part.
-_FINDINGS = ("GradientNonlinearity", "BrainMask", "BiasField", "NoiseStd", "Faithfulness")
+_FINDINGS = ("gradient_nonlinearity", "brain_mask", "bias_field", "noise_std", "data_consistency")
 
 
 @attrs.frozen
@@ -40,20 +40,20 @@ class Recipe:
     ----------
     image : RawImage
         The input, with the reference that it had.
-    block : Mapping
+    record : Record
         The ``Moesr`` object.
 
     """
 
     image: RawImage
-    block: Mapping[str, Any]
+    record: Record
 
     def settings(self, output_dir: Path, work_dir: Path) -> Settings:
         """Return the settings of the run that repeats it."""
-        device = "cuda" if str(self.block.get("Device", "")).startswith("cuda") else "cpu"
-        threads = self.block["Settings"].get("omp-nthreads", 1)
+        device = "cuda" if self.record.device.startswith("cuda") else "cpu"
+        threads = self.record.settings.get("omp-nthreads", 1)
         return Settings.from_recorded(
-            self.block["Settings"],
+            self.record.settings,
             bids_dir=self.image.root,
             output_dir=output_dir,
             work_dir=work_dir,
@@ -61,7 +61,7 @@ class Recipe:
             participant_label=(self.image.participant,),
             device=device,
             nprocs=threads,
-            mem_gb=self.block.get("MemoryLimitGB", _UNLIMITED_GB),
+            mem_gb=self.record.memory_limit_gb or _UNLIMITED_GB,
         )
 
 
@@ -74,18 +74,22 @@ def run(options: argparse.Namespace) -> int:
         check(recipe, settings)
         _refuse_old_outputs(recipe, settings)
         with ended_with_its_children():  # before the folder goes that they write to
-            block = _repeat(recipe, settings)
-    if block["OutputSHA256"] == recipe.block["OutputSHA256"]:
-        print(f"the same: SHA-256 {block['OutputSHA256']}")
+            again = _repeat(recipe, settings)
+    return _compare(again, recipe.record)
+
+
+def _compare(again: Record, before: Record) -> int:
+    """Tell whether two records are of the same image, and what differs first; return the exit code."""
+    if again.output_sha256 == before.output_sha256:
+        print(f"the same: SHA-256 {again.output_sha256}")
         return 0
-    print(f"not the same: SHA-256 {block['OutputSHA256']}, recorded {recipe.block['OutputSHA256']}")
-    others = [name for name in _MACHINE if block.get(name) != recipe.block.get(name)]
+    print(f"not the same: SHA-256 {again.output_sha256}, recorded {before.output_sha256}")
+    others = [name for name in _MACHINE if getattr(again, name) != getattr(before, name)]
     for name in others:
-        print(f"{name} was {recipe.block.get(name)}, is {block.get(name)}")
-    if parted := [name for name in _FINDINGS if block.get(name) != recipe.block.get(name)]:
-        print(
-            f"the first result that differs is {parted[0]}: {recipe.block.get(parted[0])}, now {block.get(parted[0])}"
-        )
+        print(f"{json_key(name)} was {getattr(before, name)}, is {getattr(again, name)}")
+    if parted := [name for name in _FINDINGS if getattr(again, name) != getattr(before, name)]:
+        name = parted[0]
+        print(f"the first result that differs is {json_key(name)}: {getattr(before, name)}, now {getattr(again, name)}")
     if not others:
         print("device, precision, threads and windows are those recorded: another processor or other library versions")
     return 1
@@ -107,24 +111,20 @@ def read_recipe(sidecar: Path, bids_dir: Path | None) -> Recipe:
         If the sidecar is not of a main output, or the input is not found.
 
     """
-    content = read_sidecar(sidecar)
-    block = content.get("Moesr")
-    if not isinstance(block, dict):
-        raise ValueError(f"{sidecar}: not the sidecar of a super-resolved image (..._desc-moesr_....json)")
-    if missing := [name for name in ("Settings", "InputSHA256", "OutputSHA256", "SettingsHash") if name not in block]:
-        raise ValueError(f"{sidecar}: does not tell {missing[0]}; it was made by a version that cannot be repeated")
+    content = read_object(sidecar)
+    record = record_of(content, str(sidecar))
     source = next((str(text) for text in content.get("Sources", []) if str(text).startswith(_RAW)), None)
     if source is None:
         raise ValueError(f"{sidecar}: no source {_RAW}... is recorded")
     root = bids_dir.absolute() if bids_dir else _raw_root(sidecar)
     image = _raw_image(root, source.removeprefix(_RAW))
-    reference = block.get("SessionReference") or {}
-    if reference.get("Used"):
-        image = attrs.evolve(image, reference=_raw_image(root, str(reference["Used"])))
-    if reference.get("InsteadOf"):
-        better = RawImage(path=root / str(reference["InsteadOf"]), root=root)
-        image = attrs.evolve(image, instead_of=better, instead_reason=str(reference.get("Reason", "")))
-    return Recipe(image, block)
+    reference = record.session_reference
+    if reference.used:
+        image = attrs.evolve(image, reference=_raw_image(root, reference.used))
+    if reference.instead_of:
+        better = RawImage(path=root / reference.instead_of, root=root)
+        image = attrs.evolve(image, instead_of=better, instead_reason=reference.reason or "")
+    return Recipe(image, record)
 
 
 def check(recipe: Recipe, settings: Settings) -> None:
@@ -136,29 +136,29 @@ def check(recipe: Recipe, settings: Settings) -> None:
         Naming what differs: version, input, reference, weights, or anything else that decides the image.
 
     """
-    block, image = recipe.block, recipe.image
-    if block.get("Version") != __version__:
-        raise ValueError(f"made by moesr-bids {block.get('Version')}, this is {__version__}; install that version")
-    pairs = [(image.path, block["InputSHA256"])]
+    record, image = recipe.record, recipe.image
+    if record.version != __version__:
+        raise ValueError(f"made by moesr-bids {record.version}, this is {__version__}; install that version")
+    pairs = [(image.path, record.input_sha256)]
     if image.reference is not None:
-        pairs.append((image.reference.path, block["SessionReference"].get("UsedSHA256")))
+        pairs.append((image.reference.path, str(record.session_reference.used_sha256)))
     for path, recorded in pairs:
         if (found := sha256(path)) != recorded:
             raise ValueError(
-                f"{path}: SHA-256 {found[:12]}..., recorded {str(recorded)[:12]}...; it has changed since, give the "
+                f"{path}: SHA-256 {found[:12]}..., recorded {recorded[:12]}...; it has changed since, give the "
                 "data set of then by --bids-dir"
             )
     weights = weights_sha256(settings.model)
-    if weights != block.get("WeightsSHA256"):
+    if weights != record.weights_sha256:
         raise ValueError(
             f"weights of model {settings.model}: SHA-256 {weights[:12]}..., recorded "
-            f"{str(block.get('WeightsSHA256'))[:12]}...; install the weights of then"
+            f"{record.weights_sha256[:12]}...; install the weights of then"
         )
-    if settings_hash(image, settings, block["InputSHA256"]) != block["SettingsHash"]:
+    if settings_hash(image, settings, record.input_sha256) != record.settings_hash:
         raise ValueError(f"{image.path}: its metadata or the gradient coefficients have changed since")
 
 
-def _repeat(recipe: Recipe, settings: Settings) -> Mapping[str, Any]:
+def _repeat(recipe: Recipe, settings: Settings) -> Record:
     from moesr_bids.bids.crashes import crash_files, crashes_by_image
     from moesr_bids.bids.dataset import prepare_output_folder
     from moesr_bids.cli.participant import run_workflow
@@ -169,9 +169,8 @@ def _repeat(recipe: Recipe, settings: Settings) -> Mapping[str, Any]:
     earlier = crash_files(settings.output_dir / "logs", [recipe.image])
     error = run_workflow([recipe.image], settings)
     sidecar = settings.output_dir / sidecar_of(output_paths(recipe.image, settings)["moesr"])
-    block = read_sidecar(sidecar).get("Moesr")
-    if isinstance(block, dict):
-        return block
+    if sidecar.exists():
+        return read_record(sidecar)
     crash = crashes_by_image(settings.output_dir / "logs", [recipe.image], earlier=earlier).get(recipe.image)
     reason = f"{crash.step}: {crash.reason}" if crash else str(error)
     raise ValueError(f"{recipe.image.path}: failed at {reason}")
@@ -194,7 +193,7 @@ def _raw_root(sidecar: Path) -> Path:
 
 
 def _raw_image(root: Path, relative: str) -> RawImage:
-    path = root / relative
+    path = root / inner_path(relative)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the data set of the input by --bids-dir")
     metadata, warnings = read_metadata(path, root)

@@ -7,6 +7,7 @@ its patterns lack (two outputs, one name) and replaces ``Resolution``.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from moesr_bids import atomic
 from moesr_bids.bids.outputs import (
     figure_path,
     output_paths,
-    reference_block,
+    session_reference,
     settings_hash,
     sha256,
     sidecar_of,
 )
-from moesr_bids.bids.provenance import moesr_block, sidecars
-from moesr_bids.bids.sidecars import read_sidecar
+from moesr_bids.bids.provenance import make_record, sidecars
+from moesr_bids.bids.record import read_record
+from moesr_bids.bids.schema import RecordError, inside
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.sr.storage import write_compact
+
+_LOG = logging.getLogger(__name__)
 
 
 class _PublishInputSpec(BaseInterfaceInputSpec):
@@ -63,35 +67,29 @@ class Publish(RecordedInterface):
         }
         steps = list(zip(self.inputs.steps, self.inputs.records, strict=True))
         sources = dict(zip(self.inputs.keys, map(Path, self.inputs.files), strict=True))
-        contents = sidecars(
-            image,
+        outputs = sorted([*paths.values(), *map(sidecar_of, paths.values()), *figures])
+        record = make_record(
             settings,
-            paths,
-            moesr_block(
-                settings,
-                steps,
-                gradients=self.inputs.gradients,
-                reference=reference_block(image, settings),
-                settings_hash=settings_hash(image, settings, input_hash := sha256(image.path)),
-                input_sha256=input_hash,
-                output_sha256=sha256(sources["moesr"]),
-                outputs=sorted([*paths.values(), *map(sidecar_of, paths.values()), *figures]),
-            ),
-            skull_stripped=bool(dict(steps)["brain_mask"].get("SkullStripped", False)),
+            steps,
+            gradients=self.inputs.gradients,
+            reference=session_reference(image, settings),
+            settings_hash=settings_hash(image, settings, input_hash := sha256(image.path)),
+            input_sha256=input_hash,
+            output_sha256=sha256(sources["moesr"]),
+            outputs=outputs,
         )
+        contents = sidecars(image, settings, paths, record)
         marker = output_dir / sidecar_of(paths["moesr"])
-        earlier = read_sidecar(marker).get("Moesr") or {}
-        marker.unlink(missing_ok=True)
         # What another reference or other settings made, and this run does not, must not be taken for its own.
-        for name in set(earlier.get("Outputs") or []) - {*paths.values(), *map(sidecar_of, paths.values()), *figures}:
-            (output_dir / name).unlink(missing_ok=True)
-        noise = float(dict(steps)["super_resolve"]["NoiseStd"])
-        for path, source in figures.items():
-            _publish_file(source, output_dir / path)
+        for old in _earlier_outputs(marker, output_dir) - {output_dir / name for name in outputs}:
+            old.unlink(missing_ok=True)
+        marker.unlink(missing_ok=True)
+        for figure, source in figures.items():
+            _publish_file(source, output_dir / figure)
         # The main output last: its sidecar says that all others are whole.
         for key, path in sorted(paths.items(), key=lambda item: item[0] == "moesr"):
             if key == "preproc" or key.startswith("space-"):
-                _publish_image(sources[key], output_dir / path, noise)
+                _publish_image(sources[key], output_dir / path, record.noise_std)
             else:
                 _publish_file(sources[key], output_dir / path)
             try:
@@ -102,6 +100,17 @@ class Publish(RecordedInterface):
                 raise
         self._results["out_files"] = [str(output_dir / path) for path in paths.values()]
         return {}
+
+
+def _earlier_outputs(marker: Path, output_dir: Path) -> set[Path]:
+    """Return what an earlier run wrote of this image; nothing where its record cannot be read."""
+    if not marker.exists():
+        return set()
+    try:
+        return {inside(output_dir, path) for path in read_record(marker).outputs}
+    except RecordError as error:
+        _LOG.warning("%s; what it listed is not removed", error)
+        return set()
 
 
 def _publish_file(source: Path, target: Path) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, traits
 from nipype.interfaces.base.support import Bunch
 
+from moesr_bids.bids.record import SRRecord
+from moesr_bids.bids.schema import make
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 
 
@@ -62,7 +64,7 @@ class ImageQuality(RecordedInterface):
         from moesr_bids.reports.spectrum import effective_resolution
 
         before, after = (Volume.load(Path(file)) for file in (self.inputs.in_file, self.inputs.sr_file))
-        density = self.inputs.sr_record["NoiseStd"] ** 2 * before.zooms
+        density: Any = make(SRRecord, self.inputs.sr_record).noise_std ** 2 * before.zooms
         found = {}
         # The spectrum of the input holds its noise as well, that of the output next to none.
         for side, volume, mask, thresholds in (

@@ -173,7 +173,7 @@ class JoinTransforms(RecordedInterface):
         return {
             "Template": template.name,
             "Transform": "rigid to the reference image of the session, then its affine and SyN",
-            "Overlap": round(overlap, 3),
+            "Dice": round(overlap, 3),
             "MutualInformation": round(information, 3),
         }
 

@@ -8,6 +8,8 @@ from typing import Any
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, isdefined, traits
 from nipype.interfaces.base.support import Bunch
 
+from moesr_bids.bids.record import SRRecord
+from moesr_bids.bids.schema import make
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 
 
@@ -56,6 +58,9 @@ class ImageReportlets(RecordedInterface):
     def _given(self, name: str) -> Path | None:
         value = getattr(self.inputs, name)
         return Path(value) if isdefined(value) else None
+
+    def _sr_record(self) -> SRRecord:
+        return make(SRRecord, self.inputs.sr_record)
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         # matplotlib takes a second to import, which no one should wait for who only builds the workflow
@@ -107,10 +112,9 @@ class ImageReportlets(RecordedInterface):
             maps = {Path(file).name.split(".")[0]: Path(file) for file in self.inputs.expert_files}
             figures.append(plot_experts(output, mask, maps, folder / "experts.png"))
         if output := self._given("sr_file"):
-            psf = self.inputs.sr_record["PSF"]
-            figures.append(plot_spectrum(preproc, output, mask, folder / "spectrum.png", psf))
+            figures.append(plot_spectrum(preproc, output, mask, folder / "spectrum.png", self._sr_record().psf))
         if residual := self._given("residual_file"):
-            noise_alone = self.inputs.sr_record["Faithfulness"].get("NoiseAloneStd", 1.0)
+            noise_alone = self._sr_record().data_consistency.noise_alone_std
             figures.append(plot_residual(residual, mask, folder / "residual.png", noise_alone=noise_alone))
         self._results["out_files"] = [str(figure) for figure in figures]
         return {"Figures": [figure.name for figure in figures]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,9 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, isdefined, traits
 from nipype.interfaces.base.support import Bunch
 
+from moesr_bids.bids.record import SRRecord
+from moesr_bids.bids.schema import make, read_object, unstructured
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.interfaces.gpus import one_gpu, visible_gpus
 from moesr_bids.interfaces.processes import end_with
@@ -115,13 +117,14 @@ class SuperResolve(RecordedInterface):
             lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
             raise RuntimeError(f"super-resolution failed: {lines[-1]}\n" + "\n".join(lines[-20:]))
         self._results.update(out_file=str(out_file), residual_file=str(residual_file))
-        record = dict(json.loads(record_file.read_text(encoding="utf-8")))
-        if self.inputs.device == "auto" and record["Device"] == "cpu" and visible_gpus():
-            record["Warnings"].append("there is a GPU, but PyTorch cannot use it: the super-resolution ran on the CPU")
+        record = make(SRRecord, read_object(record_file))
+        if self.inputs.device == "auto" and record.device == "cpu" and visible_gpus():
+            told = "there is a GPU, but PyTorch cannot use it: the super-resolution ran on the CPU"
+            record = attrs.evolve(record, warnings=(*record.warnings, told))
         maps = {kind: [str(cwd / "maps" / f"{kind}-{name}.nii.gz") for name in experts] for kind in EXPERT_MAPS}
         self._results.update({f"gate_{name}": path for name, path in zip(experts, maps["gate"], strict=True)})
         self._results["map_files"] = [path for kind in EXPERT_MAPS for path in maps[kind]]
-        return record
+        return unstructured(record)
 
 
 @contextmanager

@@ -123,7 +123,7 @@ class BrainMask:
             "Method": f"atlas tissue classes after affine and SyN alignment, {kind}",
             "SkullStripped": self.stripped,
             "VolumeML": round(self.volume_ml, 1),
-            "Overlap": round(self.overlap, 3),
+            "Dice": round(self.overlap, 3),
             "MutualInformation": round(self.information, 3),
             "Attempts": self.attempts,
         }

@@ -68,7 +68,7 @@ class Coregistration:
             "Transform": "rigid (6 parameters)",
             "RotationDegrees": round(float(np.rad2deg(angle)), 2),
             "TranslationMM": round(float(np.linalg.norm(moved)), 2),
-            "Overlap": round(self.overlap, 3),
+            "Dice": round(self.overlap, 3),
             "MutualInformation": round(self.information, 3),
         }
 

@@ -139,7 +139,7 @@ class Registration:
             "Template": self.template,
             "Transform": "affine (12 parameters) and symmetric normalisation (SyN)",
             "JacobianRange": list(self.jacobian),
-            "Overlap": round(self.overlap, 3),
+            "Dice": round(self.overlap, 3),
             "MutualInformation": round(self.information, 3),
             "Attempts": self.attempts,
         }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
+
+from moesr_bids.bids.record import Record, read_record
+from moesr_bids.bids.schema import RecordError, inside
+from moesr_bids.bids.status import NO_PATH, ImageStatus, read_status
 
 _NOT_OF_THE_INPUT = re.compile(r"_(?:res|desc|space)-[0-9a-zA-Z+]+")
 _ENTITY = re.compile(r"(?:^|_)([a-z]+)-([0-9a-zA-Z+]+)(?=_|$)")
@@ -47,10 +49,10 @@ class ImageRecord:
     ----------
     key : str
         Stem of the input image, for example ``sub-01_ses-1_T1w``; ``sub-01`` for a record of a whole participant.
-    moesr : Mapping
-        ``Moesr`` block of the main output's sidecar; empty without a main output.
-    status : Mapping
-        Content of ``logs/status/<stem>.json``; empty without one.
+    moesr : Record or None
+        ``Moesr`` object of the main output's sidecar; None without a main output.
+    status : ImageStatus or None
+        Content of ``logs/status/<stem>.json``; None without one.
     sidecar : pathlib.Path or None
         The main output's sidecar.
     problems : tuple of str
@@ -63,8 +65,8 @@ class ImageRecord:
     """
 
     key: str
-    moesr: Mapping[str, Any] = attrs.field(factory=dict)
-    status: Mapping[str, Any] = attrs.field(factory=dict)
+    moesr: Record | None = None
+    status: ImageStatus | None = None
     sidecar: Path | None = None
     problems: tuple[str, ...] = ()
     rating: Mapping[str, str] = attrs.field(factory=dict)
@@ -94,46 +96,36 @@ class ImageRecord:
     @property
     def state(self) -> str:
         """``done``, ``skipped``, ``failed``, ``waiting``, ``running``, or ``missing`` (no output)."""
-        stated = str(self.status.get("state", "done"))
+        stated = self.status.state if self.status else "done"
         return "missing" if stated in ("done", "skipped") and not self.has_output else stated
 
     @property
     def has_output(self) -> bool:
         """Whether the main output and a readable sidecar exist."""
-        return bool(self.moesr) and self.sidecar is not None and self.sidecar.with_suffix(".nii.gz").exists()
-
-    def fact(self, *names: str | int) -> Any:
-        """Return a value inside the ``Moesr`` block by its keys and indices; None where there is none."""
-        value: Any = self.moesr
-        for name in names:
-            try:
-                value = value[name]
-            except (KeyError, IndexError, TypeError):
-                return None
-        return value
+        return self.moesr is not None and self.sidecar is not None and self.sidecar.with_suffix(".nii.gz").exists()
 
     @property
-    def registration_overlap(self) -> float | None:
-        """Overlap of brain mask and template after registration; the least over the output spaces."""
-        blocks = self.moesr.get("Registration")
-        facts = blocks.values() if isinstance(blocks, Mapping) else ()
-        overlaps = [block.get("Overlap") for block in facts if isinstance(block, Mapping)]
-        return min((overlap for overlap in overlaps if isinstance(overlap, int | float)), default=None)
+    def registration_dice(self) -> float | None:
+        """Dice coefficient of brain mask and template after registration; the least over the output spaces."""
+        blocks = self.moesr.registration.values() if self.moesr else ()
+        return min((block.dice for block in blocks), default=None)
+
+    @property
+    def seconds(self) -> float | None:
+        """Processing time in seconds."""
+        source = self.moesr or self.status
+        return source.seconds if source else None
+
+    @property
+    def peak_memory_gb(self) -> float | None:
+        """Largest peak memory of a step, in GiB."""
+        source = self.moesr or self.status
+        return source.peak_memory_gb if source else None
 
     @property
     def complete(self) -> bool:
         """Whether the image went through."""
         return self.state in ("done", "skipped")
-
-
-def _read_json(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return {}, (f"{path.name} could not be read ({error}); run the image again",)
-    if not isinstance(content, dict):
-        return {}, (f"{path.name} does not hold a JSON object; run the image again",)
-    return content, ()
 
 
 def _of_participant(key: str, participant: str | None) -> bool:
@@ -162,15 +154,20 @@ def find_images(out_dir: Path, participant: str | None = None) -> list[ImageReco
     found = sorted(path for pattern in patterns for path in out_dir.glob(pattern))
     # Copies in the space of a template are no images of their own.
     for path in [path for path in found if "_space-" not in path.name]:
-        content, problems = _read_json(path)
         key = image_key(path.name)
-        records[key] = ImageRecord(key, moesr=content.get("Moesr", {}), sidecar=path, problems=problems)
+        try:
+            records[key] = ImageRecord(key, moesr=read_record(path), sidecar=path)
+        except RecordError as error:
+            records[key] = ImageRecord(key, sidecar=path, problems=(f"{error}; run the image again",))
     for path in sorted((out_dir / "logs" / "status").glob("sub-*.json")):
         key = image_key(path.name)
-        if _of_participant(key, participant):
-            status, problems = _read_json(path)
-            known = records.get(key, ImageRecord(key))
-            records[key] = attrs.evolve(known, status=status, problems=known.problems + problems)
+        if not _of_participant(key, participant):
+            continue
+        known = records.get(key, ImageRecord(key))
+        try:
+            records[key] = attrs.evolve(known, status=read_status(path))
+        except RecordError as error:
+            records[key] = attrs.evolve(known, problems=(*known.problems, f"{error}; run the image again"))
     return [records[key] for key in sorted(records)]
 
 
@@ -182,9 +179,7 @@ def crash_files(out_dir: Path, participant: str) -> list[Path]:
 
 def crash_file_of(out_dir: Path, record: ImageRecord) -> Path | None:
     """Return the crash file that an image's status names, or None where it names none or the file is gone."""
-    stated = record.status.get("crash_file")
-    if not stated or stated == "n/a":
+    if record.status is None or record.status.crash_file == NO_PATH:
         return None
-    path = out_dir / str(stated)  # an absolute path replaces out_dir
-    moved = out_dir / "logs" / record.participant / path.name  # the output folder was moved since
-    return next((candidate for candidate in (path, moved) if candidate.is_file()), None)
+    path = inside(out_dir, record.status.crash_file)
+    return path if path.is_file() else None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 from markdown_it import MarkdownIt
 
+from moesr_bids.bids.record import Record, Stage, Step
+from moesr_bids.bids.schema import RecordError
 from moesr_bids.reports.derivatives import ImageRecord, crash_file_of, crash_files
 from moesr_bids.reports.metrics import quality_rows
 from moesr_bids.reports.templates import render
@@ -27,74 +30,62 @@ _STATE_WORDS = {
 }
 
 
-def _block(moesr: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    content = moesr.get(name)
-    return content if isinstance(content, Mapping) else {}
-
-
-def _registration(moesr: Mapping[str, Any]) -> str:
-    parts = [
-        f"{template}: {number(facts.get('Overlap'), 3)}"
-        for template, facts in _block(moesr, "Registration").items()
-        if isinstance(facts, Mapping)
-    ]
+def _registration(record: Record) -> str:
+    parts = [f"{template}: {number(facts.dice, 3)}" for template, facts in record.registration.items()]
     return "; ".join(parts) or NOT_AVAILABLE
 
 
-def _coregistration(moesr: Mapping[str, Any]) -> str:
-    facts = _block(moesr, "Coregistration")
-    if not facts:
-        return "this image is the reference, or alone in its session" if "SessionReference" in moesr else NOT_AVAILABLE
+def _coregistration(record: Record) -> str:
+    facts = record.coregistration
+    if facts is None:
+        return "this image is the reference, or alone in its session"
     return (
-        f"to {stated(facts.get('Reference'))}: moved by {number(facts.get('TranslationMM'), 3)} mm and "
-        f"{number(facts.get('RotationDegrees'), 3)} degrees, overlap of the masks {number(facts.get('Overlap'), 3)}"
+        f"to {facts.reference}: moved by {number(facts.translation_mm, 3)} mm and "
+        f"{number(facts.rotation_degrees, 3)} degrees, Dice coefficient of the masks {number(facts.dice, 3)}"
     )
 
 
-def _gradients(moesr: Mapping[str, Any]) -> str:
-    facts = _block(moesr, "GradientNonlinearity")
-    if not facts:
-        return NOT_AVAILABLE
-    if facts.get("Action") == "none":
-        return f"not corrected here: {stated(facts.get('Reason'))}"
-    where = "through the slices" if facts.get("Action") == "through-plane" else "in three dimensions"
+def _gradients(record: Record) -> str:
+    facts = record.gradient_nonlinearity
+    if facts.action == "none":
+        return f"not corrected here: {facts.reason}"
+    where = "through the slices" if facts.action == "through-plane" else "in three dimensions"
     return (
-        f"corrected {where}, by up to {number(facts.get('LargestDisplacementMM'), 3)} mm, with "
-        f"{stated(facts.get('File'))}: {stated(facts.get('Reason'))}"
+        f"corrected {where}, by up to {number(facts.largest_displacement_mm, 3)} mm, with {stated(facts.file)}: "
+        f"{facts.reason}"
     )
 
 
-def _finest(moesr: Mapping[str, Any]) -> str:
-    sizes = _block(_block(moesr, "ImageQuality"), "EffectiveResolutionMM")
+def _finest(record: Record) -> str:
+    sizes = record.image_quality.effective_resolution_mm if record.image_quality else None
     return (
-        f"input {triple(sizes.get('Input'))} mm, output {triple(sizes.get('Output'))} mm (left-right, back-front, "
-        "foot-head); what is finer than the input was acquired is inferred"
+        f"input {triple(sizes and sizes.input)} mm, output {triple(sizes and sizes.output)} mm (left-right, "
+        "back-front, foot-head); what is finer than the input was acquired is inferred"
     )
 
 
-def _estimate(moesr: Mapping[str, Any]) -> str:
-    how = _block(moesr, "Sampling")
-    flips = how.get("Flips", moesr.get("Flips"))
-    if how.get("Estimate") == "sample":
+def _estimate(record: Record) -> str:
+    how = record.sampling
+    if how and how.estimate == "sample":
         return (
-            f"one sample; its detail was amplified by {number(how.get('DetailGain'), 3)} on average, and "
-            f"{percent(how.get('DetailNoiseShare'))} of the energy of its detail is drawn noise"
+            f"one sample; its detail was amplified by {number(how.detail_gain, 3)} on average, and "
+            f"{percent(how.detail_noise_share)} of the energy of its detail is drawn noise"
         )
-    if how.get("Samples"):
-        return f"mean of {how['Samples']} samples"
+    if how and how.samples:
+        return f"mean of {how.samples} samples"
+    flips = how.flips if how else record.flips
     return NOT_AVAILABLE if flips is None else f"mean over {flips} flips" if flips > 1 else "one evaluation"
 
 
-def _uncertainty(moesr: Mapping[str, Any]) -> str:
-    median = _block(moesr, "Uncertainty").get("MedianPercent")
-    if median is None:
+def _uncertainty(record: Record) -> str:
+    if record.uncertainty is None:
         return "this model states none"
-    calibration = _block(moesr, "UncertaintyCalibration")
-    contrasts = " and ".join(calibration.get("Contrasts", ())) or "no"
-    brightest = f"median standard deviation in the brain {number(median, 3)} % of the brightest"
-    text = f"{brightest}, calibrated on {contrasts} scans"
-    coverage = _block(calibration, "Coverage")
-    if not coverage and _block(moesr, "Sampling").get("Samples"):
+    calibration = record.uncertainty_calibration
+    contrasts = " and ".join(calibration.contrasts if calibration else ()) or "no"
+    brightest = f"median standard deviation in the brain {number(record.uncertainty.median_percent, 3)} %"
+    text = f"{brightest} of the brightest, calibrated on {contrasts} scans"
+    coverage = calibration.coverage if calibration else {}
+    if not coverage and record.sampling and record.sampling.samples:
         return f"{text} for the mean that the model estimates; not checked for its samples"
     if not coverage:
         return f"{text}; not checked on others of this contrast"
@@ -103,73 +94,57 @@ def _uncertainty(moesr: Mapping[str, Any]) -> str:
     return f"{text}; on others of this contrast the {', '.join(levels)} % intervals held {held} of the voxels"
 
 
-def summary_rows(moesr: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what a reader should know of one image, as pairs of name and value.
-
-    Parameters
-    ----------
-    moesr : Mapping
-        ``Moesr`` block of a sidecar; what it lacks is shown as ``n/a``.
-
-    """
-    faithfulness, mask, bias = _block(moesr, "Faithfulness"), _block(moesr, "BrainMask"), _block(moesr, "BiasField")
-    bias_range = bias.get("RangePercent") or (None, None)
+def summary_rows(record: Record) -> list[tuple[str, str]]:
+    """Return what a reader should know of one image, as pairs of name and value."""
+    consistency, mask, bias = record.data_consistency, record.brain_mask, record.bias_field
     return [
-        ("Input voxels", f"{triple(moesr.get('InputZooms'))} mm, {triple(moesr.get('InputShape'))} voxels"),
-        ("Output voxels", f"{triple(moesr.get('OutputZooms'))} mm, {triple(moesr.get('OutputShape'))} voxels"),
-        ("Point-spread function per axis", psf(moesr.get("PSF"))),
-        ("Why this function", stated(moesr.get("PSFReason"))),
-        ("Model", f"{stated(moesr.get('Model'))} (weights {stated(moesr.get('WeightsSHA256'))[:12]})"),
-        ("Estimate", _estimate(moesr)),
-        ("Noise", f"{number(moesr.get('NoisePercent'), 3)} % of the brain's brightest (99th percentile)"),
+        ("Input voxels", f"{triple(record.input_zooms)} mm, {triple(record.input_shape)} voxels"),
+        ("Output voxels", f"{triple(record.output_zooms)} mm, {triple(record.output_shape)} voxels"),
+        ("Point-spread function per axis", psf(record.psf)),
+        ("Why this function", stated(record.psf_reason)),
+        ("Model", f"{record.model} (weights {record.weights_sha256[:12]})"),
+        ("Estimate", _estimate(record)),
+        ("Noise", f"{number(record.noise_percent, 3)} % of the brain's brightest (99th percentile)"),
         (
-            "Faithfulness: residual in noise units",
-            f"root mean square {number(faithfulness.get('ResidualStd'), 3)} (noise alone would give 1) of what the "
-            f"output grid can hold; {percent(faithfulness.get('FractionBeyond3'))} beyond 3 (noise alone: 0.27 %)",
+            "Data consistency: residual in noise units",
+            f"root mean square {number(consistency.residual_std, 3)} (noise alone would give 1) of what the "
+            f"output grid can hold; {percent(consistency.fraction_beyond3)} beyond 3 (noise alone: 0.27 %)",
         ),
         (
             "Input detail finer than the output grid",
-            f"root mean square {number(faithfulness.get('BeyondGridStd'), 3)} noise units, kept in the residual map",
+            f"root mean square {number(consistency.beyond_grid_std, 3)} noise units, kept in the residual map",
         ),
-        ("Finest detail that is as strong as the input's noise", _finest(moesr)),
-        ("Uncertainty", _uncertainty(moesr)),
+        ("Finest detail that is as strong as the input's noise", _finest(record)),
+        ("Uncertainty", _uncertainty(record)),
         (
             "Brain mask",
-            f"{number(mask.get('VolumeML'), 4)} ml, overlap with the template {number(mask.get('Overlap'), 3)}, "
-            f"{stated(mask.get('Method'))}",
+            f"{number(mask.volume_ml, 4)} ml, Dice coefficient with the template {number(mask.dice, 3)}, {mask.method}",
         ),
-        ("Registration, overlap of the masks", _registration(moesr)),
-        ("Alignment to the reference of the session", _coregistration(moesr)),
-        ("Gradient nonlinearity", _gradients(moesr)),
+        ("Registration, Dice coefficient of the masks", _registration(record)),
+        ("Alignment to the reference of the session", _coregistration(record)),
+        ("Gradient nonlinearity", _gradients(record)),
         (
             "Bias field in the brain, 1st to 99th percentile",
-            f"{number(bias_range[0], 3)} to {number(bias_range[1], 3)} %",
+            f"{number(bias.range_percent[0], 3)} to {number(bias.range_percent[1], 3)} %",
         ),
-        (
-            "Device",
-            f"{stated(moesr.get('Device'))}, {stated(moesr.get('Precision'))}, seed {stated(moesr.get('RandomSeed'))}",
-        ),
-        ("Version", stated(moesr.get("Version"))),
-        (
-            "Software",
-            ", ".join(f"{name} {stated(v)}" for name, v in _block(moesr, "Software").items()) or NOT_AVAILABLE,
-        ),
-        ("Time and peak memory", f"{duration(moesr.get('Seconds'))}, {number(moesr.get('PeakMemoryGB'), 3)} GiB"),
+        ("Device", f"{record.device}, {record.precision}, seed {record.random_seed}"),
+        ("Version", record.version),
+        ("Software", ", ".join(f"{name} {v}" for name, v in record.software.items()) or NOT_AVAILABLE),
+        ("Time and peak memory", f"{duration(record.seconds)}, {number(record.peak_memory_gb, 3)} GiB"),
     ]
 
 
 def state_words(record: ImageRecord) -> str:
     """Return the state of an image in words, with step and reason where it failed."""
     words = _STATE_WORDS.get(record.state, record.state)
-    if record.state == "failed":
-        words += f" at step {stated(record.status.get('step'))}: {stated(record.status.get('reason'))}"
+    if record.state == "failed" and record.status:
+        words += f" at step {record.status.step}: {record.status.reason}"
     return words
 
 
 def warnings_of(record: ImageRecord) -> list[str]:
     """Return the warnings recorded for an image and what of its record could not be read."""
-    recorded = record.moesr.get("Warnings") or []
-    return [*record.problems, *(str(text) for text in recorded)]
+    return [*record.problems, *(record.moesr.warnings if record.moesr else ())]
 
 
 def summary_html(record: ImageRecord) -> str:
@@ -184,65 +159,45 @@ def summary_html(record: ImageRecord) -> str:
     return render(
         "summary.html.j2",
         key=record.key,
-        source=stated(record.status.get("image", record.key)),
+        source=record.status.image if record.status else record.key,
         state=record.state,
         words=state_words(record),
         warnings=warnings_of(record),
         verdict=verdict(record),
         reasons=reasons(record) if record.complete else [],
-        stale=bool(record.moesr) and not record.complete,
+        stale=record.moesr is not None and not record.complete,
         record=record,
-        settings=record.moesr.get("SettingsHash"),
+        settings=record.moesr and record.moesr.settings_hash,
     )
 
 
-def numbers_html(moesr: Mapping[str, Any]) -> str:
-    """Return figures and image quality metrics of one image as HTML tables.
-
-    Parameters
-    ----------
-    moesr : Mapping
-        ``Moesr`` block of a sidecar.
-
-    """
-    return render("numbers.html.j2", rows=summary_rows(moesr), quality=quality_rows(moesr))
+def numbers_html(record: Record) -> str:
+    """Return figures and image quality metrics of one image as HTML tables."""
+    return render("numbers.html.j2", rows=summary_rows(record), quality=quality_rows(record.image_quality))
 
 
-def _bars(steps: Sequence[Any], parent: str = "") -> list[dict[str, Any]]:
-    rows = []
-    for step in steps:
-        if isinstance(step, Mapping):
-            seconds = step.get("Seconds")
-            rows.append(
-                {
-                    "name": stated(step.get("Step", step.get("Stage"))),
-                    "parent": parent,
-                    "seconds": float(seconds) if isinstance(seconds, int | float) else 0.0,
-                    "time": duration(seconds),
-                    "memory": number(step.get("PeakMemoryGB"), 3),
-                }
-            )
-    return rows
+def _bar(name: str, part: Step | Stage, parent: str = "") -> dict[str, Any]:
+    return {
+        "name": name,
+        "parent": parent,
+        "seconds": part.seconds or 0.0,
+        "time": duration(part.seconds),
+        "memory": number(part.peak_memory_gb, 3),
+    }
 
 
-def times_html(moesr: Mapping[str, Any]) -> str:
-    """Return time and peak memory per step as an HTML table with bars.
-
-    Parameters
-    ----------
-    moesr : Mapping
-        ``Moesr`` block of a sidecar: ``Steps`` and, where recorded, the ``Stages`` inside super-resolution.
-
-    """
-    rows = _bars(moesr.get("Steps") or []) + _bars(moesr.get("Stages") or [], parent="super-resolution")
+def times_html(record: Record) -> str:
+    """Return time and peak memory per step, and per stage of super-resolution, as an HTML table with bars."""
+    rows = [_bar(step.step, step) for step in record.steps]
+    rows += [_bar(stage.stage, stage, "super-resolution") for stage in record.stages]
     longest = max((row["seconds"] for row in rows), default=0.0)
     for row in rows:
         row["share"] = round(100 * row["seconds"] / longest, 1) if longest else 0.0
     return render(
         "times.html.j2",
         rows=rows,
-        total=duration(moesr.get("Seconds")),
-        memory=number(moesr.get("PeakMemoryGB"), 3),
+        total=duration(record.seconds),
+        memory=number(record.peak_memory_gb, 3),
     )
 
 
@@ -274,17 +229,20 @@ def errors_html(out_dir: Path, participant: str, records: Sequence[ImageRecord])
     for record in records:
         if record.complete:
             continue
-        crash = crash_file_of(out_dir, record)
+        problems = record.problems
+        try:
+            crash = crash_file_of(out_dir, record)
+        except RecordError as error:
+            crash, problems = None, (*problems, str(error))
         if crash is not None:
             told.add(crash.resolve())
+        status = attrs.asdict(record.status) if record.status else {}
         failures.append(
             {
                 "key": record.key,
                 "words": state_words(record),
-                "status": {
-                    name: text for name, value in record.status.items() if (text := stated(value)) != NOT_AVAILABLE
-                },
-                "problems": record.problems,
+                "status": {name: text for name, value in status.items() if (text := stated(value)) != NOT_AVAILABLE},
+                "problems": problems,
                 "failed": record.state == "failed",
                 "crash_name": crash.name if crash else None,
                 "crash_text": _crash_text(crash) if crash else "",

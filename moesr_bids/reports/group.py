@@ -14,6 +14,7 @@ import attrs
 from markupsafe import Markup
 
 from moesr_bids.atomic import write_text
+from moesr_bids.bids.record import Record
 from moesr_bids.reports.derivatives import ImageRecord, find_images
 from moesr_bids.reports.fragments import state_words, warnings_of
 from moesr_bids.reports.metrics import QUALITY_METRICS
@@ -53,32 +54,34 @@ class Column:
     title: str | None = None
 
 
-def _get(*names: str | int) -> Callable[[ImageRecord], Any]:
-    """Return a reader of a value inside the ``Moesr`` block."""
-    return lambda record: record.fact(*names)
+def _of(value: Callable[[Record], Any]) -> Callable[[ImageRecord], Any]:
+    """Return a reader of a fact of the record; None where there is no record."""
+    return lambda image: None if image.moesr is None else value(image.moesr)
 
 
-def _seconds(record: ImageRecord) -> Any:
-    return record.moesr.get("Seconds", record.status.get("seconds"))
+def _metric(side: str, name: str) -> Callable[[Record], Any]:
+    return lambda record: getattr(record.image_quality, side).get(name) if record.image_quality else None
 
 
-def _memory(record: ImageRecord) -> Any:
-    return record.moesr.get("PeakMemoryGB", record.status.get("peak_memory_gb"))
+def _resolution(side: str, axis: int) -> Callable[[Record], Any]:
+    return lambda record: (
+        getattr(record.image_quality.effective_resolution_mm, side)[axis] if record.image_quality else None
+    )
 
 
 def _quality_columns() -> list[Column]:
     """Return a column per metric and side, named ``input_`` or ``output_`` before MRIQC's name."""
     return [
         Column(
-            f"{side.lower()}_{metric.name}",
-            _get("ImageQuality", side, metric.name),
-            f"{metric.description}; of the {side.lower()}, as MRIQC defines it",
+            f"{side}_{metric.name}",
+            _of(_metric(side, metric.name)),
+            f"{metric.description}; of the {side}, as MRIQC defines it",
             metric.units,
-            title=f"{metric.short}, {side.lower()}" + (f", {metric.units}" if metric.units else ""),
+            title=f"{metric.short}, {side}" + (f", {metric.units}" if metric.units else ""),
         )
         for metric in QUALITY_METRICS
-        for side in ("Input", "Output")
-        if side == "Input" or metric.of_output
+        for side in ("input", "output")
+        if side == "input" or metric.of_output
     ]
 
 
@@ -111,95 +114,129 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("rating", lambda record: record.rating.get("rating"), "keep or exclude, by who looked", heading="Rating"),
     Column("comment", lambda record: record.rating.get("comment"), "What the rater wrote", heading="Comment"),
-    Column("model", _get("Model"), "Super-resolution model", heading="Model"),
-    Column("input_zoom_i", _get("InputZooms", 0), "Voxel size of the input, first axis", "mm", "Input i, mm"),
-    Column("input_zoom_j", _get("InputZooms", 1), "Voxel size of the input, second axis", "mm", "Input j, mm"),
-    Column("input_zoom_k", _get("InputZooms", 2), "Voxel size of the input, third axis", "mm", "Input k, mm"),
-    Column("output_zoom", _get("OutputZooms", 0), "Voxel size of the isotropic output", "mm"),
-    Column("noise_std", _get("NoiseStd"), "Estimated standard deviation of the input's noise, in its intensity units"),
+    Column("model", _of(lambda record: record.model), "Super-resolution model", heading="Model"),
     Column(
-        "noise_percent", _get("NoisePercent"), "Noise relative to the 99th percentile in the brain", "%", "Noise, %"
+        "input_zoom_i",
+        _of(lambda record: record.input_zooms[0]),
+        "Voxel size of the input, first axis",
+        "mm",
+        "Input i, mm",
+    ),
+    Column(
+        "input_zoom_j",
+        _of(lambda record: record.input_zooms[1]),
+        "Voxel size of the input, second axis",
+        "mm",
+        "Input j, mm",
+    ),
+    Column(
+        "input_zoom_k",
+        _of(lambda record: record.input_zooms[2]),
+        "Voxel size of the input, third axis",
+        "mm",
+        "Input k, mm",
+    ),
+    Column("output_zoom", _of(lambda record: record.output_zooms[0]), "Voxel size of the isotropic output", "mm"),
+    Column(
+        "noise_std",
+        _of(lambda record: record.noise_std),
+        "Estimated standard deviation of the input's noise, in its intensity units",
+    ),
+    Column(
+        "noise_percent",
+        _of(lambda record: record.noise_percent),
+        "Noise relative to the 99th percentile in the brain",
+        "%",
+        "Noise, %",
     ),
     Column(
         "residual_std",
-        _get("Faithfulness", "ResidualStd"),
+        _of(lambda record: record.data_consistency.residual_std),
         "Root mean square in the brain of input minus A(output), of what the output grid can hold, in noise units; "
         "noise alone gives 1",
         heading="Residual, noise units",
     ),
     Column(
         "beyond_grid_std",
-        _get("Faithfulness", "BeyondGridStd"),
+        _of(lambda record: record.data_consistency.beyond_grid_std),
         "Root mean square in the brain of what the input holds and the output grid cannot, in noise units",
         heading="Finer than output",
     ),
     Column(
         "fraction_beyond_3",
-        _get("Faithfulness", "FractionBeyond3"),
+        _of(lambda record: record.data_consistency.fraction_beyond3),
         "Share of brain voxels whose residual is beyond 3 noise units; noise alone gives 0.0027",
         heading="Share beyond 3",
     ),
     *(
         Column(
-            f"{side.lower()}_resolution_{axis}",
-            _get("ImageQuality", "EffectiveResolutionMM", side, index),
-            f"Finest detail along the {words} axis of the {side.lower()} that is as strong as the input's noise: half "
+            f"{side}_resolution_{axis}",
+            _of(_resolution(side, index)),
+            f"Finest detail along the {words} axis of the {side} that is as strong as the input's noise: half "
             "the period at which the power spectrum of the signal in the brain's box falls to that of the noise",
             "mm",
-            title=f"Finest detail {words}, {side.lower()}, mm",
+            title=f"Finest detail {words}, {side}, mm",
         )
-        for side in ("Input", "Output")
+        for side in ("input", "output")
         for index, (axis, words) in enumerate(
             (("x", "left-right"), ("y", "posterior-anterior"), ("z", "inferior-superior"))
         )
     ),
     Column(
         "uncertainty_percent",
-        _get("Uncertainty", "MedianPercent"),
+        _of(lambda record: record.uncertainty and record.uncertainty.median_percent),
         "Median standard deviation of the error in the brain, as the model predicts it, of the 99th percentile",
         "%",
         title="Uncertainty in the brain, %",
     ),
-    Column("mask_volume_ml", _get("BrainMask", "VolumeML"), "Volume of the brain mask", "ml", "Mask, ml"),
     Column(
-        "mask_overlap",
-        _get("BrainMask", "Overlap"),
-        "Overlap of brain mask and template, mask step",
-        title="Overlap, brain mask step",
+        "mask_volume_ml", _of(lambda record: record.brain_mask.volume_ml), "Volume of the brain mask", "ml", "Mask, ml"
     ),
     Column(
-        "registration_overlap",
-        lambda record: record.registration_overlap,
-        "Overlap of brain mask and template after registration; the least over the output spaces",
-        heading="Overlap",
-        title="Overlap after registration",
+        "mask_dice",
+        _of(lambda record: record.brain_mask.dice),
+        "Dice coefficient of brain mask and template, mask step",
+        title="Dice coefficient, brain mask step",
+    ),
+    Column(
+        "registration_dice",
+        lambda record: record.registration_dice,
+        "Dice coefficient of brain mask and template after registration; the least over the output spaces",
+        heading="Dice",
+        title="Dice coefficient after registration",
     ),
     Column(
         "bias_min_percent",
-        _get("BiasField", "RangePercent", 0),
+        _of(lambda record: record.bias_field.range_percent[0]),
         "1st percentile of the bias field in the brain, above its geometric mean",
         "%",
         title="Least bias, %",
     ),
     Column(
         "bias_max_percent",
-        _get("BiasField", "RangePercent", 1),
+        _of(lambda record: record.bias_field.range_percent[1]),
         "99th percentile of the bias field in the brain, above its geometric mean",
         "%",
         title="Largest bias, %",
     ),
     *_quality_columns(),
     Column("n_warnings", lambda record: len(warnings_of(record)), "Number of recorded warnings", heading="Warnings"),
-    Column("seconds", _seconds, "Processing time", "s", "Time, s"),
-    Column("peak_memory_gb", _memory, "Largest peak memory of a step", "GiB", "Memory, GiB"),
-    Column("step", lambda record: record.status.get("step"), "Step that failed, or the last one finished"),
-    Column("reason", lambda record: record.status.get("reason"), "Why the image failed or was skipped"),
+    Column("seconds", lambda record: record.seconds, "Processing time", "s", "Time, s"),
+    Column(
+        "peak_memory_gb",
+        lambda record: record.peak_memory_gb,
+        "Largest peak memory of a step",
+        "GiB",
+        "Memory, GiB",
+    ),
+    Column("step", lambda record: record.status and record.status.step, "Step that failed, or the last one finished"),
+    Column("reason", lambda record: record.status and record.status.reason, "Why the image failed or was skipped"),
 )
 
 
 _PLOTTED = (
     *("noise_percent", "residual_std", "beyond_grid_std", "fraction_beyond_3", "uncertainty_percent"),
-    *("mask_volume_ml", "mask_overlap", "registration_overlap", "bias_min_percent", "bias_max_percent"),
+    *("mask_volume_ml", "mask_dice", "registration_dice", "bias_min_percent", "bias_max_percent"),
     *(column.name for column in COLUMNS if column.name.startswith(("input_resolution_", "output_resolution_"))),
     *(column.name for column in _quality_columns()),
     *("seconds", "peak_memory_gb"),
@@ -235,7 +272,7 @@ def _row(out_dir: Path, record: ImageRecord, columns: Sequence[Column]) -> dict[
         "link": f"{report}#image-{record.key}" if (out_dir / report).exists() else None,
         "state": record.state,
         "record": record,
-        "settings": record.moesr.get("SettingsHash"),
+        "settings": record.moesr and record.moesr.settings_hash,
         "cells": [number(value, 4) if isinstance(value, float) else _cell(value) for value in values],
     }
 
@@ -313,7 +350,7 @@ def build_group(out_dir: Path) -> tuple[Path, ...]:
     saved = ratings_files(out_dir)
     records, stale_ratings = with_ratings(records, read_ratings(saved))
     # What an earlier run has left of an image that failed since is not of this run.
-    records = [record if record.complete else attrs.evolve(record, moesr={}, rating={}) for record in records]
+    records = [record if record.complete else attrs.evolve(record, moesr=None, rating={}) for record in records]
     write_dictionaries(saved)
     metrics = _metrics(records)
     outlying = outliers(records, metrics)

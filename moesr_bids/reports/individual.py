@@ -15,7 +15,7 @@ from moesr_bids.atomic import temporary_beside, write_text
 from moesr_bids.reports.derivatives import ImageRecord, find_images
 from moesr_bids.reports.fragments import errors_html, methods_html, numbers_html, summary_html, times_html, warnings_of
 from moesr_bids.reports.templates import render, template_dir
-from moesr_bids.reports.values import NOT_AVAILABLE, duration, number, stated, triple
+from moesr_bids.reports.values import NOT_AVAILABLE, duration, number, triple
 from moesr_bids.reports.verdict import reasons, verdict
 
 _PICTURE = re.compile(r'src="\./([^"]+)"')
@@ -68,22 +68,22 @@ def _overview(participant: str, records: list[ImageRecord]) -> str:
             "state": record.state,
             "verdict": verdict(record),
             "reasons": reasons(record),
-            "zooms": " → ".join(triple(record.moesr.get(name)) for name in ("InputZooms", "OutputZooms"))
+            "zooms": " → ".join(map(triple, (record.moesr.input_zooms, record.moesr.output_zooms)))
             if record.moesr
             else NOT_AVAILABLE,
-            "residual": number((record.moesr.get("Faithfulness") or {}).get("ResidualStd"), 3),
+            "residual": number(record.moesr and record.moesr.data_consistency.residual_std, 3),
             "warnings": len(warnings_of(record)),
-            "time": duration(record.moesr.get("Seconds", record.status.get("seconds"))),
+            "time": duration(record.seconds),
         }
         for record in records
     ]
-    versions = {stated(record.moesr.get("Version")) for record in records if record.moesr}
+    versions = {record.moesr.version for record in records if record.moesr}
     return render(
         "overview.html.j2",
         participant=participant,
         lines=lines,
         complete=sum(record.complete for record in records),
-        rateable=any(record.fact("SettingsHash") for record in records),
+        rateable=any(record.moesr for record in records),
         version=", ".join(sorted(versions)),
     )
 

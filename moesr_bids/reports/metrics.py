@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import attrs
 
+from moesr_bids.bids.record import ImageQuality
 from moesr_bids.reports.values import NOT_AVAILABLE, number
 
 
@@ -51,7 +49,7 @@ QUALITY_METRICS: tuple[QualityMetric, ...] = (
         "Contrast-to-noise ratio: difference of the medians of white and grey matter over the root of the summed "
         "variances of white matter, grey matter and air",
     ),
-    QualityMetric("snr_csf", "Signal-to-noise ratio (SNR), fluid", _SNR.format("cerebrospinal fluid")),
+    QualityMetric("snr_csf", "Signal-to-noise ratio (SNR), CSF", _SNR.format("cerebrospinal fluid")),
     QualityMetric("snr_gm", "SNR, grey matter", _SNR.format("grey matter")),
     QualityMetric("snr_wm", "SNR, white matter", _SNR.format("white matter")),
     QualityMetric("snr_total", "SNR, mean of the three", "Mean of snr_csf, snr_gm and snr_wm"),
@@ -85,25 +83,16 @@ QUALITY_METRICS: tuple[QualityMetric, ...] = (
 )
 
 
-def quality_rows(moesr: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the metrics of one image for its page: ``name``, ``words``, ``input``, ``output``; empty without any.
-
-    Parameters
-    ----------
-    moesr : Mapping
-        ``Moesr`` block of a sidecar.
-
-    """
-    block = moesr.get("ImageQuality")
-    if not isinstance(block, Mapping):
+def quality_rows(quality: ImageQuality | None) -> list[dict[str, str]]:
+    """Return the metrics of one image for its page: ``name``, ``words``, ``input``, ``output``; empty without any."""
+    if quality is None:
         return []
-    before, after = (block.get(side) or {} for side in ("Input", "Output"))
     return [
         {
             "name": metric.name,
             "words": metric.words + (f", {metric.units}" if metric.units else ""),
-            "input": number(before.get(metric.name), 3),
-            "output": number(after.get(metric.name), 3) if metric.of_output else NOT_AVAILABLE,
+            "input": number(quality.input.get(metric.name), 3),
+            "output": number(quality.output.get(metric.name), 3) if metric.of_output else NOT_AVAILABLE,
         }
         for metric in QUALITY_METRICS
     ]

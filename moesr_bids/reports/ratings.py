@@ -76,7 +76,7 @@ def with_ratings(records: Iterable[ImageRecord], ratings: dict[str, Rating]) -> 
     rated, stale = [], []
     for record in records:
         rating = ratings.get(record.key)
-        if rating is not None and rating.settings_hash != record.moesr.get("SettingsHash"):
+        if rating is not None and (record.moesr is None or rating.settings_hash != record.moesr.settings_hash):
             stale.append(record.key)
             rating = None
         told = {} if rating is None else {"rating": rating.rating, "comment": rating.comment}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nibabel as nb
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from scipy import fft
 from scipy.signal import windows
 
+from moesr_bids.bids.record import AxisProfile
 from moesr_bids.reports.drawing import new_figure, save
 from moesr_bids.reports.planes import Box, Volume, bounding_box, box_on
 
@@ -81,15 +81,15 @@ def effective_resolution(volume: Volume, box: Box, thresholds: Sequence[float]) 
     return tuple(max(size, float(zoom)) for size, zoom in zip(sizes, volume.zooms, strict=True))
 
 
-def measured_up_to(image: Path, psf: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+def measured_up_to(image: Path, psf: Sequence[AxisProfile]) -> tuple[float, ...]:
     """Return the highest frequency that was measured along right, anterior and superior, in cycles per mm.
 
     Parameters
     ----------
     image : pathlib.Path
         Acquired image.
-    psf : sequence of mapping
-        ``Kind`` and ``FWHM`` per axis of its array. A k-space window ends at half a cycle per FWHM, which is before the
+    psf : sequence of AxisProfile
+        Kind and width per axis of its array. A k-space window ends at half a cycle per FWHM, which is before the
         Nyquist frequency of the voxels where the scan was zero-filled.
 
     """
@@ -97,13 +97,13 @@ def measured_up_to(image: Path, psf: Sequence[Mapping[str, Any]]) -> tuple[float
     found = np.zeros(3)
     turned = nb.io_orientation(source.affine)[:, 0].astype(int)
     for axis, zoom, profile in zip(turned, source.header.get_zooms(), psf, strict=False):
-        width = max(float(zoom), float(profile["FWHM"])) if profile["Kind"] == "kspace" else float(zoom)
+        width = max(float(zoom), profile.fwhm) if profile.kind == "kspace" else float(zoom)
         found[axis] = 0.5 / width
     return tuple(map(float, found))
 
 
 def plot_spectrum(
-    input_path: Path, output_path: Path, mask_path: Path, out_file: Path, psf: Sequence[Mapping[str, Any]]
+    input_path: Path, output_path: Path, mask_path: Path, out_file: Path, psf: Sequence[AxisProfile]
 ) -> Path:
     """Show the power spectra of input and output along each axis.
 
@@ -117,7 +117,7 @@ def plot_spectrum(
         Brain mask on the input's grid: lines are taken from its bounding box.
     out_file : pathlib.Path
         PNG to write.
-    psf : sequence of mapping
+    psf : sequence of AxisProfile
         Point-spread function of the input, as its sidecar tells: see `measured_up_to`.
 
     Returns

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from moesr_bids.bids.record import AxisProfile
 
 NOT_AVAILABLE = "n/a"
 _NOUGHT = 1e-9  # what is smaller is what rounding left
@@ -82,10 +84,6 @@ def triple(values: Any) -> str:
     return " × ".join(str(value) if isinstance(value, int) else number(value, 3) for value in values)
 
 
-def psf(axes: Any) -> str:
+def psf(axes: Sequence[AxisProfile]) -> str:
     """Return a point-spread function as ``k-space 1 mm, k-space 1 mm, gaussian 5 mm``, in the order of the axes."""
-    if not isinstance(axes, Sequence) or isinstance(axes, str) or not axes:
-        return NOT_AVAILABLE
-    return ", ".join(
-        f"{stated(axis.get('Kind'))} {number(axis.get('FWHM'), 3)} mm" for axis in axes if isinstance(axis, Mapping)
-    )
+    return ", ".join(f"{axis.kind} {number(axis.fwhm, 3)} mm" for axis in axes)

@@ -7,13 +7,13 @@ found good, none is crossed. They say where to look first, not whether an image 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import attrs
 
+from moesr_bids.bids.record import Record
 from moesr_bids.reports.derivatives import ImageRecord
-from moesr_bids.reports.values import NOT_AVAILABLE, number, stated
+from moesr_bids.reports.values import NOT_AVAILABLE, number
 
 
 @attrs.frozen
@@ -34,87 +34,73 @@ class Rule:
     """
 
     name: str
-    value: Callable[[ImageRecord], Any]
+    value: Callable[[Record], float | None]
     low: float
     high: float
     meaning: str
 
-    def problem(self, record: ImageRecord) -> str | None:
+    def problem(self, record: Record) -> str | None:
         """Say that the figure is outside of its range; None where it is inside or unknown."""
         value = self.value(record)
-        if not isinstance(value, int | float) or isinstance(value, bool) or self.low <= value <= self.high:
+        if value is None or self.low <= value <= self.high:
             return None
         limit = f"at most {self.high:g}" if value > self.high else f"at least {self.low:g}"
         return f"{self.name} is {number(value, 3)} (expected: {limit}): {self.meaning}"
 
 
-def _largest_bias(record: ImageRecord) -> float | None:
-    ends = record.fact("BiasField", "RangePercent")
-    return max(map(abs, ends)) if _numbers(ends) else None
-
-
-def _coarsest_factor(record: ImageRecord) -> float | None:
-    before, after = record.fact("InputZooms"), record.fact("OutputZooms")
-    return max(before) / min(after) if _numbers(before) and _numbers(after) else None
-
-
-def _numbers(values: Any) -> bool:
-    return isinstance(values, Sequence) and len(values) > 0 and all(isinstance(v, int | float) for v in values)
-
-
 RULES: tuple[Rule, ...] = (
     Rule(
         "the residual in the brain, in units of the noise,",
-        lambda record: record.fact("Faithfulness", "ResidualStd"),
+        lambda record: record.data_consistency.residual_std,
         0.0,
         1.3,
         "the output departs from what was measured; see the residual",
     ),
     Rule(
         "the share of brain voxels whose residual is beyond 3 units of the noise",
-        lambda record: record.fact("Faithfulness", "FractionBeyond3"),
+        lambda record: record.data_consistency.fraction_beyond3,
         0.0,
         0.03,
         "the output departs from the scan in places; see the residual",
     ),
     Rule(
         "the noise, in % of the brain's brightest,",
-        lambda record: record.fact("NoisePercent"),
+        lambda record: record.noise_percent,
         0.0,
         8.0,
         "motion or artefacts, or a scan too noisy to gain from",
     ),
     Rule(
         "the volume of the brain mask, in ml,",
-        lambda record: record.fact("BrainMask", "VolumeML"),
+        lambda record: record.brain_mask.volume_ml,
         850.0,
         2000.0,  # brains in the space of the MNI templates have 1900 ml
         "the mask may leave out or add tissue; see the brain mask",
     ),
     Rule(
-        "the overlap of brain and template",
-        lambda record: record.registration_overlap,
+        "the Dice coefficient of brain and template",
+        lambda record: min((block.dice for block in record.registration.values()), default=None),
         0.9,
         math.inf,
         "mask or registration may be wrong; see the registration",
     ),
     Rule(
         "the largest bias in the brain, in %,",
-        _largest_bias,
+        lambda record: max(map(abs, record.bias_field.range_percent)),
         0.0,
         80.0,
         "a strong surface coil, or a mask that holds other tissue; see the bias field",
     ),
     Rule(
         "the median uncertainty in the brain, in % of the brightest,",
-        lambda record: record.fact("Uncertainty", "MedianPercent"),
+        lambda record: record.uncertainty.median_percent if record.uncertainty else None,
         0.0,
         12.0,
         "fine detail is hardly more than a guess; see the uncertainty",
     ),
     Rule(
         "the coarsest input voxel over the output voxel",
-        _coarsest_factor,
+        lambda record: max(record.input_zooms) / min(record.output_zooms),
         0.0,
         9.0,
         "most of the detail along this axis is inferred; see the uncertainty",
@@ -124,12 +110,12 @@ RULES: tuple[Rule, ...] = (
 
 def reasons(record: ImageRecord) -> list[str]:
     """Return what asks for a look: figures outside of their range, or why an image has no output."""
-    if not record.complete:
-        said, step = (stated(record.status.get(name)) for name in ("reason", "step"))
-        if said == NOT_AVAILABLE:
-            return ["there is no finished output"]
-        return [said if step == NOT_AVAILABLE else f"at step {step}: {said}"]
-    return [problem for rule in RULES if (problem := rule.problem(record))]
+    if record.complete and record.moesr is not None:
+        return [problem for rule in RULES if (problem := rule.problem(record.moesr))]
+    status = record.status
+    if status is None or status.reason == NOT_AVAILABLE:
+        return ["there is no finished output"]
+    return [status.reason if status.step == NOT_AVAILABLE else f"at step {status.step}: {status.reason}"]
 
 
 def verdict(record: ImageRecord) -> str:

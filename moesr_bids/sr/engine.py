@@ -213,7 +213,7 @@ def super_resolve(
             "NoiseStd": sigma,
             "NoisePercent": 100 * sigma / scale,
             "Lambda": lam,
-            "Faithfulness": faithfulness,
+            "DataConsistency": faithfulness,
             "Warnings": [*notes, *_warnings(grid, target, profile, faithfulness, with_mask=mask is not None)],
         }
         output = volume.mul_(scale).cpu().numpy()
