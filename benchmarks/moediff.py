@@ -36,6 +36,7 @@ from moesr_bids.sr.models.detail import detail_energy
 from moesr_bids.sr.models.inputs import FLIPS
 from moesr_bids.sr.models.mixture import MixtureNetwork, context_channels, parameters
 from moesr_bids.sr.models.network import CONDITIONS, GUIDANCE, INPUTS, ResidualNetwork
+from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.sampling import Sampling
 from moesr_bids.sr.weights import Weights
 from moesr_bids.training.acquisition import Scan, SmoothField
@@ -125,12 +126,16 @@ def side_table(truths: Sequence[Truth], cases: Sequence[Case], models: Sequence[
             for name, (model, sampling, averaged) in ways.items():
                 result = super_resolve(
                     low,
-                    resolution=float(truth.image.header.get_zooms()[0]),
-                    model=model,
-                    contrast=truth.suffix,
-                    averaged=averaged,
-                    sampling=sampling,
-                    threads=threads,
+                    SROptions(
+                        resolution=float(truth.image.header.get_zooms()[0]),
+                        model=model,
+                        contrast=truth.suffix,
+                        averaged=averaged,
+                        samples=sampling.samples,
+                        estimate=sampling.estimate,
+                        rule=sampling.rule,
+                        threads=threads,
+                    ),
                 )
                 image = np.asanyarray(result.image.dataobj)
                 inside = [float("nan")] * len(LEVELS)
@@ -229,7 +234,9 @@ def gate_table(data: Path, participants: Sequence[str], model: str, threads: int
         path = sorted((data / participant).glob("**/anat/*_T1w.nii.gz"))[0]
         image = nib.load(path)
         zoom = float(image.header.get_zooms()[0])
-        result = super_resolve(image, resolution=zoom, model=model, contrast="T1w", maps=True, threads=threads)
+        result = super_resolve(
+            image, SROptions(resolution=zoom, model=model, contrast="T1w", maps=True, threads=threads)
+        )
         brightest = np.percentile(np.asanyarray(image.dataobj)[labels > 0], 99)
         for name in EXPERTS:
             gate = np.asanyarray(result.maps[f"gate-{name}"].dataobj)
@@ -252,7 +259,7 @@ def threshold_table(truth: Truth, case: Case, model: str, threads: int) -> Itera
         windows.CPU_WINDOW_VOXELS = _SMALL_WINDOW
         for threshold in _THRESHOLDS:
             moediff.GATE_THRESHOLD = threshold
-            result = super_resolve(low, resolution=zoom, model=model, threads=threads)
+            result = super_resolve(low, SROptions(resolution=zoom, model=model, threads=threads))
             record, value = result.record, psnr(sharp, np.asanyarray(result.image.dataobj), truth.mask)
             yield (
                 f"threshold {threshold:5.2f}: {100 * record['ExpertsEvaluated']:.0f} % of the experts in "

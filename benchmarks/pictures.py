@@ -25,6 +25,7 @@ from moesr_bids.sr.models.diffusion import sample
 from moesr_bids.sr.models.mixture import MixtureNetwork
 from moesr_bids.sr.models.moediff import SAMPLE_TEMPERATURE
 from moesr_bids.sr.models.network import INPUTS
+from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.weights import Weights
 from moesr_bids.training.acquisition import RicianNoise
 from moesr_bids.training.simulation import Example
@@ -96,7 +97,7 @@ def draw_chain(network: MixtureNetwork, scanned: Example, out_file: Path) -> Pat
 def draw_experts(truth: nib.Nifti1Image, model: str, out_file: Path) -> Path:
     """Draw gate and experts as the report does, for the phantom in slices of 5 mm."""
     thick = acquire(truth, ACQUISITIONS[1])
-    result = super_resolve(thick, resolution=1.0, model=model, contrast="T1w", maps=True)
+    result = super_resolve(thick, SROptions(resolution=1.0, model=model, contrast="T1w", maps=True))
     with TemporaryDirectory() as folder:
         images = {"image": result.image, **result.maps}
         images["mask"] = nib.Nifti1Image((np.asanyarray(truth.dataobj) > 0).astype(np.uint8), truth.affine)

@@ -16,13 +16,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from attrs import asdict, field, filters, frozen
+from attrs import asdict, evolve, field, filters, frozen
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -32,7 +31,7 @@ from moesr_bids.sr.engine import Result, super_resolve
 from moesr_bids.sr.metrics import contrast_to_noise, lesion_contrasts, lesion_geometry, psnr, ssim
 from moesr_bids.sr.models import get_model, weights_path
 from moesr_bids.sr.models.detail import detail_energy, needed_share
-from moesr_bids.sr.sampling import Sampling
+from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.weights import Weights
 
 from .degrade import Case, all_cases, degrade, mismatched_cases
@@ -220,8 +219,8 @@ def compare(
         add(method, restored, time.monotonic() - start)
     for model in models:
         zoom = float(truth.image.header.get_zooms()[0])
-        run = partial(super_resolve, low, resolution=zoom, model=model, contrast=truth.suffix, threads=threads)
-        result = run()
+        options = SROptions(resolution=zoom, model=model, contrast=truth.suffix, threads=threads)
+        result = super_resolve(low, options)
         record = result.record
         restored, facts = _on_grid(result.image, truth, f"model {model}"), {}
         if result.uncertainty is not None:
@@ -230,7 +229,7 @@ def compare(
             ratios = ErrorRatios.of(sharp - restored, std, truth.mask, temperature=temperature)
             facts = {"ratios": ratios, "temperature": temperature}
             if get_model(model).card.experts:
-                drawn = run(sampling=Sampling(estimate="sample"))
+                drawn = super_resolve(low, evolve(options, estimate="sample"))
                 facts |= _sample_facts(drawn, restored, truth, psnr_of_cubic=rows[0].psnr)
         add(
             model if model not in INTERPOLATORS else f"moesr-{model}",

@@ -24,6 +24,7 @@ from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.models import weights_path
 from moesr_bids.sr.models.network import NetworkShape
 from moesr_bids.sr.models.student import flops_per_voxel
+from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.precision import fast_dtype
 from moesr_bids.sr.runtimes import RUNTIMES
 from moesr_bids.sr.weights import Weights
@@ -66,11 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     result = super_resolve(
         options.image or _head(),
-        resolution=options.resolution,
-        model=options.model,
-        runtime=options.runtime,
-        device=options.device,
-        threads=options.threads,
+        SROptions(
+            resolution=options.resolution,
+            model=options.model,
+            runtime=options.runtime,
+            device=options.device,
+            threads=options.threads,
+        ),
     )
     record = result.record
     print(f"{record['Device']} {cpu_name() if device.type == 'cpu' else ''}, {options.threads} threads")

@@ -12,10 +12,9 @@ from typing import Any
 import attrs
 
 from moesr_bids import __version__
-from moesr_bids.sr.models import DEFAULT_MODEL
-from moesr_bids.sr.sampling import ESTIMATES
+from moesr_bids.sr.options import CONTRASTS, SROptions
 
-SUFFIXES = ("T1w", "T2w", "FLAIR")
+SUFFIXES = CONTRASTS
 GRADUNWARP_MODES = ("auto", "force", "off")
 REPORT_FORMATS = ("folder", "single")
 GRADIENT_EXTENSIONS = (".grad", ".nii", ".nii.gz")
@@ -23,17 +22,8 @@ EMBEDDED_TEMPLATE = "MNI152NLin2009aSym"
 
 _SPACE = re.compile(r"([0-9A-Za-z+]+)(?::res-0*([1-9][0-9]*))?")
 
-# What decides the voxels and the sidecars of an output; how fast or where it was computed does not belong here.
-_OUTPUT_SETTINGS = (
-    "resolution",
-    "model",
-    "samples",
-    "estimate",
-    "output_spaces",
-    "random_seed",
-    "gradunwarp_nojac",
-    "sloppy",
-)
+# What decides the voxels and the sidecars of an output, beside the options of super-resolution that do.
+_OUTPUT_SETTINGS = ("output_spaces", "gradunwarp_nojac", "sloppy")
 
 
 @attrs.frozen
@@ -88,24 +78,14 @@ class Settings:
         Suffix (or ``anat``) to PyBIDS entity filters.
     suffixes : tuple of str
         Contrasts to process.
-    resolution : float
-        Voxel size of the target grid, in mm.
-    model : str
-        Name of the super-resolution model, or path of its weights.
-    samples : int
-        Samples of a diffusion model.
-    estimate : str
-        ``mean`` or ``sample``: image of a diffusion model.
+    sr : SROptions
+        Options of super-resolution.
     output_spaces : tuple of OutputSpace
         Templates that images are registered to, and the grids there.
-    device : str
-        ``auto``, ``cpu`` or ``cuda``.
     nprocs, omp_nthreads : int
         Processes of the workflow together, and threads of one process.
     mem_gb : float
         Memory in GiB that running nodes may claim together.
-    random_seed : int
-        Seed of all that draws random numbers.
     sloppy : bool
         Bias field and registration with few iterations: for tests.
     report_format : str
@@ -130,16 +110,11 @@ class Settings:
     bids_database_dir: Path | None = None
     skip_bids_validation: bool = False
     suffixes: tuple[str, ...] = SUFFIXES
-    resolution: float = 0.7
-    model: str = DEFAULT_MODEL
-    samples: int = 1
-    estimate: str = ESTIMATES[0]
+    sr: SROptions = attrs.field(factory=SROptions)
     output_spaces: tuple[OutputSpace, ...] = (OutputSpace(EMBEDDED_TEMPLATE),)
-    device: str = "auto"
     nprocs: int = 1
     omp_nthreads: int = 1
     mem_gb: float = 8.0
-    random_seed: int = 0
     sloppy: bool = False
     gradient_coefficients: Path | None = None
     gradunwarp: str = "auto"
@@ -157,7 +132,7 @@ class Settings:
     @property
     def resolution_label(self) -> str:
         """BIDS ``res-`` label of the target grid, e.g. ``0p7mm``."""
-        return f"{self.resolution:g}mm".replace(".", "p")
+        return f"{self.sr.resolution:g}mm".replace(".", "p")
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -168,6 +143,7 @@ class Settings:
         """Return what a sidecar tells, by option name: all that decides the voxels of an output but for its input."""
         names = (*_OUTPUT_SETTINGS, "gradunwarp", "gradient_coefficients", "omp_nthreads")
         values = {name.replace("_", "-"): getattr(self, name) for name in names}
+        values |= self.sr.by_flag(deciding=True)
         values["output-spaces"] = [str(space) for space in self.output_spaces]
         if self.gradient_coefficients is not None:
             values["gradient-coefficients"] = str(self.gradient_coefficients)
@@ -175,7 +151,14 @@ class Settings:
 
     @classmethod
     def from_recorded(cls, record: Mapping[str, Any], **others: Any) -> Settings:
-        """Return the settings that `recorded` told, with what is told of no sidecar.
+        """Rebuild settings from a sidecar; pass the rest as keywords.
+
+        Parameters
+        ----------
+        record : Mapping
+            What `recorded` returned.
+        **others : Any
+            Attributes; ``device`` is that of super-resolution.
 
         Raises
         ------
@@ -184,6 +167,8 @@ class Settings:
 
         """
         values = {name.replace("-", "_"): value for name, value in record.items()}
+        sr = SROptions.from_args(values, of_app=True, device=others.pop("device"))
+        values = {name: value for name, value in values.items() if name.replace("_", "-") not in sr.by_flag()}
         known = {field.name for field in attrs.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"{unknown[0]} is no setting of this version")
@@ -194,6 +179,7 @@ class Settings:
                 **values,
                 **({"output_spaces": spaces} if spaces else {}),
                 "gradient_coefficients": Path(coefficients) if coefficients else None,
+                "sr": sr,
                 **others,
             }
         )
@@ -212,7 +198,7 @@ class Settings:
             Sixteen hexadecimal digits.
 
         """
-        facts = {name: getattr(self, name) for name in _OUTPUT_SETTINGS}
+        facts = {name: getattr(self, name) for name in _OUTPUT_SETTINGS} | self.sr.by_flag(deciding=True)
         text = json.dumps({**facts, **extra, "version": __version__}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -221,10 +207,10 @@ class Settings:
         import tomli_w
 
         table: dict[str, Any] = {}
-        for name, value in attrs.asdict(self, recurse=False).items():
-            if name in {"bids_dir", "output_dir", "analysis_level", "bids_filters"} or value in (None, False, ()):
+        for name, value in {**attrs.asdict(self, recurse=False), **self.sr.by_flag()}.items():
+            if name in {"bids_dir", "output_dir", "analysis_level", "bids_filters", "sr"} or value in (None, False, ()):
                 continue
-            option = {"mem_gb": "mem", "verbose": "verbose"}.get(name, name).replace("_", "-")
+            option = {"mem_gb": "mem"}.get(name, name).replace("_", "-")
             if name == "mem_gb":
                 value = f"{value:g}G"
             elif isinstance(value, tuple):

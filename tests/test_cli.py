@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import attrs
 import pytest
 
+from moesr_bids.arguments import memory_gb
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.dataset import prepare_output_folder, raw_dataset
-from moesr_bids.cli.arguments import memory_gb
 from moesr_bids.cli.console import Progress
 from moesr_bids.cli.main import main
 from moesr_bids.cli.parser import build_parser, parse_settings
 from moesr_bids.config import OutputSpace
+from moesr_bids.sr.options import SROptions
 
 
 @pytest.fixture
@@ -251,12 +252,13 @@ def test_saved_settings_repeat_the_run_and_the_command_line_wins(dataset: Path, 
     again = parse_settings([*base, "--config-file", str(saved)])
     assert again == first
     changed = parse_settings([*base, "--config-file", str(saved), "--resolution", "1", "-vv"])
-    assert changed == attrs.evolve(first, resolution=1.0, verbose=2)
+    assert changed == attrs.evolve(first, sr=attrs.evolve(first.sr, resolution=1.0), verbose=2)
 
 
 def test_every_option_reaches_the_settings(dataset: Path, tmp_path: Path) -> None:
     settings = parse_settings([str(dataset), str(tmp_path / "out"), "participant"])
     known = {field.name for field in attrs.fields(type(settings))}
+    known |= {name.replace("-", "_") for name in settings.sr.by_flag()}
     destinations = {action.dest for action in build_parser()._actions} - {"help", "version", "config_file"}
     assert destinations <= known
 
@@ -266,15 +268,15 @@ def test_output_hash_ignores_where_and_how_fast() -> None:
     from moesr_bids.config import Settings
 
     base = Settings(bids_dir=here, output_dir=here, analysis_level="participant", work_dir=here)
-    same = attrs.evolve(base, nprocs=8, mem_gb=1.0, device="cpu", work_dir=Path("/y"), verbose=2)
+    same = attrs.evolve(base, nprocs=8, mem_gb=1.0, sr=SROptions(device="cpu"), work_dir=Path("/y"), verbose=2)
     assert base.output_hash({"input": "a"}) == same.output_hash({"input": "a"})
     assert base.output_hash({"input": "a"}) != base.output_hash({"input": "b"})
     for change in (
-        {"resolution": 0.8},
-        {"model": "cubic"},
-        {"samples": 2},
-        {"estimate": "sample"},
-        {"random_seed": 1},
+        {"sr": SROptions(resolution=0.8)},
+        {"sr": SROptions(model="cubic")},
+        {"sr": SROptions(samples=2)},
+        {"sr": SROptions(estimate="sample")},
+        {"sr": SROptions(random_seed=1)},
         {"output_spaces": (OutputSpace("X"),)},
     ):
         assert base.output_hash({"input": "a"}) != attrs.evolve(base, **change).output_hash({"input": "a"})

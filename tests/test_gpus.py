@@ -19,6 +19,7 @@ from moesr_bids.cli.participant import run_workflow
 from moesr_bids.interfaces import gpus, sr
 from moesr_bids.interfaces.gpus import one_gpu, visible_gpus
 from moesr_bids.sr.device import full_memory_told
+from moesr_bids.sr.options import SROptions
 from moesr_bids.workflows import execution
 from moesr_bids.workflows.execution import make_plugin
 from moesr_bids.workflows.image import init_image_wf
@@ -84,7 +85,7 @@ def test_a_gpu_that_cannot_be_used_is_refused_before_anything_runs(
     assert "--device cuda: PyTorch cannot use the GPU" in refused()
     with pytest.raises(SystemExit):
         parse_settings([*command, "--dry-run"])
-    assert parse_settings([*command[:-1], "auto"]).device == "auto"
+    assert parse_settings([*command[:-1], "auto"]).sr.device == "auto"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "--device cuda: nvidia-smi lists no GPU that CUDA_VISIBLE_DEVICES shows" in refused()
 
@@ -99,7 +100,7 @@ def test_the_device_is_decided_for_the_whole_run(tmp_path: Path, use_gpu: bool, 
     image = RawImage(path=scan, root=tmp_path / "bids")
     workflow = init_image_wf(image=image, settings=settings, use_gpu=use_gpu)
     node = workflow.get_node("super_resolve")
-    assert (node.inputs.device, node.inputs.use_gpu) == (device, use_gpu)
+    assert (node.inputs.options.device, node.inputs.use_gpu) == (device, use_gpu)
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -169,7 +170,7 @@ def test_super_resolution_gets_one_gpu(driver: Path, monkeypatch: pytest.MonkeyP
     image = tmp_path / "image.nii.gz"
     image.write_bytes(b"no image")
     for device in ("auto", "cpu"):
-        node = sr.SuperResolve(in_file=str(image), device=device)
+        node = sr.SuperResolve(in_file=str(image), options=SROptions(device=device))
         with pytest.raises(RuntimeError, match="super-resolution failed"):
             node.run(cwd=str(tmp_path))
     assert [env.get("CUDA_VISIBLE_DEVICES") for env in given] == ["GPU-aa", None]

@@ -14,6 +14,7 @@ import pytest
 from moesr_bids.errors import ImageError
 from moesr_bids.preproc.header import conform
 from moesr_bids.sr.engine import super_resolve
+from moesr_bids.sr.options import SROptions
 
 
 def head(shape: tuple[int, ...] = (40, 44, 30)) -> np.ndarray:
@@ -263,7 +264,7 @@ def test_a_header_that_would_be_repaired_in_silence_is_refused(
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
     with pytest.raises(ImageError):
-        super_resolve(path, resolution=4, model="cubic", device="cpu")
+        super_resolve(path, SROptions(resolution=4, model="cubic", device="cpu"))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_what_is_odd_about_a_header_is_told(tmp_path: Path, fields: dict[str, ob
     assert re.search(words, " ".join(conformed.warnings))
     assert np.array_equal(conformed.image.get_fdata(dtype=np.float32), head())
     assert np.allclose(conformed.image.affine, np.diag([4.0, 4.0, 5.0, 1.0]))
-    told = super_resolve(path, resolution=4, model="cubic", device="cpu").record["Warnings"]
+    told = super_resolve(path, SROptions(resolution=4, model="cubic", device="cpu")).record["Warnings"]
     assert re.search(words, " ".join(told))
 
 
@@ -321,7 +322,7 @@ def test_a_series_is_refused_from_its_header(tmp_path: Path) -> None:
         for _ in range(100):
             stream.write(bytes(96 * 96 * 60 * 2))
     assert path.stat().st_size < 2e6
-    for read in (conform, lambda path: super_resolve(path, resolution=2, model="cubic", device="cpu")):
+    for read in (conform, lambda path: super_resolve(path, SROptions(resolution=2, model="cubic", device="cpu"))):
         tracemalloc.start()
         with pytest.raises(ImageError, match=r"100 volumes|3-D image"):
             read(path)

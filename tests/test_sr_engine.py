@@ -22,6 +22,7 @@ from moesr_bids.sr.device import choose_device
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.grid import Grid
 from moesr_bids.sr.models import get_model
+from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.windows import CPU_WINDOW_VOXELS, LEAST_CPU_WINDOW_VOXELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +74,7 @@ def test_engine_on_thick_slices():
     image = _image()
     told: list[tuple[str, float]] = []
     result = super_resolve(
-        image, resolution=1.0, model="classical", threads=1, progress=lambda *step: told.append(step)
+        image, SROptions(resolution=1.0, model="classical", threads=1), progress=lambda *step: told.append(step)
     )
     expected = Grid.from_image(image).isotropic(1.0)
     assert result.image.shape == expected.shape == (42, 42, 42)
@@ -93,11 +94,11 @@ def test_engine_on_thick_slices():
 
 def test_engine_is_deterministic_and_scales_with_the_image():
     image = _image()
-    first = super_resolve(image, resolution=1.0, threads=1)
-    again = super_resolve(image, resolution=1.0, threads=1)
+    first = super_resolve(image, SROptions(resolution=1.0, threads=1))
+    again = super_resolve(image, SROptions(resolution=1.0, threads=1))
     np.testing.assert_array_equal(first.image.get_fdata(), again.image.get_fdata())
     larger = nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 100, image.affine)
-    scaled = super_resolve(larger, resolution=1.0, threads=1)
+    scaled = super_resolve(larger, SROptions(resolution=1.0, threads=1))
     # In bfloat16 too the difference is far below the noise.
     difference = (scaled.image.get_fdata() / 100 - first.image.get_fdata()) / first.record["NoiseStd"]
     assert np.sqrt(np.mean(difference**2)) < 0.02
@@ -106,18 +107,18 @@ def test_engine_is_deterministic_and_scales_with_the_image():
 
 def test_detail_beyond_the_output_grid_is_told_apart():
     image = _image((0.5, 0.5, 3.0))
-    result = super_resolve(image, resolution=1.0, threads=1)
+    result = super_resolve(image, SROptions(resolution=1.0, threads=1))
     facts = result.record["DataConsistency"]
     assert 0.8 <= facts["ResidualStd"] <= 1.2
     assert facts["BeyondGridStd"] > 0.5  # three quarters of the noise, and the finest edges
     assert "finer than the output" in result.record["Warnings"][0]
-    assert super_resolve(_image(), resolution=1.0, threads=1).record["DataConsistency"]["BeyondGridStd"] == 0
+    assert super_resolve(_image(), SROptions(resolution=1.0, threads=1)).record["DataConsistency"]["BeyondGridStd"] == 0
 
 
 def test_cubic_is_a_plain_baseline_and_mask_is_used(tmp_path: Path):
     image = _image()
     mask = nib.Nifti1Image((image.get_fdata() > 100).astype(np.uint8), image.affine)
-    result = super_resolve(image, resolution=1.0, model="cubic", mask=mask, threads=1)
+    result = super_resolve(image, SROptions(resolution=1.0, model="cubic", threads=1), mask=mask)
     assert result.record["Lambda"] == 0
     assert result.record["Warnings"] == []
     shifted = nib.Nifti1Image(mask.get_fdata(), image.affine + np.eye(4))
@@ -138,7 +139,7 @@ def test_images_that_are_refused(tmp_path: Path, data: np.ndarray, message: str)
     path = tmp_path / "bad.nii.gz"
     nib.save(nib.Nifti1Image(data.astype(np.float32), np.eye(4)), path)
     with pytest.raises(ImageError, match=message) as caught:
-        super_resolve(path, resolution=1.0)
+        super_resolve(path, SROptions(resolution=1.0))
     assert "bad.nii.gz" in str(caught.value)
 
 
@@ -154,13 +155,16 @@ def test_geometry_and_numbers_that_are_refused() -> None:
         (metres, "not in mm"),
     ):
         with pytest.raises(ImageError, match=message):
-            super_resolve(image, resolution=1.0, model="cubic")
+            super_resolve(image, SROptions(resolution=1.0, model="cubic"))
 
 
 def test_an_undefined_unit_is_taken_for_millimetres() -> None:
     image = _image()
     image.header["xyzt_units"] = 7
-    assert super_resolve(image, resolution=2.0, model="cubic", threads=1).image.header.get_xyzt_units()[0] == "mm"
+    assert (
+        super_resolve(image, SROptions(resolution=2.0, model="cubic", threads=1)).image.header.get_xyzt_units()[0]
+        == "mm"
+    )
 
 
 def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
@@ -169,7 +173,7 @@ def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
     nib.Nifti1Image(noise, image.affine).to_filename(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ImageError, match=r"mask\.nii\.gz: the voxel data is truncated or damaged"):
-        super_resolve(image, resolution=1.0, model="cubic", mask=path)
+        super_resolve(image, SROptions(resolution=1.0, model="cubic"), mask=path)
 
 
 def test_device_is_never_replaced_in_silence():

@@ -20,9 +20,11 @@ from scipy import ndimage
 from benchmarks.degrade import all_cases, degrade
 from benchmarks.moediff import cropped
 from benchmarks.quality import Row, detail_of, load_truths, write_calibration
+from moesr_bids.bids.record import SRRecord
+from moesr_bids.bids.schema import make
 from moesr_bids.cli.moesr import main
 from moesr_bids.interfaces.sr import SuperResolve
-from moesr_bids.reports.fragments import summary_rows
+from moesr_bids.reports.fragments import uncertainty_words
 from moesr_bids.sr import windows
 from moesr_bids.sr.calibration import ErrorRatios
 from moesr_bids.sr.cost import estimate_cost
@@ -34,6 +36,7 @@ from moesr_bids.sr.models.context import Context, ContextShape, context_in_patch
 from moesr_bids.sr.models.experts import Expert, expert_halo
 from moesr_bids.sr.models.mixture import MixtureNetwork, MixtureShape
 from moesr_bids.sr.models.network import CONDITIONS, NetworkShape, ResidualNetwork
+from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.precision import network_flops
 from moesr_bids.sr.sampling import Sampling
 from moesr_bids.sr.weights import PACKAGED, Weights, write_weights
@@ -108,12 +111,12 @@ def test_an_untrained_mixture_says_what_its_trunk_says(tmp_path: Path) -> None:
     assert isinstance(stored, MixtureNetwork)
     write_weights(paths[1], stored.trunk, {**CARD, "kind": "student"})
     image = thick(shape=(56, 64, 48))  # whole tokens: nothing is padded
-    one = super_resolve(image, model=str(paths[0]), resolution=1.0)
-    other = super_resolve(image, model=str(paths[1]), resolution=1.0, averaged=True)
+    one = super_resolve(image, SROptions(model=str(paths[0]), resolution=1.0))
+    other = super_resolve(image, SROptions(model=str(paths[1]), resolution=1.0, averaged=True))
     level = np.percentile(other.image.get_fdata(), 99)
     assert np.abs(one.image.get_fdata() - other.image.get_fdata()).max() < 1e-4 * level
     assert np.abs(one.uncertainty.get_fdata() - other.uncertainty.get_fdata()).max() < 1e-4 * level
-    sampled = super_resolve(image, model=str(paths[0]), resolution=1.0, sampling=Sampling(estimate="sample"))
+    sampled = super_resolve(image, SROptions(model=str(paths[0]), resolution=1.0, estimate="sample"))
     assert np.abs(sampled.image.get_fdata() - other.image.get_fdata()).max() > 1e-3 * level
 
 
@@ -131,13 +134,13 @@ def test_a_flipped_scan_gives_the_flipped_image(
     monkeypatch.setattr(MixtureNetwork, "see", lambda *told: looks.append(1) or see(*told))
     image = thick(shape=(56, 64, 48))  # whole tokens: nothing is padded
     flipped = nib.Nifti1Image(np.flip(np.asanyarray(image.dataobj), axes), image.affine)
-    one, other = (super_resolve(scan, model=str(mixture), resolution=1.0) for scan in (image, flipped))
+    one, other = (super_resolve(scan, SROptions(model=str(mixture), resolution=1.0)) for scan in (image, flipped))
     assert len(looks) == 2
     for here, there in ((one.image, other.image), (one.uncertainty, other.uncertainty)):
         level = np.percentile(here.get_fdata(), 99)
         np.testing.assert_allclose(np.flip(there.get_fdata(), axes), here.get_fdata(), atol=2e-3 * level, rtol=0)
     # One sample is drawn in one flip.
-    sampled = super_resolve(image, model=str(mixture), resolution=1.0, sampling=Sampling(estimate="sample"))
+    sampled = super_resolve(image, SROptions(model=str(mixture), resolution=1.0, estimate="sample"))
     assert (one.record["Sampling"]["Flips"], sampled.record["Sampling"]["Flips"]) == (8, 1)
 
 
@@ -146,8 +149,8 @@ def test_result_does_not_depend_on_the_windows(mixture: Path, monkeypatch: pytes
     image = thick(shape=(84, 60, 48))
 
     def run() -> tuple[np.ndarray, np.ndarray, dict]:
-        options = Sampling(samples=2, estimate=estimate)
-        result = super_resolve(image, model=str(mixture), resolution=1.0, sampling=options, seed=5)
+        options = SROptions(model=str(mixture), resolution=1.0, samples=2, estimate=estimate, random_seed=5)
+        result = super_resolve(image, options)
         return result.image.get_fdata(), result.uncertainty.get_fdata(), result.record
 
     whole = run()
@@ -174,8 +177,8 @@ def test_gate_does_not_depend_on_the_air_around_the_head(mixture: Path, monkeypa
         return nib.Nifti1Image(wide, affine)
 
     def gates(width: int) -> np.ndarray:
-        one_flip = Sampling(estimate="sample")
-        maps = super_resolve(in_air(width), model=str(mixture), resolution=1.0, sampling=one_flip, maps=True).maps
+        one_flip = SROptions(model=str(mixture), resolution=1.0, estimate="sample", maps=True)
+        maps = super_resolve(in_air(width), one_flip).maps
         inner = (slice(width, -width),) * 3
         return np.stack([maps[f"gate-{name}"].get_fdata()[inner] for name in EXPERTS])
 
@@ -213,7 +216,7 @@ def test_methods_text_says_what_was_done(mixture: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "name"),
     [
-        ("cubic", {"sampling": Sampling(samples=2)}, "--samples"),
+        ("cubic", {"samples": 2}, "--samples"),
         ("student", {"maps": True}, "--maps"),
         ("moediff", {"averaged": True}, "--test-time-averaging"),
         ("moediff", {"runtime": "openvino"}, "--runtime"),
@@ -221,17 +224,17 @@ def test_methods_text_says_what_was_done(mixture: Path) -> None:
 )
 def test_options_without_use_are_refused_in_python_too(model: str, options: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=f"model {model} has no use for {name}; take another model"):
-        super_resolve(thick(), model=model, **options)
+        super_resolve(thick(), SROptions(model=model, **options))
 
 
 def test_report_of_samples_does_not_claim_the_coverage_of_the_mean(mixture: Path) -> None:
     card = {**CARD, "coverage": {"T1w": {"90": 0.9}}, "temperature": {"T1w": 1.0}}
     write_weights(mixture.with_name("checked.safetensors"), Weights.read(mixture).network(torch.device("cpu")), card)
     told = []
-    for sampling in (Sampling(), Sampling(samples=2)):
+    for samples in (1, 2):
         path = str(mixture.with_name("checked.safetensors"))
-        record = super_resolve(thick(), model=path, resolution=2.0, contrast="T1w", sampling=sampling, threads=1).record
-        told.append(dict(summary_rows(record))["Uncertainty"])
+        options = SROptions(model=path, resolution=2.0, contrast="T1w", samples=samples, threads=1)
+        told.append(uncertainty_words(make(SRRecord, super_resolve(thick(), options).record)))
     assert "the 90 % intervals held 90 %" in told[0]
     assert "not checked for its samples" in told[1] and "held" not in told[1]
 
@@ -242,9 +245,8 @@ def test_a_sample_has_the_detail_of_its_contrast(mixture: Path) -> None:
     write_weights(path, network, {**CARD, "detail": {"all": 0.2, "T1w": 4.0}})
     found = {}
     for contrast in ("T1w", "T2w"):
-        sampling = Sampling(estimate="sample")
-        record = super_resolve(thick(), model=str(path), resolution=2.0, contrast=contrast, sampling=sampling).record
-        found[contrast] = record["Sampling"]
+        options = SROptions(model=str(path), resolution=2.0, contrast=contrast, estimate="sample")
+        found[contrast] = super_resolve(thick(), options).record["Sampling"]
     assert [one["DetailShare"] for one in found.values()] == [4.0, 0.2]
     assert found["T1w"]["DetailGain"] > found["T2w"]["DetailGain"]
     assert Weights.read(mixture).detail_share("T1w") == 0.5  # no calibration
@@ -292,7 +294,7 @@ def test_a_thin_slab_is_super_resolved(mixture: Path) -> None:
     """Two slices: thinner than a token of the context, beside axes that take several patches."""
     image = brainlike()
     slab = nib.Nifti1Image(image.get_fdata(dtype=np.float32)[:, :, 23:25], image.affine)
-    result = super_resolve(slab, model=str(mixture), resolution=0.6, sampling=Sampling(estimate="sample"), threads=1)
+    result = super_resolve(slab, SROptions(model=str(mixture), resolution=0.6, estimate="sample", threads=1))
     assert result.image.shape[2] <= 4
     assert np.isfinite(result.image.get_fdata()).all()
 
@@ -324,7 +326,7 @@ def test_context_of_a_large_volume_is_that_of_its_patches() -> None:
 
 def test_seed_and_number_of_samples(mixture: Path) -> None:
     def run(seed: int = 0, **options: object) -> tuple[np.ndarray, np.ndarray, dict]:
-        result = super_resolve(thick(), model=str(mixture), resolution=1.0, seed=seed, sampling=Sampling(**options))
+        result = super_resolve(thick(), SROptions(model=str(mixture), resolution=1.0, random_seed=seed, **options))
         return result.image.get_fdata(), result.uncertainty.get_fdata(), result.record
 
     sample, again, other = run(estimate="sample"), run(estimate="sample"), run(seed=1, estimate="sample")
@@ -350,7 +352,7 @@ def test_calibration_is_of_the_predicted_error_and_not_of_the_spread(tmp_path: P
         path = tmp_path / f"{factor:g}.safetensors"
         write_weights(path, network, {**CARD, "temperature": {"all": factor}})
         stds = [
-            super_resolve(thick(), model=str(path), resolution=1.0, sampling=Sampling(samples=samples)).uncertainty
+            super_resolve(thick(), SROptions(model=str(path), resolution=1.0, samples=samples)).uncertainty
             for samples in (1, 8)  # in the same flips
         ]
         # Where the network's part is blended out, the noise takes its place.
@@ -364,11 +366,13 @@ def test_calibration_is_of_the_predicted_error_and_not_of_the_spread(tmp_path: P
 
 def test_a_rule_without_a_sample_is_refused(mixture: Path) -> None:
     with pytest.raises(ValueError, match="rule 'deterministic' has no use"):
-        super_resolve(thick(), model=str(mixture), sampling=Sampling(rule="deterministic"))
+        super_resolve(thick(), SROptions(model=str(mixture), rule="deterministic"))
 
     def run(seed: int) -> np.ndarray:
-        options = Sampling(rule="deterministic", estimate="sample")
-        return super_resolve(thick(), model=str(mixture), resolution=1.0, sampling=options, seed=seed).image.get_fdata()
+        options = SROptions(
+            model=str(mixture), resolution=1.0, rule="deterministic", estimate="sample", random_seed=seed
+        )
+        return super_resolve(thick(), options).image.get_fdata()
 
     assert np.array_equal(run(3), run(3))
     assert not np.array_equal(run(3), run(4))  # the noise that the chain starts from is drawn
@@ -382,15 +386,15 @@ def test_experts_without_weight_are_left_out(tmp_path: Path, monkeypatch: pytest
         last.bias.copy_(torch.tensor([3.0, -30.0, 2.0]))
     path = tmp_path / "mixture.safetensors"
     write_weights(path, network, CARD)
-    few = super_resolve(thick(), model=str(path), resolution=1.0)
+    few = super_resolve(thick(), SROptions(model=str(path), resolution=1.0))
     assert few.record["ExpertsEvaluated"] == pytest.approx(2 / 3, abs=1e-3)
     assert few.record["GateShares"]["cortex"] < 1e-6
     # An expert that is evaluated for its map alone does not change the image.
-    mapped = super_resolve(thick(), model=str(path), resolution=1.0, maps=True)
+    mapped = super_resolve(thick(), SROptions(model=str(path), resolution=1.0, maps=True))
     assert mapped.record["ExpertsEvaluated"] > few.record["ExpertsEvaluated"]
     assert np.array_equal(mapped.image.get_fdata(), few.image.get_fdata())
     monkeypatch.setattr(module, "GATE_THRESHOLD", -1.0)
-    every = super_resolve(thick(), model=str(path), resolution=1.0)
+    every = super_resolve(thick(), SROptions(model=str(path), resolution=1.0))
     assert every.record["ExpertsEvaluated"] == 1
     np.testing.assert_allclose(few.image.get_fdata(), every.image.get_fdata(), atol=1e-3)
 
@@ -399,26 +403,22 @@ def test_a_map_that_is_given_changes_the_image(mixture: Path) -> None:
     image = thick()
     log_bias = nib.Nifti1Image(np.full(image.shape, 0.2, np.float32), image.affine)
     plain, told = (
-        super_resolve(image, model=str(mixture), resolution=1.0, guidance=guidance)
+        super_resolve(image, SROptions(model=str(mixture), resolution=1.0), guidance=guidance)
         for guidance in ({}, {"log_bias": log_bias})
     )
     assert plain.record["Guidance"] == []
     assert told.record["Guidance"] == ["log_bias"]
     assert not np.array_equal(plain.image.get_fdata(), told.image.get_fdata())
     with pytest.raises(ValueError, match="not trained with the guidance map 'log_jacobian'"):
-        super_resolve(image, model=str(mixture), guidance={"log_jacobian": log_bias})
+        super_resolve(image, SROptions(model=str(mixture)), guidance={"log_jacobian": log_bias})
 
 
 def test_node_passes_on_what_was_asked_and_returns_the_maps(mixture: Path, tmp_path: Path) -> None:
     nib.save(thick(), tmp_path / "scan.nii.gz")
     node = SuperResolve(
         in_file=str(tmp_path / "scan.nii.gz"),
-        model=str(mixture),
-        resolution=1.0,
-        samples=2,
-        estimate="sample",
+        options=SROptions(model=str(mixture), resolution=1.0, samples=2, estimate="sample", device="cpu"),
         experts=list(EXPERTS),
-        device="cpu",
         memory_gb=0.1,
     )
     outputs = node.run(cwd=str(tmp_path)).outputs
@@ -534,7 +534,7 @@ def test_packaged_mixture_beats_the_student_and_its_gate_knows_the_tissue(shared
     case = next(case for case in all_cases() if case.name == "slices4k")
     low = degrade(truth.image, case, 0.02 * truth.level, seed=0)
     student, mixture = (
-        super_resolve(low, resolution=1.0, model=model, contrast="T1w", threads=1, maps=model == "moediff")
+        super_resolve(low, SROptions(resolution=1.0, model=model, contrast="T1w", threads=1, maps=model == "moediff"))
         for model in ("student", "moediff")
     )
     sharp = truth.image.get_fdata()

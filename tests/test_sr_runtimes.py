@@ -25,6 +25,7 @@ from moesr_bids.sr.models.network import (
     network_output,
 )
 from moesr_bids.sr.models.network import _level as level
+from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.runtimes import RUNTIMES, features_of
 from tests.test_sr_student import learned, thick
 
@@ -70,7 +71,10 @@ def test_level_is_the_mean_over_the_cube_around_a_voxel() -> None:
 
 
 def test_runtimes_give_the_same_image_and_say_which_ran(learned: Path) -> None:
-    results = [super_resolve(thick(), resolution=1.0, model=str(learned), runtime=name, threads=1) for name in RUNTIMES]
+    results = [
+        super_resolve(thick(), SROptions(resolution=1.0, model=str(learned), runtime=name, threads=1))
+        for name in RUNTIMES
+    ]
     assert [result.record["Runtime"] for result in results] == list(RUNTIMES)
     one, other = (result.image.get_fdata() for result in results)
     rounding = 1e-4 if results[0].record["Precision"] == "float32" else 1e-3

@@ -39,6 +39,7 @@ from moesr_bids.sr.models.network import (
     space_to_depth,
     typical_acquisitions,
 )
+from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.weights import PACKAGED, Weights, write_weights
 
@@ -213,7 +214,9 @@ def test_the_slice_axis_comes_last_and_fine_axes_keep_their_order(zooms: list[fl
 def test_slices_along_another_axis_have_the_same_result(order: tuple[int, int, int], learned: Path) -> None:
     image = thick(shape=(36, 40, 32))
     turned = nib.Nifti1Image(np.transpose(image.get_fdata(dtype=np.float32), order), image.affine[:, [*order, 3]])
-    one, other = (super_resolve(scan, resolution=1.0, model=str(learned), contrast="T1w") for scan in (image, turned))
+    one, other = (
+        super_resolve(scan, SROptions(resolution=1.0, model=str(learned), contrast="T1w")) for scan in (image, turned)
+    )
     for wanted, found in ((one.image, other.image), (one.uncertainty, other.uncertainty)):
         np.testing.assert_allclose(
             np.transpose(wanted.get_fdata(), order), found.get_fdata(), atol=1e-3 * float(wanted.get_fdata().max())
@@ -224,13 +227,13 @@ def test_slices_along_another_axis_have_the_same_result(order: tuple[int, int, i
 def test_result_does_not_depend_on_the_windows(model: str, learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = str(learned) if model == "random" else model
     image = thick(shape=(108, 60, 48))
-    whole = super_resolve(image, resolution=1.0, model=name, threads=1)
+    whole = super_resolve(image, SROptions(resolution=1.0, model=name, threads=1))
     monkeypatch.setattr(windows, "CPU_WINDOW_VOXELS", 270_000)
-    cut = super_resolve(image, resolution=1.0, model=name, threads=1)
+    cut = super_resolve(image, SROptions(resolution=1.0, model=name, threads=1))
     monkeypatch.undo()
     monkeypatch.setattr(windows, "LEAST_CPU_WINDOW_VOXELS", 270_000)
     assert "MemoryLimitGB" not in whole.record
-    fitted = super_resolve(image, resolution=1.0, model=name, threads=1, memory_gb=0.1)
+    fitted = super_resolve(image, SROptions(resolution=1.0, model=name, threads=1, memory_gb=0.1))
     assert fitted.record["MemoryLimitGB"] == 0.1
     assert fitted.record["Windows"] == cut.record["Windows"] > whole.record["Windows"] == 1
     assert cut.uncertainty is not None
@@ -244,7 +247,8 @@ def test_averaging_makes_the_model_equivariant_to_flips(learned: Path) -> None:
     image = thick()
     flipped = nib.Nifti1Image(np.ascontiguousarray(image.get_fdata(dtype=np.float32)[::-1]), image.affine)
     results = [
-        super_resolve(scan, resolution=1.0, model=str(learned), averaged=True, threads=1) for scan in (image, flipped)
+        super_resolve(scan, SROptions(resolution=1.0, model=str(learned), averaged=True, threads=1))
+        for scan in (image, flipped)
     ]
     one, other = (result.image.get_fdata() for result in results)
     inside = brainlike().get_fdata() > 20  # where the network's part is blended out, cells are not symmetric
@@ -255,31 +259,33 @@ def test_averaging_makes_the_model_equivariant_to_flips(learned: Path) -> None:
 def test_guidance_reaches_the_network_and_is_checked(learned: Path) -> None:
     image = thick()
     field = nib.Nifti1Image(np.full(image.shape, 0.2, np.float32), image.affine)
-    plain = super_resolve(image, resolution=1.0, model=str(learned), threads=1)
-    guided = super_resolve(image, resolution=1.0, model=str(learned), guidance={"log_bias": field}, threads=1)
+    plain = super_resolve(image, SROptions(resolution=1.0, model=str(learned), threads=1))
+    guided = super_resolve(
+        image, SROptions(resolution=1.0, model=str(learned), threads=1), guidance={"log_bias": field}
+    )
     assert plain.record["Guidance"] == []
     assert guided.record["Guidance"] == ["log_bias"]
     assert np.abs(plain.image.get_fdata() - guided.image.get_fdata()).max() > 0
     # A map of zeros says that there is no field; a missing map says nothing: the network can tell them apart.
     empty = nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine)
-    even = super_resolve(image, resolution=1.0, model=str(learned), guidance={"log_bias": empty}, threads=1)
+    even = super_resolve(image, SROptions(resolution=1.0, model=str(learned), threads=1), guidance={"log_bias": empty})
     assert np.abs(plain.image.get_fdata() - even.image.get_fdata()).max() > 0
     same = ("PSF", "NoisePercent", "OutputShape", "Windows", "UncertaintyCalibration", "RandomSeed")
     for key in same:
         assert plain.record.get(key) == guided.record.get(key) == even.record.get(key)
     with pytest.raises(ValueError, match="no map"):
-        super_resolve(image, resolution=1.0, model="classical", guidance={"log_bias": field})
+        super_resolve(image, SROptions(resolution=1.0, model="classical"), guidance={"log_bias": field})
     with pytest.raises(ValueError, match="not trained with the guidance map 'log_jacobian' but with log_bias"):
-        super_resolve(image, resolution=1.0, model=str(learned), guidance={"log_jacobian": field})
+        super_resolve(image, SROptions(resolution=1.0, model=str(learned)), guidance={"log_jacobian": field})
     shifted = nib.Nifti1Image(field.get_fdata(), nib.affines.from_matvec(image.affine[:3, :3], [3, 0, 0]))
     with pytest.raises(ImageError, match="not on the grid"):
-        super_resolve(image, resolution=1.0, model=str(learned), guidance={"log_bias": shifted})
+        super_resolve(image, SROptions(resolution=1.0, model=str(learned)), guidance={"log_bias": shifted})
 
 
 def test_uncertainty_is_calibrated_by_contrast_and_has_the_images_units(learned: Path) -> None:
     image = thick()
     unknown, t1w = (
-        super_resolve(image, resolution=1.0, model=str(learned), contrast=contrast, threads=1)
+        super_resolve(image, SROptions(resolution=1.0, model=str(learned), contrast=contrast, threads=1))
         for contrast in ("", "T1w")
     )
     assert unknown.uncertainty is not None
@@ -290,7 +296,7 @@ def test_uncertainty_is_calibrated_by_contrast_and_has_the_images_units(learned:
     head = brainlike().get_fdata() > 20
     np.testing.assert_allclose(t1w.uncertainty.get_fdata()[head], std[head] * 2.0 / 1.5, rtol=1e-3)
     brighter = nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 10, image.affine)
-    scaled = super_resolve(brighter, resolution=1.0, model=str(learned), threads=1)
+    scaled = super_resolve(brighter, SROptions(resolution=1.0, model=str(learned), threads=1))
     assert scaled.uncertainty is not None
     np.testing.assert_allclose(scaled.uncertainty.get_fdata(), 10 * std, rtol=1e-2)
 
@@ -323,7 +329,7 @@ def test_error_ratios_find_the_factor_and_the_coverage() -> None:
 def test_sharp_input_is_left_alone(model: str) -> None:
     sigma = 2.0
     truth, scan = brainlike().get_fdata(), brainlike(noise=sigma)
-    result = super_resolve(scan, resolution=1.0, model=model, threads=1)
+    result = super_resolve(scan, SROptions(resolution=1.0, model=model, threads=1))
     out = result.image.get_fdata()
     inside = ndimage.binary_erosion(truth > 20, iterations=2)
     change = out[inside] - scan.get_fdata()[inside]
@@ -341,7 +347,7 @@ def test_student_beats_classical_and_cubic_on_a_real_scan(shared_data: Path, nam
     found = {
         model: psnr(
             truth.image.get_fdata(),
-            super_resolve(low, resolution=1.0, model=model, threads=1).image.get_fdata(),
+            super_resolve(low, SROptions(resolution=1.0, model=model, threads=1)).image.get_fdata(),
             truth.mask,
         )
         for model in ("student", "classical", "cubic")

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.noise import estimate_noise
+from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.zerofilling import acquired_share, measured_shares, zero_filled
 
@@ -56,9 +57,11 @@ def test_the_noise_is_that_before_zero_filling(shares: tuple[float, float]) -> N
 
 def test_the_engine_tells_it() -> None:
     image = nib.Nifti1Image(scan((0.65, 0.65)), np.diag([*ZOOMS, 1.0]))
-    record = super_resolve(image, resolution=1.0, model="cubic", threads=1).record
+    record = super_resolve(image, SROptions(resolution=1.0, model="cubic", threads=1)).record
     assert record["NoiseStd"] == pytest.approx(SIGMA, rel=0.25)
     assert "zero-filled along i" in record["PSFReason"]
-    given = super_resolve(image, resolution=1.0, model="cubic", psf="kspace,kspace,gaussian", threads=1).record
+    given = super_resolve(
+        image, SROptions(resolution=1.0, model="cubic", psf="kspace,kspace,gaussian", threads=1)
+    ).record
     assert "zero-filled" not in given["PSFReason"]
     assert given["NoiseStd"] < 0.5 * SIGMA

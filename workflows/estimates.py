@@ -13,7 +13,6 @@ from moesr_bids.bids.gradients import is_coefficients, plan_gradunwarp
 from moesr_bids.config import Settings
 from moesr_bids.sr.cost import estimate_cost
 from moesr_bids.sr.grid import Grid
-from moesr_bids.sr.sampling import Sampling
 
 # Declared when the header cannot be read: the step that checks it will fail and say why.
 UNKNOWN_SHAPE = (256, 256, 256)
@@ -92,17 +91,19 @@ def estimate(image: RawImage, settings: Settings) -> Estimate:
     try:
         header = nib.load(image.path)
         grid, readable = Grid(header.shape[:3], header.affine), True
-        target = grid.isotropic(settings.resolution)
+        target = grid.isotropic(settings.sr.resolution)
     except Exception:  # Whatever is wrong, the header check reports it with its reason.
         grid, readable = Grid(UNKNOWN_SHAPE, np.eye(4)), False
-        target = grid.isotropic(settings.resolution)
+        target = grid.isotropic(settings.sr.resolution)
     if max(target.shape) > MAX_TARGET_VOXELS:
         grid, readable = Grid(UNKNOWN_SHAPE, np.eye(4)), False
-        target = grid.isotropic(settings.resolution)
-    sampling = Sampling(samples=settings.samples, estimate=settings.estimate)
+        target = grid.isotropic(settings.sr.resolution)
+    sampling = settings.sr.sampling
     # What the nodes of a cluster have is not known here.
     limit = math.inf if settings.use_plugin else settings.mem_gb
-    memory_gb, seconds = estimate_cost(grid.shape, target.shape, settings.model, settings.omp_nthreads, sampling, limit)
+    memory_gb, seconds = estimate_cost(
+        grid.shape, target.shape, settings.sr.model, settings.omp_nthreads, sampling, limit
+    )
     return Estimate(
         input_shape=tuple(map(int, grid.shape)),
         target_shape=tuple(map(int, target.shape)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 from nipype.interfaces.utility import Merge
 from nipype.pipeline.engine import Node
 from niworkflows.engine.workflows import LiterateWorkflow
@@ -19,7 +20,6 @@ from moesr_bids.interfaces.registration import Coregister, JoinTransforms, Regis
 from moesr_bids.interfaces.reportlets import ImageReportlets
 from moesr_bids.interfaces.sr import SuperResolve
 from moesr_bids.sr.models import get_model
-from moesr_bids.sr.sampling import Sampling
 from moesr_bids.workflows.estimates import Estimate, estimate
 
 REPORTLETS_GB = 2.0
@@ -55,10 +55,10 @@ def init_image_wf(
 
     """
     cost = estimate(image, settings)
-    card = get_model(settings.model).card
+    card = get_model(settings.sr.model).card
     threads = settings.omp_nthreads
     # ITK takes a seed of 0 for none.
-    ants = {"omp_nthreads": threads, "random_seed": settings.random_seed + 1}
+    ants = {"omp_nthreads": threads, "random_seed": settings.sr.random_seed + 1}
     heavy = {"n_procs": threads, "mem_gb": cost.preproc_memory_gb}
     workflow = LiterateWorkflow(name=name or image.workflow_name)
     plan = plan_gradunwarp(image, settings)
@@ -116,18 +116,16 @@ def init_image_wf(
 
     super_resolve = Node(
         SuperResolve(
-            resolution=settings.resolution,
-            model=settings.model,
-            samples=settings.samples,
-            estimate=settings.estimate,
+            options=attrs.evolve(
+                settings.sr,
+                contrast=image.suffix,
+                # Decided for the whole run, as the scheduler counts on it; a cluster's nodes decide for themselves.
+                device=settings.sr.device if settings.use_plugin else "cuda" if use_gpu else "cpu",
+            ),
             experts=list(card.experts),
-            # Decided for the whole run, as the scheduler counts on it; the nodes of a cluster decide for themselves.
-            device=settings.device if settings.use_plugin else "cuda" if use_gpu else "cpu",
-            contrast=image.suffix,
             uncertainty=card.uncertainty,
             weights_sha256=card.weights_sha256,
             omp_nthreads=threads,
-            random_seed=settings.random_seed,
             use_gpu=use_gpu,
             # A node of a cluster knows best what it may use.
             **({} if settings.use_plugin else {"memory_gb": settings.mem_gb}),
@@ -141,7 +139,7 @@ def init_image_wf(
     quality = Node(ImageQuality(), name="quality", mem_gb=cost.quality_memory_gb)
     spaces = {
         space: Node(
-            WarpToSpace(space=str(space), resolution=settings.resolution, **ants),
+            WarpToSpace(space=str(space), resolution=settings.sr.resolution, **ants),
             name=f"warp_{_identifier(str(space))}",
             n_procs=threads,
             mem_gb=cost.preproc_memory_gb + WARP_GB,
@@ -290,7 +288,7 @@ def _volume_gb(cost: Estimate) -> float:
 
 
 def _methods_text(settings: Settings) -> str:
-    templates, card = " and ".join(settings.templates), get_model(settings.model).card
+    templates, card = " and ".join(settings.templates), get_model(settings.sr.model).card
     return (
         "Each image was checked for a plausible header and finite voxels and kept on its own grid. "
         f"{_GRADIENTS_TEXT if settings.gradient_coefficients and settings.gradunwarp != 'off' else ''}"
@@ -299,8 +297,8 @@ def _methods_text(settings: Settings) -> str:
         "Intensity non-uniformity was corrected with N4 [@n4] inside the mask. "
         "The images of a session were aligned rigidly to its T1w image or else the sharpest one, and that image was "
         f"registered to {templates} with an affine and a diffeomorphic transform (SyN) [@syn; @ants]. "
-        f"Each corrected image was super-resolved to {settings.resolution:g} mm isotropic voxels along its own axes, "
-        "and the result was brought into the space of each template in one interpolation by cubic B-splines. "
+        f"Each corrected image was super-resolved to {settings.sr.resolution:g} mm isotropic voxels along its own "
+        "axes, and the result was brought into the space of each template in one interpolation by cubic B-splines. "
         "Image quality metrics follow MRIQC [@mriqc]. "
-        f"{card.methods_text(Sampling(samples=settings.samples, estimate=settings.estimate))}"
+        f"{card.methods_text(settings.sr.sampling)}"
     )

@@ -118,7 +118,7 @@ def settings_hash(image: RawImage, settings: Settings, input_sha256: str) -> str
     facts = {
         "input": input_sha256,
         "metadata": dict(image.metadata),
-        "weights": weights_sha256(settings.model),
+        "weights": weights_sha256(settings.sr.model),
         "gradients": [plan.action, sha256(plan.file) if plan.corrects and plan.file else None],
         "reference": _digest(image.reference, settings),
     }

@@ -63,7 +63,7 @@ def make_record(
     facts = dict(_facts(records["super_resolve"]))
     facts["SchemaVersion"] = SCHEMA_VERSION
     facts["Software"] = {"Python": platform.python_version(), **{name: version(name) for name in _SOFTWARE}}
-    facts["RandomSeed"] = settings.random_seed
+    facts["RandomSeed"] = settings.sr.random_seed
     facts["GradientNonlinearity"] = _facts(records.get("gradunwarp", gradients))
     for step, name in _BLOCKS.items():
         if step in records:
@@ -112,12 +112,12 @@ def sidecars(
     preproc = f"bids::{paths['preproc']}"
     unwarped = "jacobian" in paths
     corrected = "gradient nonlinearity and the bias field" if unwarped else "the bias field"
-    grid = f"{settings.resolution:g} mm isotropic grid along the axes of the input, over its field of view"
+    grid = f"{settings.sr.resolution:g} mm isotropic grid along the axes of the input, over its field of view"
     own_grid = "orig" if "space-" not in paths["mask"] else f"bids::{paths['moesr']}"
     contents: dict[str, dict[str, Any]] = {
         "moesr": {
-            "Description": f"Image on the target grid by model {settings.model}; Moesr.DataConsistency says how well "
-            "it agrees with the acquired image",
+            "Description": f"Image on the target grid by model {settings.sr.model}; Moesr.DataConsistency says how "
+            "well it agrees with the acquired image",
             "Sources": [raw, preproc],
             "SkullStripped": skull_stripped,
             "SpatialReference": "orig",
@@ -201,6 +201,6 @@ def sidecars(
             "SkullStripped": skull_stripped,
             **({} if space.template == EMBEDDED_TEMPLATE else {"SpatialReference": _TEMPLATES_URL + space.template}),
             "Interpolation": "cubic B-spline, once",
-            "Resolution": own if space.grid else f"{settings.resolution:g} mm isotropic over the template at 1 mm",
+            "Resolution": own if space.grid else f"{settings.sr.resolution:g} mm isotropic over the template at 1 mm",
         }
     return contents

@@ -113,7 +113,11 @@ def _make_converter(*, strict: bool, key: Callable[[str], str]) -> Converter:
 
     def names(cls: type) -> dict[str, Any]:
         attrs.resolve_types(cls)
-        return {field.name: override(rename=key(field.name)) for field in attrs.fields(cls)}
+        # A fact that an image does not have is no key of its record.
+        return {
+            field.name: override(rename=key(field.name), omit_if_default=strict and field.default is None)
+            for field in attrs.fields(cls)
+        }
 
     converter.register_structure_hook_factory(
         attrs.has,
@@ -121,7 +125,7 @@ def _make_converter(*, strict: bool, key: Callable[[str], str]) -> Converter:
     )
     converter.register_unstructure_hook_factory(
         attrs.has,
-        lambda cls: make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=strict, **names(cls)),
+        lambda cls: make_dict_unstructure_fn(cls, converter, **names(cls)),
     )
     return converter
 

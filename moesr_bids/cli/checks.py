@@ -14,7 +14,6 @@ from moesr_bids.bids.dataset import other_dataset
 from moesr_bids.bids.sidecars import read_sidecar
 from moesr_bids.cli.console import say
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADIENT_EXTENSIONS, SUFFIXES, OutputSpace, Settings
-from moesr_bids.sr.sampling import Sampling
 
 
 class UsageError(Exception):
@@ -156,9 +155,9 @@ def _check_choices(settings: Settings) -> None:
 
     names = model_names()
     try:
-        weights_sha256(settings.model)
+        weights_sha256(settings.sr.model)
     except ValueError as error:
-        raise UsageError(f"{error}{nearest(settings.model, names)}") from None
+        raise UsageError(f"{error}{nearest(settings.sr.model, names)}") from None
     _check_sampling(settings)
     if settings.use_plugin:
         from moesr_bids.workflows.execution import read_plugin
@@ -167,7 +166,7 @@ def _check_choices(settings: Settings) -> None:
             read_plugin(settings.use_plugin)
         except ValueError as error:
             raise UsageError(str(error)) from None
-    if settings.device == "cuda" and not settings.use_plugin:  # a plugin's nodes have GPUs that this one has not
+    if settings.sr.device == "cuda" and not settings.use_plugin:  # a plugin's nodes have GPUs that this one has not
         from moesr_bids.interfaces.gpus import gpu_problem
 
         if problem := gpu_problem():
@@ -178,7 +177,7 @@ def _check_sampling(settings: Settings) -> None:
     from moesr_bids.sr.models import refuse_unused
 
     try:
-        refuse_unused(settings.model, sampling=Sampling(samples=settings.samples, estimate=settings.estimate))
+        refuse_unused(settings.sr.model, sampling=settings.sr.sampling)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -214,7 +213,7 @@ def _check_templates(settings: Settings) -> None:
     for space in settings.output_spaces:
         try:
             load_template(space.template)  # at 1 mm: what is registered to
-            template_grid(space, settings.resolution)
+            template_grid(space, settings.sr.resolution)
         except TemplateNotFoundError as error:
             raise UsageError(str(error)) from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -20,11 +21,9 @@ from .. import __version__
 from ..atomic import temporary_beside
 from ..config import SUFFIXES
 from ..errors import ImageError
-from ..sr.models import DEFAULT_MODEL, EXPERT_MAPS, EXPERTS
-from ..sr.runtimes import RUNTIMES
-from ..sr.sampling import ESTIMATES, Sampling
+from ..sr.models import EXPERT_MAPS, EXPERTS
+from ..sr.options import SROptions
 from . import check, models, segment, train
-from .arguments import memory_gb, positive_int, resolution_mm
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
 
@@ -41,20 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sr.add_argument("input", type=Path, metavar="IN", help="3-D magnitude image (.nii or .nii.gz)")
     sr.add_argument("output", type=Path, metavar="OUT", help="super-resolved image to write (.nii or .nii.gz)")
-    sr.add_argument("--resolution", type=resolution_mm, default=0.7, metavar="MM", help="voxel size (default: 0.7)")
-    sr.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="student (default: one-step network that also predicts its error), moediff (mixture of experts, "
-        "slower), classical (variational, without weights), cubic (plain interpolation), or the path of the "
-        "weights that moesr train wrote",
-    )
-    sr.add_argument(
-        "--psf",
-        metavar="KIND[:MM],KIND[:MM],KIND[:MM]",
-        help="point-spread function along the array axes: gaussian, rect or kspace with its width in mm "
-        "(default width: the voxel size), e.g. kspace,kspace,gaussian:5 (default: from voxel size and metadata)",
-    )
+    SROptions.add_arguments(sr)
     sr.add_argument("--mask", type=Path, metavar="FILE", help="brain mask on the grid of IN")
     sr.add_argument("--metadata", type=Path, metavar="JSON", help="BIDS sidecar of IN (slice thickness and so on)")
     sr.add_argument("--log-bias", "--log_bias", type=Path, metavar="FILE", help="log of the bias field removed from IN")
@@ -66,39 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="log of the Jacobian determinant of the gradient-nonlinearity correction of IN",
     )
     sr.add_argument(
-        "--contrast",
-        choices=SUFFIXES,
-        help="what IN is, for the calibration of the uncertainty (default: what its name ends with)",
-    )
-    sr.add_argument(
         "--uncertainty", type=Path, metavar="FILE", help="write the standard deviation of the error (learned models)"
-    )
-    sr.add_argument(
-        "--test-time-averaging",
-        "--test_time_averaging",
-        action="store_true",
-        help="average a one-step model over the eight flips of the image: slightly better, eight times the work",
-    )
-    sr.add_argument(
-        "--runtime",
-        choices=RUNTIMES,
-        default=RUNTIMES[0],
-        help="what runs the convolutions of a one-step model; openvino is for CPUs and an extra to install "
-        f"(default: {RUNTIMES[0]})",
-    )
-    sr.add_argument(
-        "--samples",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="samples of a diffusion model; their spread enters the uncertainty (default: 1, no spread)",
-    )
-    sr.add_argument(
-        "--estimate",
-        choices=ESTIMATES,
-        default=ESTIMATES[0],
-        help="image of a diffusion model: the mean (estimated over all flips, or that of several samples), or one "
-        f"sample, which is sharper and errs more (default: {ESTIMATES[0]})",
     )
     sr.add_argument(
         "--maps",
@@ -107,18 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="write gate maps and difference maps of a mixture of experts into this folder",
     )
     sr.add_argument("--residual", type=Path, metavar="FILE", help="write IN minus A(OUT) in units of the noise")
-    sr.add_argument("--record", type=Path, metavar="JSON", help="write what was done, with noise and faithfulness")
-    sr.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    sr.add_argument("--omp-nthreads", "--omp_nthreads", type=positive_int, metavar="N", help="CPU threads")
-    sr.add_argument(
-        "--mem",
-        dest="mem_gb",
-        type=memory_gb,
-        metavar="SIZE",
-        help="memory that the windows of the network shrink to fit on a CPU, e.g. 8G (units K, M, G, T; a bare number "
-        "means megabytes; default: 90%% of what is free)",
-    )
-    sr.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
+    sr.add_argument("--record", type=Path, metavar="JSON", help="write what was done, with noise and data consistency")
     train.add_parser(commands)
     segment.add_parser(commands)
     models.add_parser(commands)
@@ -240,35 +183,33 @@ def _super_resolve(options: argparse.Namespace) -> int:
     from ..sr.models import refuse_unused
     from ..sr.storage import compact, compact_share, compact_std
 
-    settings: dict[str, Any] = {
-        "averaged": options.test_time_averaging,
-        "runtime": options.runtime,
-        "sampling": Sampling(samples=options.samples, estimate=options.estimate),
-        "maps": options.maps is not None,
-    }
-    refuse_unused(options.model, uncertainty=options.uncertainty is not None, **settings)
     # PyTorch alone would take all cores of a node, whatever share of it this process may use.
-    threads = options.omp_nthreads or min(available_cpus(), torch.get_num_threads())
-    memory = options.mem_gb or 0.9 * available_memory_gb()
-    _tell_cost(options, settings["sampling"], threads, memory)
+    sr = SROptions.from_args(
+        options,
+        contrast=options.contrast or _suffix(options.input),
+        maps=options.maps is not None,
+        threads=options.omp_nthreads or min(available_cpus(), torch.get_num_threads()),
+        memory_gb=options.mem or 0.9 * available_memory_gb(),
+    )
+    refuse_unused(
+        sr.model,
+        uncertainty=options.uncertainty is not None,
+        averaged=sr.averaged,
+        runtime=sr.runtime,
+        sampling=sr.sampling,
+        maps=sr.maps,
+    )
+    _tell_cost(options.input, sr)
     guidance = {"log_bias": options.log_bias, "log_jacobian": options.log_jacobian}
     progress = _Progress()
     try:
         result = super_resolve(
             options.input,
-            resolution=options.resolution,
-            model=options.model,
-            psf=options.psf,
+            sr,
             metadata=_read_metadata(options.metadata),
             mask=options.mask,
             guidance={name: path for name, path in guidance.items() if path is not None},
-            contrast=options.contrast or _suffix(options.input),
-            device=options.device,
-            threads=threads,
-            memory_gb=memory,
-            seed=options.random_seed,
             progress=progress,
-            **settings,
         )
     finally:
         progress.close()
@@ -297,7 +238,7 @@ def _super_resolve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_cost(options: argparse.Namespace, sampling: Sampling, threads: int, limit: float) -> None:
+def _tell_cost(path: Path, options: SROptions) -> None:
     """Say before it starts what a model that takes its time will take, and of any model that memory may not suffice."""
     from ..nifti import open_image
     from ..sr.cost import estimate_cost, estimate_memory
@@ -306,16 +247,17 @@ def _tell_cost(options: argparse.Namespace, sampling: Sampling, threads: int, li
     from ..sr.models import get_model
 
     try:
-        grid = Grid.from_image(open_image(options.input)[0])
+        grid = Grid.from_image(open_image(path)[0])
         target = grid.isotropic(options.resolution)
     except Exception:  # whatever is wrong, the engine says it
         return
+    threads, limit = options.threads or 1, options.memory_gb or math.inf
     memory = estimate_memory(grid.shape, target.shape, options.model, limit)
     on_cpu = choose_device(options.device).type == "cpu"
     notes = []
     if get_model(options.model).card.experts:
         # Asked for here alone: a convolution is timed for it.
-        _, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, sampling)
+        _, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, options.sampling)
         on_this = (
             f" and about {seconds / 60:.0f} min on {threads} CPU threads" if on_cpu else ", or what the GPU has free"
         )

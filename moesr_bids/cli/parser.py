@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from moesr_bids import __version__
-from moesr_bids.cli.arguments import memory_gb, positive_int, resolution_mm
+from moesr_bids.arguments import memory_gb, positive_int
 from moesr_bids.cli.checks import UsageError, check_settings, read_filters
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADUNWARP_MODES, REPORT_FORMATS, SUFFIXES, OutputSpace, Settings
 from moesr_bids.resources import available_cpus, available_memory_gb
-from moesr_bids.sr.models import DEFAULT_MODEL, model_names
-from moesr_bids.sr.sampling import ESTIMATES
+from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.weights import SUFFIX
 
 
@@ -110,39 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     sr = parser.add_argument_group("super-resolution")
-    sr.add_argument(
-        "--resolution",
-        type=resolution_mm,
-        default=0.7,
-        metavar="MM",
-        help="voxel size of the output in mm, isotropic (default: 0.7)",
-    )
-    sr.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help=f"super-resolution model: {', '.join(model_names())}, or the path of weights that moesr train wrote "
-        f"(default: {DEFAULT_MODEL})",
-    )
-    sr.add_argument(
-        "--samples",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="samples of a diffusion model; their spread enters the uncertainty (default: 1, no spread)",
-    )
-    sr.add_argument(
-        "--estimate",
-        choices=ESTIMATES,
-        default=ESTIMATES[0],
-        help="image of a diffusion model: the mean (estimated over all flips, or that of several samples), or one "
-        f"sample, which is sharper and errs more (default: {ESTIMATES[0]})",
-    )
-    sr.add_argument(
-        "--device",
-        choices=["auto", "cpu", "cuda"],
-        default="auto",
-        help="where the model runs; cuda stops when there is no GPU, auto says what it took",
-    )
+    SROptions.add_arguments(sr, of_app=True)
     sr.add_argument(
         "--output-spaces",
         nargs="+",
@@ -153,7 +120,6 @@ def build_parser() -> argparse.ArgumentParser:
         f"with :res-N the template's own grid of that index ({EMBEDDED_TEMPLATE}, the default, comes with the package)",
     )
     sr.add_argument("--sloppy", action="store_true", help="rough bias field and registration, but fast: for tests only")
-    sr.add_argument("--random-seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: 0)")
 
     run = parser.add_argument_group("resources and execution")
     run.add_argument(
@@ -290,16 +256,13 @@ def _settings(args: argparse.Namespace) -> Settings:
         bids_database_dir=args.bids_database_dir and _absolute(args.bids_database_dir),
         skip_bids_validation=args.skip_bids_validation,
         suffixes=tuple(dict.fromkeys(args.suffixes)),
-        resolution=args.resolution,
-        model=str(_absolute(Path(args.model))) if args.model.endswith(SUFFIX) else args.model,
-        samples=args.samples,
-        estimate=args.estimate,
+        sr=SROptions.from_args(
+            args, of_app=True, model=str(_absolute(Path(args.model))) if args.model.endswith(SUFFIX) else args.model
+        ),
         output_spaces=tuple(dict.fromkeys(args.output_spaces)),
-        device=args.device,
         nprocs=nprocs,
         omp_nthreads=min(args.omp_nthreads or min(nprocs, 8), nprocs),
         mem_gb=args.mem_gb or 0.9 * available_memory_gb(),
-        random_seed=args.random_seed,
         sloppy=args.sloppy,
         gradient_coefficients=args.gradient_coefficients and _absolute(args.gradient_coefficients),
         gradunwarp=args.gradunwarp,

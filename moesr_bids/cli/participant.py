@@ -184,9 +184,9 @@ def run_workflow(images: Sequence[RawImage], settings: Settings) -> Exception | 
     from moesr_bids.interfaces.gpus import gpu_problem, visible_gpus
     from moesr_bids.workflows.execution import configure_nipype, make_plugin
 
-    gpus = 0 if settings.device == "cpu" else len(visible_gpus())
-    if settings.device != "cpu" and not settings.use_plugin and (problem := gpu_problem()):
-        if settings.device == "cuda":
+    gpus = 0 if settings.sr.device == "cpu" else len(visible_gpus())
+    if settings.sr.device != "cpu" and not settings.use_plugin and (problem := gpu_problem()):
+        if settings.sr.device == "cuda":
             return RuntimeError(f"--device cuda: {problem}")
         if gpus:
             say(f"WARNING: the GPU is not used: {problem}")
@@ -225,18 +225,20 @@ def _tell_cost(images: Sequence[RawImage], settings: Settings, gpus: int) -> Non
     from moesr_bids.sr.models import DEFAULT_MODEL, get_model
     from moesr_bids.workflows.estimates import estimate
 
-    if not get_model(settings.model).card.experts:
+    model = settings.sr.model
+    if not get_model(model).card.experts:
         return
     these = [estimate(image, settings) for image in images]
     memory = max((one.sr_memory_gb for one in these), default=0.0)
-    say(f"{settings.model} needs up to {memory:.1f} GB for an image" + (", or what the GPU has free" if gpus else ""))
-    if gpus or (settings.use_plugin and settings.device != "cpu"):
+    say(f"{model} needs up to {memory:.1f} GB for an image" + (", or what the GPU has free" if gpus else ""))
+    if gpus or (settings.use_plugin and settings.sr.device != "cpu"):
         return
     this = sum(one.seconds for one in these)
-    default = sum(estimate(image, attrs.evolve(settings, model=DEFAULT_MODEL)).seconds for image in images)
+    fast = attrs.evolve(settings, sr=attrs.evolve(settings.sr, model=DEFAULT_MODEL))
+    default = sum(estimate(image, fast).seconds for image in images)
     say(
-        f"WARNING: no GPU is used: {settings.model} will take about {this / 60:.0f} min for these images one after the "
-        f"other, {DEFAULT_MODEL} would take {default / 60:.0f} min"
+        f"WARNING: no GPU is used: {model} will take about {this / 60:.0f} min for these images one after the other, "
+        f"{DEFAULT_MODEL} would take {default / 60:.0f} min"
     )
 
 
@@ -286,7 +288,7 @@ def _refuse_second_resolution(images: Sequence[RawImage], settings: Settings) ->
             if path != wanted:
                 raise UsageError(
                     f"{settings.output_dir} holds {path.name}, of another resolution; "
-                    f"choose another output folder for {settings.resolution:g} mm"
+                    f"choose another output folder for {settings.sr.resolution:g} mm"
                 )
 
 

@@ -14,8 +14,8 @@ def print_plan(images: Sequence[RawImage], settings: Settings) -> None:
     from moesr_bids.workflows.estimates import estimate
 
     print(
-        f"model {settings.model}, {settings.resolution:g} mm, device {settings.device}, {settings.nprocs} CPUs, "
-        f"{settings.mem_gb:.1f} GB; work folder {settings.work_dir}"
+        f"model {settings.sr.model}, {settings.sr.resolution:g} mm, device {settings.sr.device}, "
+        f"{settings.nprocs} CPUs, {settings.mem_gb:.1f} GB; work folder {settings.work_dir}"
     )
     seconds, largest = 0.0, 0.0
     for image in images:
@@ -33,7 +33,7 @@ def print_plan(images: Sequence[RawImage], settings: Settings) -> None:
         largest = max(largest, cost.memory_gb)
         print(
             f"{image.stem}: {_grid(cost.input_shape)} voxels of {_grid(cost.input_zooms)} mm -> "
-            f"{_grid(cost.target_shape)} of {settings.resolution:g} mm, about {cost.memory_gb:.1f} GB "
+            f"{_grid(cost.target_shape)} of {settings.sr.resolution:g} mm, about {cost.memory_gb:.1f} GB "
             f"and {cost.seconds:.0f} s"
         )
     print(f"{len(images)} images, about {seconds / 60:.0f} min one after the other, {largest:.1f} GB at the most")

@@ -148,10 +148,10 @@ def check(recipe: Recipe, settings: Settings) -> None:
                 f"{path}: SHA-256 {found[:12]}..., recorded {recorded[:12]}...; it has changed since, give the "
                 "data set of then by --bids-dir"
             )
-    weights = weights_sha256(settings.model)
+    weights = weights_sha256(settings.sr.model)
     if weights != record.weights_sha256:
         raise ValueError(
-            f"weights of model {settings.model}: SHA-256 {weights[:12]}..., recorded "
+            f"weights of model {settings.sr.model}: SHA-256 {weights[:12]}..., recorded "
             f"{record.weights_sha256[:12]}...; install the weights of then"
         )
     if settings_hash(image, settings, record.input_sha256) != record.settings_hash:

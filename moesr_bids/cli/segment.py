@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..arguments import positive_int
 from ..atomic import temporary_beside
 from ..config import SUFFIXES
 from ..errors import ImageError
-from .arguments import positive_int
 from .scans import find_scans, label_of, unknown_participant
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..arguments import positive_float, positive_int
 from ..errors import ImageError
-from .arguments import positive_float, positive_int
 from .scans import find_scans, label_of, unknown_participant
 
 if TYPE_CHECKING:

@@ -107,6 +107,7 @@ def super_resolve_phantom(*, device: str, threads: int, memory_gb: float) -> Pha
     """
     from moesr_bids.sr.engine import super_resolve
     from moesr_bids.sr.metrics import psnr
+    from moesr_bids.sr.options import SROptions
 
     seen, truth = make_phantom()
     inside = truth > 0
@@ -114,13 +115,8 @@ def super_resolve_phantom(*, device: str, threads: int, memory_gb: float) -> Pha
     for model in KNOWN_PSNR_DB:
         result = super_resolve(
             seen,
-            resolution=1.0,
-            model=model,
+            SROptions(resolution=1.0, model=model, contrast="T1w", device=device, threads=threads, memory_gb=memory_gb),
             metadata={"MRAcquisitionType": "3D"},
-            contrast="T1w",
-            device=device,
-            threads=threads,
-            memory_gb=memory_gb,
         )
         found[model] = psnr(truth, np.asarray(result.image.dataobj), inside)
         devices.append(str(result.record["Device"]))

@@ -21,8 +21,8 @@ from moesr_bids.bids.schema import make, read_object, unstructured
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.interfaces.gpus import one_gpu, visible_gpus
 from moesr_bids.interfaces.processes import end_with
-from moesr_bids.sr.models import DEFAULT_MODEL, EXPERT_MAPS
-from moesr_bids.sr.sampling import ESTIMATES
+from moesr_bids.sr.models import EXPERT_MAPS
+from moesr_bids.sr.options import SROptions
 
 
 class _SuperResolveInputSpec(BaseInterfaceInputSpec):
@@ -30,19 +30,13 @@ class _SuperResolveInputSpec(BaseInterfaceInputSpec):
     mask_file = File(exists=True, desc="brain mask on the same grid")
     bias_file = File(exists=True, desc="natural logarithm of the bias field, same grid: guidance for the model")
     jacobian_file = File(exists=True, desc="natural logarithm of the Jacobian of the unwarping: guidance for the model")
-    contrast = Str(desc="BIDS suffix of the image")
     metadata_file = File(exists=True, desc="merged sidecars as JSON")
-    resolution = traits.Float(0.7, usedefault=True, desc="voxel size of the target grid in mm")
-    model = Str(DEFAULT_MODEL, usedefault=True, desc="name of the model")
-    samples = traits.Int(1, usedefault=True, desc="samples of a diffusion model")
-    estimate = traits.Enum(*ESTIMATES, usedefault=True, desc="image of a diffusion model")
+    options = traits.Instance(SROptions, (), usedefault=True, desc="what a user may choose, threads and memory aside")
     experts = traits.List(Str, desc="experts of the model, whose maps are to be written")
     uncertainty = traits.Bool(False, usedefault=True, desc="write the standard deviation of the error")
     weights_sha256 = Str("n/a", usedefault=True, desc="digest of the model's weights: others are another step")
-    device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="where the model runs")
     omp_nthreads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
     memory_gb = traits.Float(nohash=True, desc="memory in GiB that it shall fit into; by default what is free")
-    random_seed = traits.Int(0, usedefault=True, desc="seed")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="tells the scheduler that this is a GPU node")
 
 
@@ -65,36 +59,27 @@ class SuperResolve(RecordedInterface):
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         cwd = Path(runtime.cwd)
         out_file, residual_file, record_file = cwd / "sr.nii.gz", cwd / "residual.nii.gz", cwd / "record.json"
-        command = [
-            *(sys.executable, "-m", "moesr_bids.cli.moesr", "sr", self.inputs.in_file, str(out_file)),
-            *("--resolution", f"{self.inputs.resolution:g}", "--model", self.inputs.model),
-            *("--device", self.inputs.device, "--omp-nthreads", str(self.inputs.omp_nthreads)),
-            *("--random-seed", str(self.inputs.random_seed)),
-            *("--residual", str(residual_file), "--record", str(record_file)),
-        ]
-        if isdefined(self.inputs.memory_gb):
-            command += ["--mem", f"{self.inputs.memory_gb}G"]
-        if self.inputs.mask_file:
-            command += ["--mask", self.inputs.mask_file]
-        if self.inputs.metadata_file:
-            command += ["--metadata", self.inputs.metadata_file]
-        if self.inputs.bias_file:
-            command += ["--log-bias", self.inputs.bias_file]
-        if self.inputs.jacobian_file:
-            command += ["--log-jacobian", self.inputs.jacobian_file]
-        if self.inputs.contrast:
-            command += ["--contrast", self.inputs.contrast]
-        if self.inputs.uncertainty:
-            self._results["uncertainty_file"] = str(cwd / "uncertainty.nii.gz")
-            command += ["--uncertainty", self._results["uncertainty_file"]]
-        if self.inputs.samples > 1:
-            command += ["--samples", str(self.inputs.samples)]
-        if self.inputs.estimate != ESTIMATES[0]:
-            command += ["--estimate", self.inputs.estimate]
-        if experts := list(self.inputs.experts or []):
+        inputs, memory = self.inputs, self.inputs.memory_gb
+        options = attrs.evolve(
+            inputs.options, threads=inputs.omp_nthreads, memory_gb=memory if isdefined(memory) else None
+        )
+        files = {
+            "--residual": str(residual_file),
+            "--record": str(record_file),
+            "--mask": inputs.mask_file,
+            "--metadata": inputs.metadata_file,
+            "--log-bias": inputs.bias_file,
+            "--log-jacobian": inputs.jacobian_file,
+        }
+        if inputs.uncertainty:
+            files["--uncertainty"] = self._results["uncertainty_file"] = str(cwd / "uncertainty.nii.gz")
+        if experts := list(inputs.experts or []):
             (cwd / "maps").mkdir(exist_ok=True)
-            command += ["--maps", str(cwd / "maps")]
-        with _environment(gpu=self.inputs.device != "cpu") as environment:
+            files["--maps"] = str(cwd / "maps")
+        command = [*(sys.executable, "-m", "moesr_bids.cli.moesr", "sr", inputs.in_file, str(out_file))]
+        command += options.to_argv()
+        command += [part for flag, file in files.items() if file for part in (flag, file)]
+        with _environment(gpu=options.device != "cpu") as environment:
             done = subprocess.run(
                 command,
                 cwd=cwd,
@@ -105,26 +90,31 @@ class SuperResolve(RecordedInterface):
                 preexec_fn=partial(end_with, os.getpid()),  # one system call: nothing in it takes a lock
             )
         (cwd / "moesr_sr.log").write_text(done.stdout + done.stderr, encoding="utf-8")
-        if done.returncode == -signal.SIGKILL:
-            raise MemoryError(
-                f"{self.inputs.in_file}: the super-resolution process was killed, most often for lack of memory; "
-                "give more memory to the job or a larger --resolution"
-            )
-        if done.returncode < 0:
-            name = signal.Signals(-done.returncode).name
-            raise RuntimeError(f"super-resolution was ended by signal {name}\n{done.stderr.strip()[-2000:]}")
-        if done.returncode != 0:
-            lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-            raise RuntimeError(f"super-resolution failed: {lines[-1]}\n" + "\n".join(lines[-20:]))
+        _refuse_failure(done, inputs.in_file)
         self._results.update(out_file=str(out_file), residual_file=str(residual_file))
         record = make(SRRecord, read_object(record_file))
-        if self.inputs.device == "auto" and record.device == "cpu" and visible_gpus():
+        if options.device == "auto" and record.device == "cpu" and visible_gpus():
             told = "there is a GPU, but PyTorch cannot use it: the super-resolution ran on the CPU"
             record = attrs.evolve(record, warnings=(*record.warnings, told))
         maps = {kind: [str(cwd / "maps" / f"{kind}-{name}.nii.gz") for name in experts] for kind in EXPERT_MAPS}
         self._results.update({f"gate_{name}": path for name, path in zip(experts, maps["gate"], strict=True)})
         self._results["map_files"] = [path for kind in EXPERT_MAPS for path in maps[kind]]
         return unstructured(record)
+
+
+def _refuse_failure(done: subprocess.CompletedProcess[str], source: str) -> None:
+    """Raise what a process that did not end well ended of."""
+    if done.returncode == -signal.SIGKILL:
+        raise MemoryError(
+            f"{source}: the super-resolution process was killed, most often for lack of memory; "
+            "give more memory to the job or a larger --resolution"
+        )
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise RuntimeError(f"super-resolution was ended by signal {name}\n{done.stderr.strip()[-2000:]}")
+    if done.returncode != 0:
+        lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+        raise RuntimeError(f"super-resolution failed: {lines[-1]}\n" + "\n".join(lines[-20:]))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 from markdown_it import MarkdownIt
 
-from moesr_bids.bids.record import Record, Stage, Step
+from moesr_bids.bids.record import Record, SRRecord, Stage, Step
 from moesr_bids.bids.schema import RecordError
 from moesr_bids.reports.derivatives import ImageRecord, crash_file_of, crash_files
 from moesr_bids.reports.metrics import quality_rows
@@ -77,7 +77,8 @@ def _estimate(record: Record) -> str:
     return NOT_AVAILABLE if flips is None else f"mean over {flips} flips" if flips > 1 else "one evaluation"
 
 
-def _uncertainty(record: Record) -> str:
+def uncertainty_words(record: SRRecord) -> str:
+    """Say how large the error is expected to be, and on what that was checked."""
     if record.uncertainty is None:
         return "this model states none"
     calibration = record.uncertainty_calibration
@@ -115,7 +116,7 @@ def summary_rows(record: Record) -> list[tuple[str, str]]:
             f"root mean square {number(consistency.beyond_grid_std, 3)} noise units, kept in the residual map",
         ),
         ("Finest detail that is as strong as the input's noise", _finest(record)),
-        ("Uncertainty", _uncertainty(record)),
+        ("Uncertainty", uncertainty_words(record)),
         (
             "Brain mask",
             f"{number(mask.volume_ml, 4)} ml, Dice coefficient with the template {number(mask.dice, 3)}, {mask.method}",

@@ -23,18 +23,16 @@ from ..resources import available_memory_gb, measured
 from .cost import window_voxels
 from .device import choose_device, device_name, full_memory_told
 from .grid import Grid
-from .models import DEFAULT_MODEL, get_model, refuse_unused
+from .models import get_model, refuse_unused
 from .models.base import Model, Problem, Progress
 from .noise import estimate_noise, foreground
 from .operator import AcquisitionOperator, Factors
+from .options import SROptions
 from .projection import project
 from .psf import PSF
-from .runtimes import RUNTIMES
-from .sampling import Sampling
 from .windows import CPU_WINDOW_VOXELS
 from .zerofilling import measured_shares, zero_filled
 
-DEFAULT_RESOLUTION = 0.7
 _WAY_OUT = "a coarser --resolution"
 _PERCENTILE = 99.0
 _LARGEST_SHEAR = 0.05  # cosine of the angle between two axes
@@ -69,22 +67,11 @@ class Result:
 
 def super_resolve(
     image: SpatialImage | str | Path,
+    options: SROptions | None = None,
     *,
-    resolution: float = DEFAULT_RESOLUTION,
-    model: str = DEFAULT_MODEL,
-    psf: PSF | str | None = None,
     metadata: Mapping[str, Any] | None = None,
     mask: SpatialImage | str | Path | None = None,
     guidance: Mapping[str, SpatialImage | str | Path] | None = None,
-    contrast: str = "",
-    averaged: bool = False,
-    runtime: str = RUNTIMES[0],
-    sampling: Sampling | None = None,
-    maps: bool = False,
-    device: str = "auto",
-    threads: int | None = None,
-    memory_gb: float | None = None,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Result:
     """Reconstruct an image on an isotropic grid that agrees with what the scanner measured.
@@ -93,40 +80,17 @@ def super_resolve(
     ----------
     image
         3-D magnitude image, or its path.
-    resolution
-        Voxel size of the output in mm.
-    model
-        Name of a registered model (:func:`.models.model_names`), or path of the weights of one.
-    psf
-        Point-spread function, or its text form (``gaussian:5.0,kspace,kspace``, axes i, j, k of the array); by default
-        from voxel size and ``metadata``.
+    options
+        Resolution, model and all else that a user may choose.
     metadata
         BIDS sidecar of the image.
     mask
         Brain mask on the grid of the image, or its path; by default the foreground. It tells where noise and
-        faithfulness are measured and does not cut the output.
+        data consistency are measured and does not cut the output.
     guidance
         Maps on the grid of the image, or their paths: ``log_bias``, the natural logarithm of the bias field that was
         removed; ``log_jacobian``, that of the Jacobian determinant of the gradient-nonlinearity correction. The card
         of a model says with which of them it was trained.
-    contrast
-        BIDS suffix of the image, for the calibration of the uncertainty.
-    averaged
-        Average a one-step model over the eight flips of the image: eight times the work.
-    runtime
-        What runs the convolutions of the one-step model: ``torch`` or ``openvino``.
-    sampling
-        How a diffusion model is sampled.
-    maps
-        Return gate maps and difference maps of a mixture of experts.
-    device
-        ``cpu``, ``cuda``, or ``auto`` for the GPU if there is one.
-    threads
-        CPU threads; by default as PyTorch chooses.
-    memory_gb
-        Memory in GiB that the windows of a network shrink to fit on a CPU; by default what is free.
-    seed
-        Seed of models that draw random numbers.
     progress
         Called with the name of the step and the share of it that is done.
 
@@ -140,25 +104,32 @@ def super_resolve(
     MemoryError
         If the memory of the GPU is full.
     """
-    chosen = get_model(model)
-    refuse_unused(model, averaged=averaged, runtime=runtime, sampling=sampling, maps=maps)
+    options = options or SROptions()
+    chosen = get_model(options.model)
+    refuse_unused(
+        options.model,
+        averaged=options.averaged,
+        runtime=options.runtime,
+        sampling=options.sampling,
+        maps=options.maps,
+    )
     for key in guidance or {}:
         if key not in chosen.card.guidance:
             known = ", ".join(chosen.card.guidance) or "no map"
             raise ValueError(
-                f"model {model} was not trained with the guidance map {key!r} but with {known}; leave it out"
+                f"model {options.model} was not trained with the guidance map {key!r} but with {known}; leave it out"
             )
-    where = choose_device(device)
-    with measured() as total, _thread_limit(threads), full_memory_told(_WAY_OUT):
+    where = choose_device(options.device)
+    with measured() as total, _thread_limit(options.threads), full_memory_told(_WAY_OUT):
         stages: list[dict[str, Any]] = []
         with _stage("prepare", stages):
             source, name, notes = _load(image)
             data = _checked_data(source, name)
             grid = Grid.from_image(source)
             inside = foreground(data) if mask is None else _checked_mask(mask, source, name)
-            profile = PSF.parse(psf, grid.zooms) if isinstance(psf, str) else psf
+            profile = PSF.parse(options.psf, grid.zooms) if isinstance(options.psf, str) else options.psf
             profile = profile or zero_filled(PSF.from_acquisition(grid.zooms, metadata), data, grid.zooms)
-            target = grid.isotropic(resolution)
+            target = grid.isotropic(options.resolution)
             operator = AcquisitionOperator(grid, target, profile, where)
             shares = measured_shares(profile, grid.zooms)
             sigma = estimate_noise(data, inside, zooms=grid.zooms, shares=shares)
@@ -166,7 +137,7 @@ def super_resolve(
             scale = float(np.percentile(data[inside], _PERCENTILE))
             if scale <= 0:
                 raise ImageError(f"{name}: the image is not positive inside the mask; a magnitude image is needed")
-        limit = round(available_memory_gb() if memory_gb is None else memory_gb, 3)
+        limit = round(available_memory_gb() if options.memory_gb is None else options.memory_gb, 3)
         window = window_voxels(chosen.card, grid.shape, target.shape, limit)
         shrunk = where.type == "cpu" and window < min(CPU_WINDOW_VOXELS, math.prod(target.shape))
         problem = Problem(
@@ -174,14 +145,14 @@ def super_resolve(
             mask=torch.from_numpy(inside).to(where),
             operator=operator,
             sigma=sigma / scale,
-            seed=seed,
+            seed=options.random_seed,
             progress=progress or _silent,
             guidance={key: torch.from_numpy(value).to(where) for key, value in told.items()},
-            contrast=contrast,
-            averaged=averaged,
-            runtime=runtime,
-            sampling=sampling or Sampling(),
-            maps=maps,
+            contrast=options.contrast,
+            averaged=options.averaged,
+            runtime=options.runtime,
+            sampling=options.sampling,
+            maps=options.maps,
             window=window,
         )
         with _stage("reconstruct", stages):
@@ -197,7 +168,7 @@ def super_resolve(
             "Version": __version__,
             "Model": chosen.name,
             "WeightsSHA256": chosen.card.weights_sha256,
-            "RandomSeed": seed,
+            "RandomSeed": options.random_seed,
             "Device": device_name(where),
             "Precision": "float32",
             "Threads": torch.get_num_threads(),
@@ -221,7 +192,7 @@ def super_resolve(
         std = None if reconstruction.std is None else reconstruction.std.mul_(scale).cpu().numpy()
     facts |= {"Stages": stages, "Seconds": total.seconds, "PeakMemoryGB": max(s["PeakMemoryGB"] for s in stages)}
     return Result(
-        image=_nifti(output, target.affine, source, f"moesr {chosen.name} {resolution:g} mm"),
+        image=_nifti(output, target.affine, source, f"moesr {chosen.name} {options.resolution:g} mm"),
         residual=_nifti(residual, source.affine, source, "input - A(output), noise units"),
         uncertainty=None if std is None else _nifti(std, target.affine, source, "standard deviation of the error"),
         record=json.loads(json.dumps(facts)),

@@ -130,6 +130,10 @@ class PSF:
             profiles.append(AxisPSF(kind, fwhm))  # type: ignore[arg-type]
         return cls((profiles[0], profiles[1], profiles[2]), "given")
 
+    def __str__(self) -> str:
+        """Return what `parse` reads."""
+        return ",".join(f"{profile.kind}:{profile.fwhm:.10g}" for profile in self.axes)
+
     def record(self) -> list[dict[str, str | float]]:
         """Return the profiles as JSON-serialisable dictionaries in axis order."""
         return [{"Kind": p.kind, "FWHM": round(p.fwhm, 4)} for p in self.axes]
