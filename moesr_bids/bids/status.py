@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import time
+from itertools import islice
 from pathlib import Path
 
 import attrs
@@ -114,6 +115,12 @@ def read_statuses(output_dir: Path) -> list[ImageStatus]:
         except RecordError as error:
             _LOG.warning("%s; the image counts as not done", error)
     return statuses
+
+
+def more_statuses_than(number: int, output_dir: Path) -> bool:
+    """Tell whether the statuses of more images than this are there, without reading them."""
+    files = (output_dir / "logs" / "status").glob("*.json")
+    return next(islice(files, number, None), None) is not None
 
 
 def write_table(output_dir: Path, *, unless_younger_s: float = 0.0) -> Path:

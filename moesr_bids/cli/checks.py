@@ -135,13 +135,16 @@ def _check_raw(settings: Settings) -> None:
 
 
 def _check_participants(settings: Settings) -> None:
-    folders = {path.name.removeprefix("sub-") for path in settings.bids_dir.glob("sub-*") if path.is_dir()}
+    # The task of a cluster names its participants: it need not look at all the others.
+    missing = [label for label in settings.participant_label if not (settings.bids_dir / f"sub-{label}").is_dir()]
+    folders = settings.participant_label
+    if missing or not folders:
+        folders = tuple(sorted(path.name.removeprefix("sub-") for path in settings.bids_dir.glob("sub-*/")))
     if not folders:
         raise UsageError(f"{settings.bids_dir} holds no participant (no folder sub-*); is it a BIDS data set?")
-    for label in settings.participant_label:
-        if label not in folders:
-            raise UsageError(f"participant {label} is not in {settings.bids_dir}{nearest(label, sorted(folders))}")
-    chosen = settings.participant_label or tuple(folders)
+    for label in missing:
+        raise UsageError(f"participant {label} is not in {settings.bids_dir}{nearest(label, folders)}")
+    chosen = folders
     sessions = {
         path.name.removeprefix("ses-") for label in chosen for path in settings.bids_dir.glob(f"sub-{label}/ses-*")
     }
@@ -166,7 +169,8 @@ def _check_choices(settings: Settings) -> None:
             read_plugin(settings.use_plugin)
         except ValueError as error:
             raise UsageError(str(error)) from None
-    if settings.sr.device == "cuda" and not settings.use_plugin:  # a plugin's nodes have GPUs that this one has not
+    # Nodes of a plugin, and those that a dry run is for, have GPUs that this machine has not.
+    if settings.sr.device == "cuda" and not settings.use_plugin and not settings.dry_run:
         from moesr_bids.interfaces.gpus import gpu_problem
 
         if problem := gpu_problem():

@@ -23,7 +23,7 @@ from ..config import SUFFIXES
 from ..errors import ImageError
 from ..sr.models import EXPERT_MAPS, EXPERTS
 from ..sr.options import SROptions
-from . import check, models, segment, train
+from . import check, models, segment, slurm, status, train
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii")
 
@@ -66,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_parser(commands)
     models.add_parser(commands)
     check.add_parser(commands)
+    slurm.add_parser(commands)
+    status.add_parser(commands)
     _add_rerun(commands)
     return parser
 
@@ -97,7 +99,11 @@ _LEFT = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 for input that cannot be used, 2 for bad usage."""
     parser = build_parser()
-    options = parser.parse_args(argv)
+    options, others = parser.parse_known_args(argv)
+    if options.command == "slurm":
+        return slurm.main(options, others)
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     command = f"moesr {options.command}"
     if options.command == "models":
         try:
@@ -105,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             print(f"{command}: {error}", file=sys.stderr)
             return 1
-    if options.command == "check":
-        return check.run(options)
+    if options.command in ("check", "status"):
+        return {"check": check, "status": status}[options.command].run(options)
     if options.command == "rerun":
         # Imported here: it reads images and data sets, which --help need not.
         from . import rerun

@@ -17,7 +17,7 @@ from moesr_bids.bids.crashes import Crash, crash_files, crashes_by_image
 from moesr_bids.bids.dataset import prepare_output_folder, raw_dataset, save_settings
 from moesr_bids.bids.outputs import finished_record, output_paths, sidecar_of
 from moesr_bids.bids.sessions import alone, with_references
-from moesr_bids.bids.status import read_statuses, write_status, write_table
+from moesr_bids.bids.status import more_statuses_than, read_statuses, write_status, write_table
 from moesr_bids.cli.checks import UsageError
 from moesr_bids.cli.console import Progress, say
 from moesr_bids.cli.ending import end_children
@@ -89,7 +89,7 @@ def _process(found: Sequence[RawImage], images: Sequence[RawImage], settings: Se
     for image in todo:
         write_status(settings.output_dir, image_status(image, state="waiting"))
     # A run that is killed leaves this table behind. The tasks of an array begin at once.
-    write_table(settings.output_dir, unless_younger_s=10)
+    _write_table(settings, unless_younger_s=10)
     say(
         f"{len(found)} images of {len({image.participant for image in found})} participants: "
         f"{len(todo)} to process, {len(finished)} already complete"
@@ -109,7 +109,7 @@ def _process(found: Sequence[RawImage], images: Sequence[RawImage], settings: Se
     statuses += statuses_without_images(found, settings)
     for status in statuses:
         write_status(settings.output_dir, status)
-    table = write_table(settings.output_dir)
+    told = _write_table(settings) or f"moesr status {settings.output_dir}"
     shown = {image.participant for image in found} | {s.participant_id.removeprefix("sub-") for s in statuses}
     reports_written = _write_reports(settings, sorted(shown))
     _tell_unselected(settings, shown)
@@ -117,10 +117,17 @@ def _process(found: Sequence[RawImage], images: Sequence[RawImage], settings: Se
     for status in failed:
         say(f"FAILED {status.key} at {status.step}: {status.reason}")
     done = sum(status.state == "done" for status in statuses)
-    say(f"{done} done, {len(finished)} skipped, {len(failed)} failed; status of every image: {table}")
+    say(f"{done} done, {len(finished)} skipped, {len(failed)} failed; status of every image: {told}")
     if settings.clean_workdir and not failed:
         _clean(settings, images)
     return 1 if failed or not reports_written else 0
+
+
+def _write_table(settings: Settings, *, unless_younger_s: float = 0.0) -> Path | None:
+    """Write the table of statuses; in a large cohort the group level does, or every task would read those of all."""
+    if settings.participant_label and more_statuses_than(_FEW_IMAGES, settings.output_dir):
+        return None
+    return write_table(settings.output_dir, unless_younger_s=unless_younger_s)
 
 
 def _build(images: Sequence[RawImage], settings: Settings, *, use_gpu: bool) -> Any:
@@ -256,14 +263,14 @@ def _validate(settings: Settings) -> None:
 
 def _begin(image: RawImage, settings: Settings, *, table_s: float) -> None:
     write_status(settings.output_dir, image_status(image, state="running"))
-    write_table(settings.output_dir, unless_younger_s=table_s)
+    _write_table(settings, unless_younger_s=table_s)
 
 
 def _settle(image: RawImage, settings: Settings, *, earlier: Collection[Path], table_s: float) -> None:
     """Write status and report as soon as an image is published or has failed: a long run shows what it has."""
     crash = crashes_by_image(settings.output_dir / "logs", [image], earlier=earlier).get(image)
     write_status(settings.output_dir, outcome(image, settings, crash, None))
-    write_table(settings.output_dir, unless_younger_s=table_s)
+    _write_table(settings, unless_younger_s=table_s)
     _write_reports(settings, [image.participant], quiet=True)
 
 

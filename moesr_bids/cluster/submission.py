@@ -1,0 +1,246 @@
+"""Arrays of SLURM tasks sized from what the dry run knows of each image, and their scripts."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import attrs
+import jinja2
+import tomli_w
+from attrs import frozen
+
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.cluster.tasks import OUT_OF_MEMORY, OUT_OF_TIME, Task
+from moesr_bids.config import Settings
+
+MEMORY_GB = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Amounts of memory that tasks are asked for with: few, so that a cohort is a few arrays."""
+RUN_GB = 1.0  # of the run itself, beside the step with the most memory
+SPARE = 1.15  # of memory, over the estimate
+TIME_SPARE, START_MINUTES, TIME_STEP_MINUTES = 2.0, 10, 30
+TASK_MINUTES = 60  # of participants who take less, so many share a task
+WARNING_SECONDS = 120  # before the time limit: workers end, statuses and reports are written
+LARGEST_ARRAY = 1000  # SLURM's own default
+# What the command line of each task says itself.
+_TOLD_BY_TASK = ("participant-label", "nprocs", "mem", "work-dir", "dry-run", "skip-bids-validation", "clean-workdir")
+
+
+@frozen
+class Load:
+    """What a participant needs: GiB of memory, and minutes."""
+
+    label: str
+    memory_gb: float
+    minutes: float
+
+
+@frozen
+class TaskArray:
+    """An array of tasks that ask for the same.
+
+    Attributes
+    ----------
+    memory_gb, minutes : int
+        What a task asks for.
+    tasks : tuple of tuple of str
+        Labels of the participants of each task.
+
+    """
+
+    memory_gb: int
+    minutes: int
+    tasks: tuple[tuple[str, ...], ...]
+
+
+@frozen(kw_only=True)
+class Site:
+    """What a cluster asks for beside what a task needs.
+
+    Attributes
+    ----------
+    command : str
+        What starts ``moesr-bids``, such as a container's command line.
+    scratch : str
+        Folder on the node's own disk, as the shell reads it.
+    limit : int
+        Tasks that run at once.
+    chunk : int or None
+        Participants of a task; None for as many as take about `TASK_MINUTES`.
+    sbatch : tuple of str
+        Further options of ``sbatch``.
+
+    """
+
+    command: str = "moesr-bids"
+    scratch: str = "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"
+    limit: int = 100
+    chunk: int | None = None
+    sbatch: tuple[str, ...] = ()
+
+
+def loads(images: Sequence[RawImage], settings: Settings, before: Mapping[str, tuple[Task, set[str]]]) -> list[Load]:
+    """Estimate what each participant needs, more than before for those who ran out of it.
+
+    Parameters
+    ----------
+    images : sequence of RawImage
+        Images to process.
+    settings : Settings
+        Settings of the run; its ``mem_gb`` limits the windows of a network.
+    before : Mapping
+        By label the last task of a participant, and the states in which it left its images.
+
+    """
+    from moesr_bids.workflows.estimates import estimate
+
+    memory: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for image in images:
+        cost = estimate(image, settings)
+        memory[image.participant] = max(memory.get(image.participant, 0.0), cost.memory_gb)
+        seconds[image.participant] = seconds.get(image.participant, 0.0) + cost.seconds
+    found = []
+    for label, amount in memory.items():
+        needed, minutes = amount * SPARE + RUN_GB, seconds[label] / 60
+        if label in before:
+            task, states = before[label]
+            if OUT_OF_MEMORY in states:
+                needed = max(needed, next((size for size in MEMORY_GB if size > task.memory_gb), MEMORY_GB[-1]))
+            if OUT_OF_TIME in states:
+                minutes = max(minutes, task.minutes)  # doubled below, as all are
+        found.append(Load(label, needed, minutes))
+    return found
+
+
+def arrays(loads: Sequence[Load], *, chunk: int | None, largest: int = LARGEST_ARRAY) -> list[TaskArray]:
+    """Put participants who need about the same into arrays.
+
+    Parameters
+    ----------
+    loads : sequence of Load
+        What each participant needs.
+    chunk : int or None
+        Participants of a task; None for as many as take about `TASK_MINUTES`.
+    largest : int
+        Tasks of an array.
+
+    """
+    classes: dict[tuple[int, int], list[Load]] = {}
+    for load in loads:
+        size = next((size for size in MEMORY_GB if size >= load.memory_gb), math.ceil(load.memory_gb))
+        # Participants of very different times would share a limit otherwise.
+        length = math.ceil(math.log2(max(load.minutes, 1.0)))
+        classes.setdefault((size, length), []).append(load)
+    found = []
+    for (size, _), members in sorted(classes.items()):
+        longest = max(load.minutes for load in members)
+        together = chunk or max(1, int(TASK_MINUTES // longest))
+        limit = START_MINUTES + TIME_SPARE * longest * together
+        minutes = TIME_STEP_MINUTES * math.ceil(limit / TIME_STEP_MINUTES)
+        labels = sorted(load.label for load in members)
+        tasks = [tuple(labels[start : start + together]) for start in range(0, len(labels), together)]
+        for start in range(0, len(tasks), largest):
+            found.append(TaskArray(size, minutes, tuple(tasks[start : start + largest])))
+    return found
+
+
+def largest_array() -> int:
+    """Return how many tasks an array may have, from SLURM where it can be asked."""
+    try:
+        told = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, check=True, timeout=30
+        ).stdout
+        line = next(line for line in told.splitlines() if line.startswith("MaxArraySize"))
+        return max(1, int(line.partition("=")[2]) - 1)
+    except (OSError, subprocess.SubprocessError, StopIteration, ValueError):
+        return LARGEST_ARRAY
+
+
+def write_submission(folder: Path, arrays: Sequence[TaskArray], settings: Settings, site: Site) -> list[Path]:
+    """Write the scripts of a submission.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        New folder for them.
+    arrays : sequence of TaskArray
+        What to submit.
+    settings : Settings
+        Settings of the run.
+    site : Site
+        The cluster.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The scripts of the arrays; ``group.sbatch`` and ``submit.sh`` stand beside them.
+
+    """
+    folder.mkdir(parents=True)
+    gpu = settings.sr.device == "cuda"
+    (folder / "options.toml").write_text(options_text(settings), encoding="utf-8")
+    common = {
+        "bids_dir": str(settings.bids_dir),
+        "output_dir": str(settings.output_dir),
+        "config": str(folder / "options.toml"),
+        "logs": str(folder.parent),
+        "command": site.command,
+        "sbatch": site.sbatch,
+        "gpu": gpu,
+    }
+    scripts = []
+    for number, array in enumerate(arrays, start=1):
+        name = f"{number}-{array.memory_gb}G"
+        (folder / f"{name}.txt").write_text("".join(" ".join(task) + "\n" for task in array.tasks), encoding="utf-8")
+        scripts.append(folder / f"{name}.sbatch")
+        text = _template("task.sbatch.j2").render(
+            **common,
+            tasks=len(array.tasks),
+            participants=max(map(len, array.tasks)),
+            limit=site.limit,
+            cpus=settings.nprocs,
+            memory_gb=array.memory_gb,
+            app_memory_gb=f"{array.memory_gb / SPARE - RUN_GB:.1f}",
+            minutes=array.minutes,
+            time=f"{array.minutes // 60:02d}:{array.minutes % 60:02d}:00",
+            warning_s=WARNING_SECONDS,
+            list=str(folder / f"{name}.txt"),
+            scratch=site.scratch,
+        )
+        scripts[-1].write_text(text, encoding="utf-8")
+    (folder / "group.sbatch").write_text(_template("group.sbatch.j2").render(**common), encoding="utf-8")
+    submit = _template("submit.sh.j2").render(folder=str(folder), scripts=[script.name for script in scripts])
+    (folder / "submit.sh").write_text(submit, encoding="utf-8")
+    return scripts
+
+
+def options_text(settings: Settings) -> str:
+    """Return the options of every task as TOML, but for those that its command line says."""
+    device = "cuda" if settings.sr.device == "cuda" else "cpu"
+    plain = attrs.evolve(settings, sr=attrs.evolve(settings.sr, device=device))
+    table = tomllib.loads(plain.to_toml())
+    return tomli_w.dumps({name: value for name, value in table.items() if name not in _TOLD_BY_TASK})
+
+
+def container_command(image: Path, settings: Settings, *, binds: Sequence[str] = (), scratch: str) -> str:
+    """Return the command line that starts ``moesr-bids`` in an Apptainer image, with folders at their own places."""
+    folders = [f"{settings.bids_dir}:{settings.bids_dir}:ro", str(settings.output_dir), *binds]
+    for path in (settings.gradient_coefficients, settings.bids_filter_file, settings.bids_database_dir):
+        folders += [str(path)] if path else []
+    nv = " --nv" if settings.sr.device == "cuda" else ""
+    told = " ".join(f"--bind {shlex.quote(folder)}" for folder in folders)
+    return f'apptainer run --cleanenv{nv} {told} --bind "{scratch}" {shlex.quote(str(image))}'
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined, autoescape=False
+    )
+    environment.filters["quote"] = shlex.quote
+    return environment.from_string((files("moesr_bids") / "data" / "slurm" / name).read_text(encoding="utf-8"))

@@ -1,0 +1,118 @@
+"""What the output files of SLURM tasks tell: which participants a task had, and how it ended.
+
+No accounting is needed: the scripts of ``moesr slurm`` say what they begin and how it ended, and SLURM writes into the
+same file when it ends a task itself.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from pathlib import Path
+
+from attrs import frozen
+
+RUNNING, ENDED = "running", "ended"
+OUT_OF_MEMORY, OUT_OF_TIME, STOPPED = "out of memory", "out of time", "stopped"
+
+_BEGIN = re.compile(r"^moesr task: (\d+)G (\d+) min: (.*)$", re.MULTILINE)
+_END = re.compile(r"^moesr end: (\w+) (\d+)$", re.MULTILINE)
+# SLURM's own words, the more telling first.
+_WORDS = (
+    (re.compile(r"oom[-_]kill|exceeded (?:job|step)? ?memory limit|OUT_OF_MEMORY", re.IGNORECASE), OUT_OF_MEMORY),
+    (re.compile(r"DUE TO TIME LIMIT"), OUT_OF_TIME),
+    (re.compile(r"DUE TO PREEMPTION|DUE TO JOB REQUEUE|DUE TO NODE FAILURE|CANCELLED AT"), STOPPED),
+)
+_READ_BYTES = 1 << 16
+_SILENT_S = 60.0  # a task that began a moment ago may not be in the queue's answer
+
+
+@frozen
+class Task:
+    """A task of an array, as its output file tells of it.
+
+    Attributes
+    ----------
+    job : str
+        ``<array job>_<index>``.
+    labels : tuple of str
+        Participants, without ``sub-``.
+    memory_gb, minutes : int
+        What was asked for.
+    end : str
+        `RUNNING`, `ENDED`, `OUT_OF_MEMORY`, `OUT_OF_TIME` or `STOPPED`.
+    code : int or None
+        Exit code of ``moesr-bids``, if it came to its end.
+    written : float
+        When the file was last written to.
+
+    """
+
+    job: str
+    labels: tuple[str, ...]
+    memory_gb: int
+    minutes: int
+    end: str
+    code: int | None
+    written: float
+
+
+def log_folder(output_dir: Path) -> Path:
+    """Return the folder of what concerns SLURM."""
+    return output_dir / "logs" / "slurm"
+
+
+def read_task(path: Path) -> Task | None:
+    """Read the output file of a task; None when it has not begun. Of a task that was requeued the last try counts."""
+    begins = list(_BEGIN.finditer(text := _text(path)))
+    if not begins:
+        return None
+    memory_gb, minutes, labels = begins[-1].groups()
+    text = text[begins[-1].end() :]
+    told = _END.search(text)
+    end = next((end for words, end in _WORDS if words.search(text)), ENDED if told else RUNNING)
+    if told and end in (ENDED, STOPPED):
+        end = {"time": OUT_OF_TIME, "term": STOPPED}.get(told[1], end)
+    return Task(
+        job=path.stem,
+        labels=tuple(labels.split()),
+        memory_gb=int(memory_gb),
+        minutes=int(minutes),
+        end=end,
+        code=int(told[2]) if told else None,
+        written=path.stat().st_mtime,
+    )
+
+
+def _text(path: Path) -> str:
+    """Return beginning and end of a file: in between are lines of every step."""
+    with path.open("rb") as stream:
+        size = path.stat().st_size
+        head = stream.read(_READ_BYTES)
+        if size > 2 * _READ_BYTES:
+            stream.seek(size - _READ_BYTES)
+        return (head + stream.read()).decode("utf-8", errors="replace")
+
+
+def last_tasks(output_dir: Path) -> dict[str, Task]:
+    """Return the last task of each participant, by label. A task that is gone from the queue without a word stopped."""
+    tasks = [task for path in log_folder(output_dir).glob("*_*.out") if (task := read_task(path))]
+    queued = _queued() if any(task.end == RUNNING for task in tasks) else None
+    found: dict[str, Task] = {}
+    for task in sorted(tasks, key=lambda task: task.written):
+        gone = queued is not None and task.job not in queued and time.time() - task.written > _SILENT_S
+        if task.end == RUNNING and gone:
+            task = Task(task.job, task.labels, task.memory_gb, task.minutes, STOPPED, None, task.written)
+        found |= dict.fromkeys(task.labels, task)
+    return found
+
+
+def _queued() -> set[str] | None:
+    """Return the tasks in SLURM's queue; None where it cannot be asked."""
+    command = ["squeue", "--noheader", "--array", "--format=%i"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return set(asked.stdout.split())
