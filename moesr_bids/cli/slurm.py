@@ -11,9 +11,9 @@ from typing import Any
 
 import attrs
 
+from moesr_bids.arguments import positive_int
 from moesr_bids.atomic import write_text
 from moesr_bids.bids.collect import RawImage, collect_images
-from moesr_bids.arguments import positive_int
 from moesr_bids.cluster import submission
 from moesr_bids.cluster.progress import plan_path, plan_text, read_cohort, read_plan
 from moesr_bids.cluster.tasks import Task, log_folder
