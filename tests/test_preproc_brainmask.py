@@ -13,9 +13,11 @@ from scipy.spatial.transform import Rotation
 from benchmarks.preproc import closed_labels
 from moesr_bids.errors import ImageError
 from moesr_bids.interfaces.ants import BrainMask, N4BiasField
+from moesr_bids.preproc import brainmask
 from moesr_bids.preproc.atlas import load_atlas
-from moesr_bids.preproc.brainmask import BrainMaskError, dice, extract_brain
+from moesr_bids.preproc.brainmask import HEAD, SURE, BrainMaskError, dice, extract_brain
 from moesr_bids.preproc.foreground import find_foreground, starting_positions
+from moesr_bids.preproc.images import resample_to
 from moesr_bids.preproc.refine import refine_surface
 from moesr_bids.preproc.template import load_template
 
@@ -45,9 +47,41 @@ def test_noise_is_refused_with_a_reason(tmp_path: Path) -> None:
     affine = np.diag([3.0, 3.0, 3.0, 1.0])
     affine[:3, 3] = -90
     noise = np.abs(np.random.default_rng(0).normal(0, 30, (60, 60, 60))).astype(np.float32)
-    with pytest.raises(BrainMaskError, match=r"no trustworthy brain mask .*little in common with a brain"):
+    with pytest.raises(BrainMaskError, match=r"no head was found .*little in common with a brain"):
         extract_brain(nib.Nifti1Image(noise, affine), work_dir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def flat_flair() -> tuple[nib.Nifti1Image, np.ndarray]:
+    """Return a FLAIR-like head in slices of 4 mm, tilted by 22 degrees, with little contrast; and its brain."""
+    atlas, shape = load_atlas(2.0), (150, 170, 50)
+    inside = atlas.mask >= 0.5
+    distance = ndimage.distance_transform_edt(~inside) * 2.0
+    head = np.where(inside, np.tensordot((0.60, 0.65, 0.55), atlas.tissues, 1), 0.0)
+    head[(distance > 0) & (distance <= 4)] = 0.4
+    head[(distance > 9) & (distance <= 15)] = 0.9
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("x", 22, degrees=True).as_matrix() @ np.diag([1.5, 1.5, 4.0])
+    affine[:3, 3] = (0, -18, 8) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    fine = affine @ np.diag([1, 1, 0.25, 1])
+    fine[:3, 3] -= 1.5 * fine[:3, 2]
+    sharp = resample_to(head.astype(np.float32), atlas.affine, (*shape[:2], 4 * shape[2]), fine)
+    slices = sharp.reshape(*shape, 4).mean(axis=3)
+    noise = np.random.default_rng(0).normal(0, 0.12, (2, *shape))
+    image = np.hypot(slices + noise[0], noise[1]).astype(np.float32)
+    return nib.Nifti1Image(image, affine), resample_to(inside.astype(np.float32), atlas.affine, shape, affine) >= 0.5
+
+
+def test_a_head_with_little_contrast_is_doubtful_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = brainmask._attempts
+    monkeypatch.setattr(brainmask, "_attempts", lambda scene: [next(iter(first(scene)))])
+    image, truth = flat_flair()
+    found = extract_brain(image, work_dir=tmp_path)
+    assert HEAD.information < found.information < SURE.information
+    assert dice(np.asarray(found.mask.dataobj) > 0, truth) > 0.9
+    (doubt,) = found.doubts
+    assert "little in common with a brain" in doubt
+    assert found.facts()["Doubts"] == [doubt]
 
 
 def test_unusable_images_are_refused_at_once(tmp_path: Path) -> None:

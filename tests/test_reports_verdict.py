@@ -32,6 +32,7 @@ def test_nothing_to_ask(tmp_path: Path) -> None:
         ({"DataConsistency": {"ResidualStd": 1.0, "FractionBeyond3": 0.05}}, "0.05 (expected: at most 0.03)"),
         ({"NoisePercent": 12.0}, "12 (expected: at most 8)"),
         ({"BrainMask": brain_mask(VolumeML=780.0)}, "780 (expected: at least 850)"),
+        ({"BrainMask": brain_mask(Doubts=["only 55% of it"])}, "only 55% of it; see the brain mask"),
         ({"BrainMask": brain_mask(VolumeML=2050.0)}, "(expected: at most 2000)"),
         ({"Registration": {"A": registration(0.95), "B": registration(0.71)}}, "0.71 (expected: at least 0.9)"),
         ({"BiasField": {"RangePercent": [-91.0, 20.0]}}, "91 (expected: at most 80)"),

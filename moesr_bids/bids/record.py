@@ -142,14 +142,25 @@ class GradientNonlinearity:
 
 @attrs.frozen(kw_only=True)
 class BrainMask:
-    """The brain mask: volume in ml, Dice coefficient and mutual information with the template."""
+    """The brain mask: volume in ml, Dice coefficient and mutual information with the template.
+
+    Attributes
+    ----------
+    in_view : float
+        Share of the brain inside the field of view.
+    doubts : tuple of str
+        Why it should be looked at.
+
+    """
 
     method: str
     skull_stripped: bool
     volume_ml: float
     dice: float | None = None
     mutual_information: float | None = None
+    in_view: float | None = None
     attempts: int | None = None
+    doubts: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -8,7 +8,7 @@ that does not look like a brain is refused.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,12 @@ class BrainMaskError(RuntimeError):
 
 @attrs.frozen
 class MaskLimits:
-    """What a mask must fulfil to be accepted.
+    """Figures that a mask must have.
 
     Attributes
     ----------
     volume_ml : tuple of float
-        Smallest and largest brain: a toddler's and a very large adult's.
+        Smallest and largest brain.
     overlap : float
         Dice coefficient with the template's mask after the affine transform, inside the field of view.
     information : float
@@ -79,10 +79,33 @@ class MaskLimits:
 
     """
 
-    volume_ml: tuple[float, float] = (600.0, 2100.0)
-    overlap: float = 0.85
-    information: float = 0.1
-    in_view: float = 0.6
+    volume_ml: tuple[float, float]
+    overlap: float
+    information: float
+    in_view: float
+
+    def problems(self, figures: Mapping[str, float]) -> list[str]:
+        """Say which figures are outside; those that are not known yet are not judged."""
+        found = []
+        if (information := figures["information"]) < self.information:
+            found.append(
+                f"the image has little in common with a brain (mutual information {information:.3f}, "
+                f"expected: at least {self.information})"
+            )
+        if (in_view := figures["in_view"]) < self.in_view:
+            found.append(f"only {in_view:.0%} of the brain would lie inside the field of view")
+        low, high = self.volume_ml
+        if not low <= (volume := figures.get("volume_ml", low)) <= high:
+            found.append(f"the mask has {volume:.0f} mL (expected: {low:.0f} to {high:.0f})")
+        if (overlap := figures.get("overlap", 1.0)) < self.overlap:
+            found.append(f"mask and template overlap badly (Dice {overlap:.2f}, expected: at least {self.overlap})")
+        return found
+
+
+SURE = MaskLimits(volume_ml=(600.0, 2100.0), overlap=0.85, information=0.1, in_view=0.6)
+"""A mask within these is taken as it is; the smallest volume is a toddler's, the largest a very large adult's."""
+HEAD = MaskLimits(volume_ml=(300.0, 2600.0), overlap=0.5, information=0.045, in_view=0.2)
+"""An image beyond these shows no head."""
 
 
 @attrs.frozen(eq=False)
@@ -100,10 +123,12 @@ class BrainMask:
         Affine transform from world mm of the image to world mm (RAS) of the embedded template.
     stripped : bool
         Whether the image had no skull to begin with.
-    volume_ml, overlap, information : float
+    volume_ml, overlap, information, in_view : float
         See `MaskLimits`.
     attempts : int
         Rounds of starting positions that were needed.
+    doubts : tuple of str
+        Why the mask should be looked at: figures outside of `SURE`.
 
     """
 
@@ -114,7 +139,18 @@ class BrainMask:
     volume_ml: float
     overlap: float
     information: float
-    attempts: int
+    in_view: float
+    attempts: int = 1
+    doubts: tuple[str, ...] = ()
+
+    def figures(self) -> dict[str, float]:
+        """Return what is held against `MaskLimits`."""
+        return {name: getattr(self, name) for name in ("volume_ml", "overlap", "information", "in_view")}
+
+    @property
+    def credence(self) -> tuple[int, float]:
+        """What to choose by among masks that are all in doubt."""
+        return -len(self.doubts), self.information * self.overlap
 
     def facts(self) -> dict[str, Any]:
         """Return what the sidecar tells."""
@@ -125,7 +161,9 @@ class BrainMask:
             "VolumeML": round(self.volume_ml, 1),
             "Dice": round(self.overlap, 3),
             "MutualInformation": round(self.information, 3),
+            "InView": round(self.in_view, 3),
             "Attempts": self.attempts,
+            "Doubts": list(self.doubts),
         }
 
 
@@ -182,9 +220,12 @@ def extract_brain(
     work_dir: Path | None = None,
     threads: int = 1,
     seed: int = 1,
-    limits: MaskLimits | None = None,
+    sure: MaskLimits = SURE,
+    head: MaskLimits = HEAD,
 ) -> BrainMask:
     """Find the brain in a T1w, T2w or FLAIR image.
+
+    The first mask within `sure` is returned; without one, the best of those within `head`, with its doubts.
 
     Parameters
     ----------
@@ -196,27 +237,35 @@ def extract_brain(
         ITK threads; see `use_threads`.
     seed : int
         Seed of the metric's sampling; with one thread the same seed gives the same mask.
-    limits : MaskLimits, optional
+    sure, head : MaskLimits
+        What raises no doubt, and what a head has at least.
 
     Raises
     ------
     ImageError
         If the image itself cannot be used (not 3-D, not finite, constant, sheared).
     BrainMaskError
-        If no attempt gave a mask within the limits.
+        If there is no head in the image: no attempt gave a mask within `head`.
 
     """
-    limits = limits or MaskLimits()
     use_threads(threads)
     scene = _prepare(image)
+    doubtful: list[BrainMask] = []
     reasons: list[str] = []
     with tempfile.TemporaryDirectory(prefix="brainmask_", dir=work_dir or Path.cwd()) as folder:
         for attempt, (variant, starts) in enumerate(_attempts(scene), 1):
             try:
-                return _attempt(image, variant, starts, Path(folder), seed, limits, attempt)
+                found = _attempt(image, variant, starts, Path(folder), seed, head)
             except (AlignmentError, BrainMaskError) as error:
                 reasons.append(f"attempt {attempt}: {error}")
-    raise BrainMaskError("no trustworthy brain mask was found (" + "; ".join(reasons) + ")")
+                continue
+            found = attrs.evolve(found, attempts=attempt, doubts=tuple(sure.problems(found.figures())))
+            if not found.doubts:
+                return found
+            doubtful.append(found)
+    if doubtful:
+        return max(doubtful, key=lambda found: found.credence)
+    raise BrainMaskError("no head was found in the image (" + "; ".join(reasons) + ")")
 
 
 def _prepare(image: Nifti1Image) -> _Scene:
@@ -247,38 +296,30 @@ def _attempts(scene: _Scene) -> Iterator[tuple[_Scene, list[Start]]]:
 
 
 def _attempt(
-    image: Nifti1Image, scene: _Scene, starts: list[Start], folder: Path, seed: int, limits: MaskLimits, attempt: int
+    image: Nifti1Image, scene: _Scene, starts: list[Start], folder: Path, seed: int, head: MaskLimits
 ) -> BrainMask:
     best = _search(scene, starts, folder, seed)
-    if best.information < limits.information:
-        raise BrainMaskError(
-            f"the image has little in common with a brain (mutual information {best.information:.3f}, "
-            f"at least {limits.information} is needed)"
-        )
-    if best.in_view < limits.in_view:
-        raise BrainMaskError(f"only {best.in_view:.0%} of the brain would lie inside the field of view")
+    if problems := head.problems({"information": best.information, "in_view": best.in_view}):
+        raise BrainMaskError(", ".join(problems))
     soft, template_mask, tissues = _segment(scene, best, folder, seed)
     mask = soft >= 0.5
-    volume = float(mask.sum()) * WORKING_MM**3 / 1000
-    if not limits.volume_ml[0] <= volume <= limits.volume_ml[1]:
-        raise BrainMaskError(f"the mask has {volume:.0f} mL, which no brain has")
-    overlap = dice(mask, template_mask)
-    if overlap < limits.overlap:
-        raise BrainMaskError(f"mask and template overlap badly (Dice {overlap:.2f}, {limits.overlap} is needed)")
     own = resample_to(soft, scene.affine, image.shape, image.affine) >= 0.5
     if scene.foreground.stripped:
         own = _trim(own, np.asanyarray(image.dataobj) != 0)
     own = largest_component(own)
-    return BrainMask(
+    found = BrainMask(
         mask=like(own, image, np.uint8),
         tissues=Nifti1Image(np.moveaxis(tissues, 0, -1), scene.affine),
         to_template=inverse(read_affine(best.transform)),
         stripped=scene.foreground.stripped,
         volume_ml=float(own.sum()) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000,
-        overlap=overlap,
+        overlap=dice(mask, template_mask),
         information=best.information,
-        attempts=attempt,
+        in_view=best.in_view,
     )
+    if problems := head.problems(found.figures()):
+        raise BrainMaskError(", ".join(problems))
+    return found
 
 
 def _search(scene: _Scene, starts: list[Start], folder: Path, seed: int) -> _Candidate:

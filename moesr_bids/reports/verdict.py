@@ -108,10 +108,15 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+def doubts(record: Record) -> list[str]:
+    """Return why the step that found the brain was not sure of it."""
+    return [f"{doubt}; see the brain mask" for doubt in record.brain_mask.doubts]
+
+
 def reasons(record: ImageRecord) -> list[str]:
     """Return what asks for a look: figures outside of their range, or why an image has no output."""
     if record.complete and record.moesr is not None:
-        return [problem for rule in RULES if (problem := rule.problem(record.moesr))]
+        return doubts(record.moesr) + [problem for rule in RULES if (problem := rule.problem(record.moesr))]
     status = record.status
     if status is None or status.reason == NOT_AVAILABLE:
         return ["there is no finished output"]
