@@ -13,7 +13,6 @@ import pytest
 
 from moesr_bids.arguments import memory_gb
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.bids.dataset import prepare_output_folder, raw_dataset
 from moesr_bids.cli.console import Progress
 from moesr_bids.cli.main import main
 from moesr_bids.cli.parser import build_parser, parse_settings
@@ -106,14 +105,6 @@ def test_nothing_to_do_is_no_success(dataset: Path, tmp_path: Path, capsys: pyte
     assert main([*arguments, "--reports-only"]) == 2
     assert "has nothing of the selected participants to report" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_another_input_for_the_same_output_is_told(dataset: Path, tmp_path: Path) -> None:
-    settings = parse_settings([str(dataset), str(tmp_path / "out"), "participant"])
-    assert raw_dataset(settings.output_dir, other_than=dataset) == ""
-    prepare_output_folder(settings)
-    assert raw_dataset(settings.output_dir, other_than=dataset) == ""
-    assert raw_dataset(settings.output_dir, other_than=tmp_path) == dataset.as_uri()
 
 
 @pytest.mark.parametrize("option", [["--dry-run"], ["--participant-label", "99"], ["--reports-only"]])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from moesr_bids.bids.source import source_fields
 from moesr_bids.bids.status import ImageStatus, more_statuses_than, write_status
 from moesr_bids.cli.moesr import main
 from moesr_bids.cluster import tasks
@@ -149,7 +150,7 @@ def test_without_a_plan_participants_of_the_data_set_are_missing(tmp_path: Path)
     for label in ("01", "02"):
         (raw / f"sub-{label}").mkdir(parents=True)
     write_status(output_dir, image("01", "done"))
-    description = {"DatasetLinks": {"raw": raw.as_uri()}}
+    description = source_fields(raw, output_dir)
     (output_dir / "dataset_description.json").write_text(json.dumps(description))
     assert {state.participant_id: state.state for state in read_cohort(output_dir).images} == {
         "sub-01": "done",

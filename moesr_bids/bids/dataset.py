@@ -11,6 +11,7 @@ from typing import Any
 from moesr_bids import __version__
 from moesr_bids.atomic import write_text
 from moesr_bids.bids.sidecars import read_sidecar
+from moesr_bids.bids.source import source_fields
 from moesr_bids.config import Settings
 
 BIDS_VERSION = "1.10.0"
@@ -42,8 +43,7 @@ def dataset_description(settings: Settings) -> dict[str, Any]:
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [generator],
-        "DatasetLinks": {"raw": settings.bids_dir.as_uri()},
-        "SourceDatasets": [{"URL": settings.bids_dir.as_uri()}],
+        **source_fields(settings.bids_dir, settings.output_dir),
         "HowToAcknowledge": "Cite the works listed in logs/CITATION.md.",
     }
 
@@ -56,13 +56,6 @@ def other_dataset(output_dir: Path) -> str:
     told = read_sidecar(path)
     makers = [maker.get("Name") for maker in told.get("GeneratedBy") or () if isinstance(maker, Mapping)]
     return "" if "moesr-bids" in makers else str(told.get("Name") or path.name)
-
-
-def raw_dataset(output_dir: Path, *, other_than: Path) -> str:
-    """Return the URI of the data set that a folder was made from if it is another one than this; else empty."""
-    links = read_sidecar(output_dir / "dataset_description.json").get("DatasetLinks")
-    raw = str(links.get("raw", "")) if isinstance(links, Mapping) else ""
-    return "" if raw == other_than.as_uri() else raw
 
 
 def prepare_output_folder(settings: Settings) -> None:

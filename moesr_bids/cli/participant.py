@@ -14,9 +14,10 @@ import attrs
 
 from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
 from moesr_bids.bids.crashes import Crash, crash_files, crashes_by_image
-from moesr_bids.bids.dataset import prepare_output_folder, raw_dataset, save_settings
+from moesr_bids.bids.dataset import prepare_output_folder, save_settings
 from moesr_bids.bids.outputs import finished_record, output_paths, sidecar_of
 from moesr_bids.bids.sessions import alone, with_references
+from moesr_bids.bids.source import other_source
 from moesr_bids.bids.status import more_statuses_than, read_statuses, write_status, write_table
 from moesr_bids.cli.checks import UsageError
 from moesr_bids.cli.console import Progress, say
@@ -62,7 +63,7 @@ def run_participants(settings: Settings) -> int:
         return 0
     if not found and (narrowed_by := settings.bids_filter_file or settings.bids_database_dir):
         raise UsageError(f"{narrowed_by} leaves no image of those that the other options select; correct or delete it")
-    if earlier := raw_dataset(settings.output_dir, other_than=settings.bids_dir):
+    if earlier := other_source(settings.bids_dir, settings.output_dir):
         say(f"WARNING: {settings.output_dir} was made from {earlier}; from now on its sources mean {settings.bids_dir}")
     prepare_output_folder(settings)
     if settings.boilerplate_only:

@@ -8,7 +8,6 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import attrs
 
@@ -18,7 +17,8 @@ from moesr_bids.bids.dataset import other_dataset
 from moesr_bids.bids.outputs import output_paths, settings_hash, sidecar_of
 from moesr_bids.bids.record import Record, read_record, record_of
 from moesr_bids.bids.schema import inner_path, json_key, read_object
-from moesr_bids.bids.sidecars import read_metadata, read_sidecar
+from moesr_bids.bids.sidecars import read_metadata
+from moesr_bids.bids.source import raw_folder
 from moesr_bids.cli.ending import ended_with_its_children
 from moesr_bids.config import Settings
 from moesr_bids.digests import sha256
@@ -186,10 +186,9 @@ def _refuse_old_outputs(recipe: Recipe, settings: Settings) -> None:
 
 def _raw_root(sidecar: Path) -> Path:
     for folder in sidecar.absolute().parents:
-        description = read_sidecar(folder / "dataset_description.json")
-        if link := (description.get("DatasetLinks") or {}).get("raw"):
-            return Path(unquote(urlparse(str(link)).path))
-    raise ValueError(f"{sidecar}: no dataset_description.json above it links to the input; give --bids-dir")
+        if root := raw_folder(folder):
+            return root
+    raise ValueError(f"{sidecar}: no dataset_description.json above it names the input; give --bids-dir")
 
 
 def _raw_image(root: Path, relative: str) -> RawImage:

@@ -7,11 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from attrs import frozen
 
-from moesr_bids.bids.sidecars import read_sidecar
+from moesr_bids.bids.source import raw_folder
 from moesr_bids.bids.status import ImageStatus, read_statuses
 from moesr_bids.cluster.tasks import OUT_OF_MEMORY, OUT_OF_TIME, RUNNING, STOPPED, Task, last_tasks, log_folder
 
@@ -166,16 +165,8 @@ def plan_text(rows: Iterable[tuple[str, str]]) -> str:
     return "".join("\t".join(row) + "\n" for row in (PLAN_COLUMNS, *sorted(set(rows))))
 
 
-def raw_folder(output_dir: Path) -> Path | None:
-    """Return the folder of the raw data set, where the output folder links to one that is here."""
-    links = read_sidecar(output_dir / "dataset_description.json").get("DatasetLinks")
-    raw = str(links.get("raw", "")) if isinstance(links, Mapping) else ""
-    folder = Path(unquote(urlparse(raw).path))
-    return folder if raw and folder.is_dir() else None
-
-
 def _participants(bids_dir: Path | None, seen: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     known = {participant for participant, _ in seen}
-    if bids_dir is None:
+    if bids_dir is None or not bids_dir.is_dir():
         return []
     return [(path.name, "n/a") for path in bids_dir.glob("sub-*") if path.name not in known and path.is_dir()]
