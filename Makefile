@@ -4,7 +4,21 @@ VENV ?= .venv
 DEMO ?= demo
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint install install-test clean
+# The image: VARIANT=cuda takes PyTorch with CUDA. BUILDER may be "docker build" or "podman build"; IMAGE_OPTIONS go to it.
+VARIANT ?= cpu
+BASE ?= docker.io/library/debian:bookworm-slim
+TORCH_INDEX ?=
+BUILDER ?= buildah build --isolation=chroot --layers --timestamp $(EPOCH)
+IMAGE_OPTIONS ?=
+EPOCH := $(shell git log -1 --format=%ct)
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' moesr_bids/__init__.py)
+IMAGE ?= moesr-bids:$(VERSION)-$(VARIANT)
+# What the image is tested on: a BIDS data set, one of its participants, and options that make it quick.
+IMAGE_DATA ?= ../shared/data/bids
+IMAGE_LABEL ?= native2mm
+IMAGE_RUN ?= --resolution 2 --model cubic --sloppy
+
+.PHONY: demo test lint install install-test clean image test-image test-slurm
 
 demo: install
 	$(BIN)/python -m benchmarks.demo $(DEMO)
@@ -19,6 +33,18 @@ lint: install-test
 	rm -rf $(VENV)/types && $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/types .
 	rm -rf build
 	$(BIN)/mypy $(VENV)/types/moesr_bids benchmarks
+
+image:
+	$(BUILDER) --build-arg BASE=$(BASE) --build-arg VARIANT=$(VARIANT) --build-arg TORCH_INDEX=$(TORCH_INDEX) \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) \
+	  --build-arg CREATED=$(shell git log -1 --format=%cI) --build-arg SOURCE_DATE_EPOCH=$(EPOCH) \
+	  --tag $(IMAGE) $(IMAGE_OPTIONS) .
+
+test-image:
+	containers/test_image.sh $(IMAGE) $(IMAGE_DATA) $(IMAGE_LABEL) $(IMAGE_RUN)
+
+test-slurm: install-test
+	MOESR_TEST_SLURM=1 $(BIN)/python -m pytest -s tests/test_slurm_array.py
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test

@@ -83,7 +83,12 @@ def run_task(output_dir: Path, launcher: str, tmp_path: Path) -> subprocess.Pope
     """Run the first task of a submission as SLURM would."""
     script = min(submission_of(output_dir).glob("[0-9]*.sbatch"))
     script.write_text(script.read_text().replace("LAUNCHER", launcher))
-    variables = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    variables = {
+        "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_MEM_PER_NODE": "4096",
+    }
     log = (log_folder(output_dir) / "7_1.out").open("a")
     return subprocess.Popen(
         ["bash", str(script)], env={**os.environ, **variables, "TMPDIR": str(tmp_path)}, stdout=log, stderr=log
@@ -124,7 +129,7 @@ def test_who_ran_out_of_memory_gets_more_and_who_is_done_is_left_out(
     out = tmp_path / "out"
     assert main(["slurm", str(dataset), str(out), "--model", "cubic", "--chunk", "1"]) == 0
     log = log_folder(out) / "7_1.out"
-    log.write_text("moesr task: 16G 90 min: 02\nslurmstepd: error: Detected 1 oom_kill event in StepId=7.batch.\n")
+    log.write_text("moesr task: 16384M 90 min: 02\nslurmstepd: error: Detected 1 oom_kill event in StepId=7.batch.\n")
     capsys.readouterr()
     only = ["--only-failed", "--participant-label", "02"]
     assert main(["slurm", str(dataset), str(out), "--model", "cubic", *only]) == 0

@@ -16,7 +16,7 @@ from moesr_bids.cluster import tasks
 from moesr_bids.cluster.progress import plan_path, plan_text, read_cohort
 from moesr_bids.cluster.tasks import ENDED, OUT_OF_MEMORY, OUT_OF_TIME, RUNNING, STOPPED, last_tasks, read_task
 
-BEGIN = "moesr task: 8G 90 min: 01 02\n[12:00:00] 2 images of 2 participants\n"
+BEGIN = "moesr task: 8192M 90 min: 01 02\n[12:00:00] 2 images of 2 participants\n"
 TIME_LIMIT = "slurmstepd-node1: error: *** JOB 7 ON node1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n"
 OOM = "slurmstepd-node1: error: Detected 1 oom_kill event in StepId=7.batch.\n"
 PREEMPTED = "slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***\n"
@@ -65,7 +65,7 @@ def test_a_task_tells_how_it_ended(text: str, end: str, code: int | None, tmp_pa
 def test_a_task_that_has_not_begun_is_none_and_the_last_one_counts(tmp_path: Path) -> None:
     assert read_task(task_file(tmp_path, "8_2", "")) is None
     task_file(tmp_path, "7_1", BEGIN + OOM, age_s=100)
-    task_file(tmp_path, "8_1", BEGIN.replace("8G", "12G") + "moesr end: exit 0\n")
+    task_file(tmp_path, "8_1", BEGIN.replace("8192M", "12288M") + "moesr end: exit 0\n")
     found = last_tasks(tmp_path)
     assert found.keys() == {"01", "02"}
     assert found["01"].memory_gb == 12 and found["01"].end == ENDED
@@ -103,7 +103,7 @@ def cohort(tmp_path: Path) -> Path:
         write_status(tmp_path, status)
     ends = {"05": OOM, "06": TIME_LIMIT, "07": PREEMPTED, "08": "", "11": "moesr end: exit 2\n"}
     for label, text in ends.items():
-        task_file(tmp_path, f"7_{int(label)}", f"moesr task: 8G 90 min: {label}\n{text}")
+        task_file(tmp_path, f"7_{int(label)}", f"moesr task: 8192M 90 min: {label}\n{text}")
     labels = [*reasons, "10", "11"]
     plan_path(tmp_path).write_text(plan_text((f"sub-{x}", f"sub-{x}/anat/sub-{x}_T1w.nii.gz") for x in labels))
     return tmp_path

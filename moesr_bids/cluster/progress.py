@@ -125,7 +125,7 @@ def _unfinished(task: Task | None) -> tuple[str, str]:
     if task is None or task.end == RUNNING:
         return RUNNING, ""
     if task.end == OUT_OF_MEMORY:
-        return OUT_OF_MEMORY, f"the task was killed at {task.memory_gb} GB"
+        return OUT_OF_MEMORY, f"the task was killed at {task.memory_gb:g} GB"
     if task.end == OUT_OF_TIME:
         return OUT_OF_TIME, f"the task was ended at {task.minutes} min"
     return STOPPED, "the task was killed, pre-empted or cancelled"

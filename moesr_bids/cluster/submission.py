@@ -21,8 +21,7 @@ from moesr_bids.config import Settings
 
 MEMORY_GB = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Amounts of memory that tasks are asked for with: few, so that a cohort is a few arrays."""
-RUN_GB = 1.0  # of the run itself, beside the step with the most memory
-SPARE = 1.15  # of memory, over the estimate
+SHARE_PERCENT = 75  # of a task's memory for the steps that run; the rest is for the run itself, and spare
 TIME_SPARE, START_MINUTES, TIME_STEP_MINUTES = 2.0, 10, 30
 TASK_MINUTES = 60  # of participants who take less, so many share a task
 WARNING_SECONDS = 120  # before the time limit: workers end, statuses and reports are written
@@ -107,7 +106,7 @@ def loads(images: Sequence[RawImage], settings: Settings, before: Mapping[str, t
         seconds[image.participant] = seconds.get(image.participant, 0.0) + cost.seconds
     found = []
     for label, amount in memory.items():
-        needed, minutes = amount * SPARE + RUN_GB, seconds[label] / 60
+        needed, minutes = 100 * amount / SHARE_PERCENT, seconds[label] / 60
         if label in before:
             task, states = before[label]
             if OUT_OF_MEMORY in states:
@@ -206,7 +205,7 @@ def write_submission(folder: Path, arrays: Sequence[TaskArray], settings: Settin
             limit=site.limit,
             cpus=settings.nprocs,
             memory_gb=array.memory_gb,
-            app_memory_gb=f"{array.memory_gb / SPARE - RUN_GB:.1f}",
+            share=SHARE_PERCENT,
             minutes=array.minutes,
             time=f"{array.minutes // 60:02d}:{array.minutes % 60:02d}:00",
             warning_s=WARNING_SECONDS,

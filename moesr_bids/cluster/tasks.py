@@ -16,7 +16,7 @@ from attrs import frozen
 RUNNING, ENDED = "running", "ended"
 OUT_OF_MEMORY, OUT_OF_TIME, STOPPED = "out of memory", "out of time", "stopped"
 
-_BEGIN = re.compile(r"^moesr task: (\d+)G (\d+) min: (.*)$", re.MULTILINE)
+_BEGIN = re.compile(r"^moesr task: (\d+)M (\d+) min: (.*)$", re.MULTILINE)
 _END = re.compile(r"^moesr end: (\w+) (\d+)$", re.MULTILINE)
 # SLURM's own words, the more telling first.
 _WORDS = (
@@ -38,7 +38,7 @@ class Task:
         ``<array job>_<index>``.
     labels : tuple of str
         Participants, without ``sub-``.
-    memory_gb, minutes : int
+    memory_gb, minutes : float, int
         What was asked for.
     end : str
         `RUNNING`, `ENDED`, `OUT_OF_MEMORY`, `OUT_OF_TIME` or `STOPPED`.
@@ -51,7 +51,7 @@ class Task:
 
     job: str
     labels: tuple[str, ...]
-    memory_gb: int
+    memory_gb: float
     minutes: int
     end: str
     code: int | None
@@ -68,7 +68,7 @@ def read_task(path: Path) -> Task | None:
     begins = list(_BEGIN.finditer(text := _text(path)))
     if not begins:
         return None
-    memory_gb, minutes, labels = begins[-1].groups()
+    memory_mb, minutes, labels = begins[-1].groups()
     text = text[begins[-1].end() :]
     told = _END.search(text)
     end = next((end for words, end in _WORDS if words.search(text)), ENDED if told else RUNNING)
@@ -77,7 +77,7 @@ def read_task(path: Path) -> Task | None:
     return Task(
         job=path.stem,
         labels=tuple(labels.split()),
-        memory_gb=int(memory_gb),
+        memory_gb=int(memory_mb) / 1024,
         minutes=int(minutes),
         end=end,
         code=int(told[2]) if told else None,
