@@ -21,7 +21,6 @@ import torch
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 from moesr_bids.cli.moesr import main
 from moesr_bids.cli.train import planners
@@ -47,12 +46,13 @@ from moesr_bids.training.acquisition import (
 from moesr_bids.training.examples import Examples
 from moesr_bids.training.gradients import gradients_of
 from moesr_bids.training.loop import Budget, Origin, Trained, train
-from moesr_bids.training.losses import LossWeights, importance, student_loss
+from moesr_bids.training.losses import LossWeights, importance, student_loss, without_border
 from moesr_bids.training.objectives import objective_of
-from moesr_bids.training.recipe import read_recipe, recipe_from
+from moesr_bids.training.recipe import Recipe, read_recipe, recipe_from
+from moesr_bids.training.sharpness import axis_resolution
 from moesr_bids.training.simulation import acquire
 from moesr_bids.training.synthesis import RandomAnatomy, load_label_map, texture
-from moesr_bids.training.volumes import Volume, axis_smoothness, cut_out, load_volume
+from moesr_bids.training.volumes import Volume, cut_out, load_volume
 from tests.test_sr_student import brainlike
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +88,11 @@ def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def patch_of(volume: torch.Tensor) -> torch.Tensor:
     """Patch of a volume of unknown tissue."""
     return torch.cat([volume[None], volume.new_zeros((3, *volume.shape))])
+
+
+def every_band(size: int, count: int = 1) -> torch.Tensor:
+    """Band of truths that are sharp along all axes."""
+    return torch.eye(size).expand(count, 3, size, size)
 
 
 @given(seed=st.integers(0, 10_000))
@@ -226,16 +231,68 @@ def test_motion_moves_and_still_heads_stay() -> None:
         assert float((Motion(axis, phase, [1.0, 0, 0, 0]).apply(volume) - volume).abs().max()) > 0.01
 
 
-def test_smooth_axes_are_found_and_thick_slices_refused(bids: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    white = ndimage.gaussian_filter(rng.normal(size=(60, 60, 60)), (0.85, 0.85, 1.7))
-    widths = axis_smoothness(white, np.ones(white.shape, dtype=bool))
-    assert widths[0] == pytest.approx(2.0, rel=0.05)
-    assert widths[2] / widths[0] == pytest.approx(2.0, rel=0.1)
+def textured(detail: tuple[float, float, float], zooms: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> np.ndarray:
+    """Ball of tissue with a power-law texture whose k-space ends at detail of this size, in voxels."""
+    waves = np.random.default_rng(0).normal(size=(96, 96, 96))
+    cycles = np.meshgrid(*(np.fft.fftfreq(96, zoom) for zoom in zooms), indexing="ij", sparse=True)
+    texture = np.fft.ifftn(np.fft.fftn(waves) / (0.02 + sum(f**2 for f in cycles)) ** 0.6).real
+    ball = sum(x**2 for x in np.ogrid[-48:48, -48:48, -48:48]) < 44**2
+    window = math.prod(np.abs(f * z) <= 0.5 / d for f, z, d in zip(cycles, zooms, detail, strict=True))
+    return np.fft.ifftn(np.fft.fftn(ball * (100 + 10 * texture / texture.std())) * window).real.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("detail", "zooms"),
+    [
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)),
+        ((1.0, 1.0, 2.0), (1.0, 1.0, 1.0)),
+        ((1.5, 1.0, 1.0), (1.0, 1.0, 1.0)),
+        ((1.33, 1.0, 1.0), (1.0, 1.33, 1.33)),
+    ],
+)
+def test_axes_that_were_acquired_coarser_are_found(
+    detail: tuple[float, float, float], zooms: tuple[float, float, float]
+) -> None:
+    volume = textured(detail, zooms)
+    assert axis_resolution(volume, volume > 50, zooms) == pytest.approx(detail, rel=0.08)
+
+
+def test_scans_are_targets_along_their_sharp_axes_alone(bids: Path, tmp_path: Path) -> None:
     path = tmp_path / "sub-01_T1w.nii.gz"
-    smoothed = ndimage.gaussian_filter1d(brainlike(noise=4.0).get_fdata(), 1.2, axis=1)
-    nib.save(nib.Nifti1Image(smoothed, np.eye(4)), path)
-    assert load_volume(path).spacings[0] > 1.2
+    nib.save(nib.Nifti1Image(textured((1.0, 1.0, 2.0)), np.eye(4)), path)
+    volume = load_volume(path)
+    recipe = recipe_from({**TINY, "patch": 32, "batch": 1, "border": 4, "synthetic": 0.0})
+    examples = Examples([volume], [], recipe, seed=0, device=CPU)
+    coarse = np.zeros(3)
+    for number in range(24):
+        scan = examples.plan(number).scan
+        assert sorted(scan.detail)[:2] == [1, 1] and max(scan.detail) > 1.4
+        unsharp = int(np.argmax(scan.detail))
+        assert scan.sampling.zooms[unsharp] == scan.sampling.psf.axes[unsharp].fwhm == 1
+        coarse += np.array(scan.sampling.zooms) > 1.01
+    assert coarse.sum() > 24
+    batch = examples.batch(0)
+    # The truth lies within what it knows; finer detail along that axis neither helps nor hurts.
+    truth, kept = (without_border(part, 4) for part in (batch.sharp, batch.known(batch.sharp)))
+    assert float((kept - truth).square().mean() / truth.var()) < 0.005
+    axis = 2 + next(a for a in range(3) if not torch.equal(batch.band[0, a], torch.eye(32)))
+    objective = objective_of(recipe)
+    losses = []
+    for along, height in ((axis, 0.0), (axis, 0.1), (2 + (axis - 1) % 3, 0.1)):
+        stripes = torch.tensor([height, -height]).repeat(16).view([32 if a == along else 1 for a in range(5)])
+
+        def network(
+            channels: torch.Tensor, acquisition: torch.Tensor, stripes: torch.Tensor = stripes
+        ) -> NetworkOutput:
+            del acquisition
+            return NetworkOutput(stripes.expand_as(channels[:, :1]), torch.zeros_like(channels[:, :1]))
+
+        losses.append(float(objective.loss(network, batch, (), objective.stage(0))[0]))
+    plain, unknown, known = losses
+    assert abs(unknown - plain) < 0.02 * (known - plain)
+
+
+def test_thick_slices_are_no_sharp_target(bids: Path) -> None:
     assert load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz").spacings[0] == 1.0
     with pytest.raises(ImageError, match="no sharp target"):
         load_volume(bids / "sub-03/anat/sub-03_T2w.nii.gz")
@@ -396,10 +453,12 @@ def test_errors_in_lesions_count_more() -> None:
     assert losses(far, heavy) == pytest.approx(losses(far, plain))
 
 
-def _train(bids: Path, folder: Path, steps: int, say=lambda line: None, **options: Any) -> Trained:
+def _train(
+    bids: Path, folder: Path, steps: int, say=lambda line: None, recipe: Recipe | None = None, **options: Any
+) -> Trained:
     folder.mkdir(exist_ok=True)
     return train(
-        recipe_from(TINY),
+        recipe or recipe_from(TINY),
         folder,
         volumes=[load_volume(bids / "sub-01/anat/sub-01_T1w.nii.gz")],
         labels=[load_label_map(bids / "labels/sub-09_dseg.nii.gz")],
@@ -429,6 +488,52 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     assert not multiprocessing.active_children()
     for name, value in resumed.network.state_dict().items():
         torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
+
+
+def test_sittings_are_one_training(bids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that several sittings take, two batches each in the last half, are those of one."""
+    recipe = recipe_from({**TINY, "accumulate": 2, "accumulate_from": 0.5, "decay": 1.0})
+    options = {"recipe": recipe, "steps": 6}
+    whole = _train(bids, tmp_path / "whole", **options).network.state_dict()
+    monkeypatch.setattr(Budget, "interrupted", lambda self, seconds: seconds > 0)
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", 0.0)
+    ended = [_train(bids, tmp_path / "cut", **options).steps]
+    assert ended == [0]  # a sitting that is over at once leaves all as it was
+    for limit in range(1, 7):
+        clock = iter([False] * limit + [True] * 100)
+        monkeypatch.setattr(Budget, "interrupted", lambda self, seconds, clock=clock: next(clock))
+        trained = _train(bids, tmp_path / "cut", **options)
+        ended.append(trained.steps)
+    assert ended == [0, 1, 3, 6, 6, 6, 6]
+    for name, value in trained.network.state_dict().items():
+        torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
+
+
+def test_minutes_beside_steps_end_a_sitting_and_not_the_training() -> None:
+    both, minutes = Budget(minutes=2, steps=100), Budget(minutes=2)
+    assert both.share(30, 1e6) == 0.3
+    assert both.interrupted(121) and not both.interrupted(119)
+    assert minutes.share(30, 60) == 0.5
+    assert not minutes.interrupted(1e6)
+
+
+def test_accumulated_gradients_are_those_of_one_batch(bids: Path, tmp_path: Path) -> None:
+    """Two batches of one example in a step are one batch of two."""
+    one = recipe_from({**TINY, "batch": 1, "accumulate": 2})
+    both = recipe_from({**TINY, "batch": 2})
+    first, second = (
+        _train(bids, tmp_path / name, 1, recipe=recipe).network.state_dict()
+        for name, recipe in (("one", one), ("both", both))
+    )
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-3, atol=2e-4)
+
+
+def test_the_gradient_of_the_image_counts_until_its_share_of_the_run() -> None:
+    recipe = recipe_from({**TINY, "loss": {"gradient": 0.3, "gradient_until": 0.8}})
+    objective = objective_of(recipe)
+    assert objective.stage(0.79) != objective.stage(0.8)
+    assert objective.stage(0.0) == objective.stage(0.79)
 
 
 def test_nobody_validates_who_was_trained_on(bids: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from moesr_bids.training.examples import Batch
 from moesr_bids.training.objectives import objective_of
 from moesr_bids.training.recipe import read_recipe, recipe_from
 from tests.test_sr_moediff import CARD, random_mixture
-from tests.test_training import TINY, bids
+from tests.test_training import TINY, bids, every_band
 
 __all__ = ["bids"]
 STAGES = [{"name": "smooth", "until": 0.5, "blur": 3.0}, {"name": "sharp", "until": 1.0, "blur": 0.0}]
@@ -33,6 +33,11 @@ NO_FLIPS = torch.zeros(3, dtype=torch.bool)
 NO_TISSUE = torch.zeros(1, 3, 24, 24, 24)
 STUDENT = NetworkShape(channels=4, blocks=1, embedding=4)
 RECIPE = {**TINY, "kind": "distill", "network": STUDENT.record(), "loss": LOSS, "patch": 24}
+
+
+def examples(channels: torch.Tensor, vector: torch.Tensor, sharp: torch.Tensor) -> Batch:
+    """Batch of unknown tissue."""
+    return Batch(channels, vector, sharp, NO_TISSUE, every_band(24))
 
 
 def test_targets_go_from_smooth_to_sharp() -> None:
@@ -49,7 +54,7 @@ def test_targets_go_from_smooth_to_sharp() -> None:
 
     def teacher_loss(taught: torch.Tensor, share: float) -> float:
         terms = distillation_loss(
-            pupil, channels, vector, start, start + 0.1, NO_TISSUE, (taught, features), weights, weights.stage(share)
+            pupil, examples(channels, vector, start + 0.1), (taught, features), weights, weights.stage(share)
         )[1]
         return float(terms["teacher"])
 
@@ -89,7 +94,7 @@ def test_what_lies_in_the_border_of_an_example_does_not_count(kind: str) -> None
     other[..., 4:20, 4:20, 4:20] = sharp[..., 4:20, 4:20, 4:20]
 
     def terms(truth: torch.Tensor) -> dict[str, float]:
-        batch = Batch(channels, torch.zeros(1, CONDITIONS), truth, NO_TISSUE)
+        batch = examples(channels, torch.zeros(1, CONDITIONS), truth)
         drawn = objective.draw(batch, torch.Generator().manual_seed(0))
         return {name: float(value) for name, value in objective.loss(network, batch, drawn, ONE_STAGE)[1].items()}
 
@@ -109,7 +114,7 @@ def test_hints_and_teacher_reach_the_student() -> None:
     weights, history = DistillationLossWeights(**LOSS), []
     for _ in range(120):
         loss, terms = distillation_loss(
-            pupil, channels, vector, start, start + taught[0], NO_TISSUE, taught, weights, weights.stage(0.9)
+            pupil, examples(channels, vector, start + taught[0]), taught, weights, weights.stage(0.9)
         )
         optimizer.zero_grad()
         loss.backward()
@@ -124,14 +129,14 @@ def test_the_scale_of_the_error_is_learnt_in_full_beside_a_teacher() -> None:
     torch.manual_seed(0)
     teacher, student = random_mixture(), ResidualNetwork(STUDENT)
     channels, vector = torch.rand(1, 4, 24, 24, 24), torch.zeros(1, CONDITIONS)
-    start = channels[:, :1]
     taught, grown = teach(teacher, channels, vector, NO_FLIPS), []
     for share in (0.0, 1.0):
         pupil = Pupil(student, teacher)
         student.zero_grad()
         weights = DistillationLossWeights(teacher=share, hints=0.0)
-        given = (channels, vector, start, start + 0.1, NO_TISSUE, taught)
-        loss, _ = distillation_loss(pupil, *given, weights, ONE_STAGE)
+        loss, _ = distillation_loss(
+            pupil, examples(channels, vector, channels[:, :1] + 0.1), taught, weights, ONE_STAGE
+        )
         loss.backward()
         # The second half of the last layer's outputs are the logarithms of the scale.
         outputs = student.tail.bias.grad.unflatten(0, (STUDENT.kernels, -1))

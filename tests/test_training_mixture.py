@@ -22,13 +22,13 @@ from moesr_bids.training.examples import Batch
 from moesr_bids.training.loop import Budget, Trained, train
 from moesr_bids.training.mixture_loss import Mixed, MixtureLossWeights, experts_loss, gate_losses, mixture_loss
 from moesr_bids.training.objectives import MixtureObjective, objective_of
-from moesr_bids.training.recall import GateMemory, Recall, gate_inputs
-from moesr_bids.training.recipe import read_recipe, recipe_from
+from moesr_bids.training.recall import GateMemory, gate_inputs
+from moesr_bids.training.recipe import Recall, read_recipe, recipe_from
 from moesr_bids.training.smoothing import box_mean
 from moesr_bids.training.tissue import tissue_bands, tissue_fractions
 from moesr_bids.training.volumes import load_volume
 from tests.test_sr_moediff import SHAPE, TRUNK, random_mixture
-from tests.test_training import TINY, bids
+from tests.test_training import TINY, bids, every_band
 
 __all__ = ["bids"]
 RECIPE = {**TINY, "kind": "moediff", "network": SHAPE.record(), "loss": {}, "patch": 32, "frozen": ["trunk"]}
@@ -134,7 +134,7 @@ def test_what_lies_in_the_border_does_not_count() -> None:
     after, _ = mixture_loss(mixed, start, other, tissue, weights, border=8)
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert float(mixture_loss(mixed, start, other, tissue, weights)[0]) != float(before)
-    batch = Batch(torch.zeros(1, 4, 32, 32, 32), torch.zeros(1, 12), sharp, tissue)
+    batch = Batch(torch.zeros(1, 4, 32, 32, 32), torch.zeros(1, 12), sharp, tissue, every_band(32))
     sure = gate_inputs(batch, torch.zeros(1, 2, 16, 16, 16), border=8).sure
     assert sure.shape == (1, 1, 8, 8, 8)
     assert float(sure[..., 2:6, 2:6, 2:6].min()) > 0
@@ -145,7 +145,7 @@ def test_most_steps_are_the_first_that_is_sampled() -> None:
     objective = MixtureObjective(recipe_from(RECIPE))
     same = torch.rand(400, 1, 4, 4, 4)
     channels = torch.cat([same, torch.zeros(400, 3, 4, 4, 4)], dim=1)
-    batch = Batch(channels, torch.zeros(400, 12), same, torch.zeros(400, 3, 4, 4, 4))
+    batch = Batch(channels, torch.zeros(400, 12), same, torch.zeros(400, 3, 4, 4, 4), every_band(4, 400))
     state, etas = objective.draw(batch, torch.Generator().manual_seed(3))
     schedule = objective.shape.schedule
     assert set(etas.tolist()) == set(torch.tensor(schedule.etas[1:]).tolist())
@@ -173,7 +173,7 @@ def test_one_example_is_learnt_by_heart_and_its_tissue_by_the_gate() -> None:
     tissue[:, 0, ..., :12], tissue[:, 1, ..., 12:] = 1, 1
     channels = torch.zeros(1, 4, 24, 24, 24)
     channels[:, 0] = sharp[:, 0] + 0.05 * torch.sin(line)
-    batch = Batch(channels, torch.zeros(1, 12), sharp, tissue)
+    batch = Batch(channels, torch.zeros(1, 12), sharp, tissue, every_band(sharp.shape[-1]))
 
     def error() -> float:
         with torch.no_grad():
@@ -242,7 +242,14 @@ def test_a_memory_forgets_and_counts_known_tissue_alone() -> None:
             tissue = torch.zeros(2, 3, 8, 8, 8)
             tissue[1, :2] = 0.5 * (first % 4 == 0)
             tissue[:, 2] = 1.0  # lesions alone teach the gate nothing
-            return Batch(torch.zeros(2, 4, 8, 8, 8), torch.zeros(2, 12), torch.zeros(2, 1, 8, 8, 8), tissue, first)
+            return Batch(
+                torch.zeros(2, 4, 8, 8, 8),
+                torch.zeros(2, 12),
+                torch.zeros(2, 1, 8, 8, 8),
+                tissue,
+                every_band(8, 2),
+                first,
+            )
 
     network = random_mixture()
     memory = GateMemory(Numbered(), Recall(count=50, memory=3), first=0, stride=2)

@@ -235,12 +235,15 @@ class RandomSampling:
     truthful: float = 0.5
     measured: float = 0.3
 
-    def sample(self, rng: Rng) -> Sampling:
-        """Draw the parameters."""
+    def sample(self, rng: Rng, sharp: Sequence[bool] = (True, True, True)) -> Sampling:
+        """Draw the parameters; along axes that are not ``sharp`` the volume is seen as it is."""
         if rng.random() < self.slice_probability:
-            zooms, axes = self._two_dimensional(rng)
+            zooms, axes = self._two_dimensional(rng, sharp)
         else:
             zooms, axes = self._three_dimensional(rng)
+        for axis in range(3):
+            if not sharp[axis]:
+                zooms[axis], axes[axis] = 1.0, AxisPSF("kspace", 1.0)
         psf = PSF((axes[0], axes[1], axes[2]), "simulated")
         offsets = [float(rng.uniform(-z / 2, z / 2)) for z in zooms]
         return Sampling(zooms, offsets, psf, self._reported(psf, zooms, rng))
@@ -259,8 +262,8 @@ class RandomSampling:
         share = float(rng.uniform(*self.acquired)) if rng.random() < probability else 1.0
         return AxisPSF("kspace", zoom / share)
 
-    def _two_dimensional(self, rng: Rng) -> tuple[list[float], list[AxisPSF]]:
-        axis = int(rng.integers(3))
+    def _two_dimensional(self, rng: Rng, sharp: Sequence[bool]) -> tuple[list[float], list[AxisPSF]]:
+        axis = int(rng.choice(np.flatnonzero(sharp)))
         in_plane = 1.0 if rng.random() < 0.5 else log_uniform(rng, *self.in_plane)
         zooms = [in_plane] * 3
         zooms[axis] = max(in_plane, log_uniform(rng, *self.slices))
@@ -327,7 +330,8 @@ class Scan:
 
     ``bias`` is the bias field; ``jacobian`` the Jacobian determinant of a correction of gradient nonlinearity, as in
     :data:`moesr_bids.sr.models.network.GUIDANCE`. Of the latter only the intensity is simulated, not the few per cent
-    by which it changes the voxel size.
+    by which it changes the voxel size. ``detail`` is the finest that the volume itself has along each axis, as
+    :attr:`.volumes.Cut.detail`: what is finer is not known, and does not count.
     """
 
     contrast: Contrast
@@ -336,6 +340,7 @@ class Scan:
     motion: Motion
     sampling: Sampling
     noise: RicianNoise
+    detail: tuple[float, float, float] = field(default=(1.0, 1.0, 1.0), converter=_triple)
 
     def record(self) -> dict[str, Any]:
         """Return the parameters as JSON-serialisable facts."""
@@ -355,6 +360,7 @@ class Scan:
             Motion(**record["motion"]),
             Sampling(**sampling),
             RicianNoise(**record["noise"]),
+            record["detail"],
         )
 
 
@@ -375,13 +381,17 @@ class RandomScan:
         bias, jacobian = (part if name in guidance else evolve(part, known=0.0) for name, part in fields.items())
         return evolve(self, bias=bias, jacobian=jacobian)
 
-    def sample(self, rng: Rng) -> Scan:
-        """Draw the parameters of all parts; the noise is told as it is estimated under the reported profile."""
+    def sample(self, rng: Rng, detail: Sequence[float] = (1.0, 1.0, 1.0)) -> Scan:
+        """Draw the parameters of all parts; the noise is told as it is estimated under the reported profile.
+
+        ``detail`` is that of the volume; the scan is coarse along its sharp axes alone.
+        """
         contrast, bias, jacobian = self.contrast.sample(rng), self.bias.sample(rng), self.jacobian.sample(rng)
-        motion, sampling, noise = self.motion.sample(rng), self.sampling.sample(rng), self.noise.sample(rng)
+        motion, noise = self.motion.sample(rng), self.noise.sample(rng)
+        sampling = self.sampling.sample(rng, [size == 1 for size in detail])
         true, assumed = (
             seen_variance(sampling.zooms, measured_shares(psf, sampling.zooms))
             for psf in (sampling.psf, sampling.reported)
         )
         told = evolve(noise, reported=noise.reported * math.sqrt(true / assumed))
-        return Scan(contrast, bias, jacobian, motion, sampling, told)
+        return Scan(contrast, bias, jacobian, motion, sampling, told, detail)

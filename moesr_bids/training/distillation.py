@@ -10,6 +10,7 @@ ensembles).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from attrs import field, frozen, validators
@@ -19,6 +20,9 @@ from ..sr.models.mixture import MixtureNetwork, parameters
 from ..sr.models.network import FACTOR, NetworkOutput, ResidualNetwork
 from ..sr.smoothing import smoothed
 from .losses import LossWeights, image_loss, importance, loss_weights, scale_loss, without_border
+
+if TYPE_CHECKING:
+    from .examples import Batch
 
 LARGEST_SHARE = 0.25
 """A student has at most this share of its teacher's parameters."""
@@ -130,11 +134,7 @@ def _flipped(volume: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
 
 def distillation_loss(
     pupil: Pupil,
-    channels: torch.Tensor,
-    acquisition: torch.Tensor,
-    start: torch.Tensor,
-    sharp: torch.Tensor,
-    tissue: torch.Tensor,
+    batch: Batch,
     taught: tuple[torch.Tensor, torch.Tensor],
     weights: DistillationLossWeights,
     stage: Stage,
@@ -146,12 +146,8 @@ def distillation_loss(
     ----------
     pupil
         Student and adapter.
-    channels, acquisition
-        Inputs of both networks.
-    start, sharp
-        What the residual is added to, and the truth, (batch, 1, i, j, k).
-    tissue
-        Shares of white matter, cortex and lesions, (batch, 3, i, j, k).
+    batch
+        Examples.
     taught
         From :func:`teach`.
     weights
@@ -161,16 +157,17 @@ def distillation_loss(
     border
         Voxels at the sides that do not count.
     """
-    features = pupil.student.features(channels, acquisition)
-    output = NetworkOutput(*(without_border(part, border) for part in pupil.student.output(features, acquisition)))
-    start, sharp = without_border(start, border), without_border(sharp, border)
-    counts = without_border(importance(tissue, weights.image), border)
+    features = pupil.student.features(batch.channels, batch.acquisition)
+    estimated, log_scale = pupil.student.output(features, batch.acquisition)
+    output = NetworkOutput(*(without_border(part, border) for part in (batch.known(estimated), log_scale)))
+    start, sharp = (without_border(batch.known(part), border) for part in (batch.start, batch.sharp))
+    counts = without_border(importance(batch.tissue, weights.image), border)
     before, error = start - sharp, start + output.residual - sharp
     truth, terms = image_loss(error, before, weights.image, counts)
     likelihood = scale_loss(error, output.log_scale)
     residual, hint = taught
     # Both are smoothed: a student that knows the detail already shall not forget it for the smooth stages.
-    missed = smoothed(output.residual - without_border(residual, border), stage.blur)
+    missed = smoothed(output.residual - without_border(batch.known(residual), border), stage.blur)
     teacher, _ = image_loss(missed, before, weights.image, counts)
     features, hint = (without_border(part, border // FACTOR) for part in (features, hint))
     hints = (pupil.adapter(features) - hint).square().mean() / (hint.square().mean() + _TINY)

@@ -27,7 +27,7 @@ _SCALE_ERROR = 0.1  # of the 99th percentile: head and brain differ in it
 
 
 class Batch(NamedTuple):
-    """Examples, stacked: see :class:`.acquisition.Example`; ``sharp`` is (batch, 1, n, n, n).
+    """Examples, stacked: see :class:`.simulation.Example`; ``sharp`` is (batch, 1, n, n, n).
 
     ``first`` is the number of the first of them.
     """
@@ -36,12 +36,30 @@ class Batch(NamedTuple):
     acquisition: torch.Tensor
     sharp: torch.Tensor
     tissue: torch.Tensor
+    band: torch.Tensor
     first: int = 0
+
+    @classmethod
+    def of(cls, some: Sequence[Example], first: int = 0) -> Batch:
+        """Stack examples."""
+        return cls(
+            torch.stack([e.channels for e in some]),
+            torch.stack([e.acquisition for e in some]),
+            torch.stack([e.sharp for e in some])[:, None],
+            torch.stack([e.tissue for e in some]),
+            torch.stack([e.band for e in some]),
+            first,
+        )
 
     @property
     def start(self) -> torch.Tensor:
         """What residuals are added to: the interpolated image and its correction by the data, (batch, 1, n, n, n)."""
         return self.channels[:, :INPUTS].sum(dim=1, keepdim=True)
+
+    def known(self, volumes: torch.Tensor) -> torch.Tensor:
+        """Keep of volumes (batch, c, n, n, n) what the truth knows: all but what is too fine for its axes."""
+        with torch.autocast(volumes.device.type, enabled=False):
+            return torch.einsum("bcijk,bai,bdj,bek->bcade", volumes.float(), *self.band.unbind(dim=1))
 
 
 @frozen(eq=False)
@@ -155,7 +173,8 @@ class Examples:
         else:
             index = int(rng.integers(len(self.volumes)))
             source = CutVolume(index, self.volumes[index].draw(self._size, rng, self.recipe.lesion_focus))
-        plan = Plan(source, float(np.exp(rng.normal(scale=_SCALE_ERROR))), self.scan.sample(rng))
+        detail = source.cut.detail if isinstance(source, CutVolume) else (1.0, 1.0, 1.0)
+        plan = Plan(source, float(np.exp(rng.normal(scale=_SCALE_ERROR))), self.scan.sample(rng, detail))
         if isinstance(source, CutVolume) and rng.random() < self.recipe.lesions_planted:
             darker = self.volumes[source.index].name.endswith("_T1w")
             plan = evolve(plan, lesions=draw_lesions(self._size, darker, rng))
@@ -183,14 +202,7 @@ class Examples:
 
     def made(self, plans: Plans) -> Batch:
         """Make a planned batch."""
-        some = [self.make(*planned) for planned in plans.on(self.device)]
-        return Batch(
-            torch.stack([e.channels for e in some]),
-            torch.stack([e.acquisition for e in some]),
-            torch.stack([e.sharp for e in some])[:, None],
-            torch.stack([e.tissue for e in some]),
-            plans.first,
-        )
+        return Batch.of([self.make(*planned) for planned in plans.on(self.device)], plans.first)
 
     def batches(self, first: int, stride: int, workers: int = 0) -> Iterator[Batch]:
         """Yield the batches that begin with the examples ``first``, ``first + stride``, ..., without end.

@@ -54,7 +54,7 @@ class _Captured:
         self.terms: Terms = {}
 
     def __call__(self, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage) -> Terms:
-        given = [*batch[:4], *drawn]
+        given = [*batch[:-1], *drawn]
         if self.graph is None or stage != self.stage:
             self._capture(given, stage)
         assert self.graph is not None
@@ -68,8 +68,8 @@ class _Captured:
         self.graph, self.terms = None, {}
         self.direct.network.zero_grad(set_to_none=True)
         self.stage, self.inputs = stage, [tensor.clone() for tensor in given]
-        channels, acquisition, sharp, tissue, *drawn = self.inputs
-        batch = Batch(channels, acquisition, sharp, tissue)
+        channels, acquisition, sharp, tissue, band, *drawn = self.inputs
+        batch = Batch(channels, acquisition, sharp, tissue, band)
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):

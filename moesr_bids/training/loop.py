@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..atomic import temporary_beside
-from .examples import Examples
-from .gradients import gradients_of
+from .examples import Batch, Examples
+from .gradients import Gradients, gradients_of
 from .objectives import Objective, objective_of
 from .recall import GateMemory
 from .recipe import Recipe, recipe_from
@@ -37,6 +38,7 @@ from .volumes import Volume
 if TYPE_CHECKING:
     from ..sr.weights import Network
 
+_INTERRUPTED = 2.0  # beyond any share of a run
 _FINAL_RATE = 0.02  # of the learning rate
 _LOG_EVERY = 100
 _SAVE_SECONDS = 120.0
@@ -48,19 +50,23 @@ LOG = "training.tsv"
 
 @frozen(kw_only=True)
 class Budget:
-    """When a run ends: after ``minutes``, or at step ``steps``, whichever comes first."""
+    """When a run ends: after ``minutes``, or at step ``steps``.
+
+    With both, the steps are the whole training, and the minutes a sitting of it, to be gone on with later.
+    """
 
     minutes: float | None = None
     steps: int | None = None
 
     def share(self, step: int, seconds: float) -> float:
         """Share of the run that is done."""
-        shares = [0.0]
-        if self.minutes:
-            shares.append(seconds / (60 * self.minutes))
         if self.steps:
-            shares.append(step / self.steps)
-        return min(1.0, max(shares))
+            return min(1.0, step / self.steps)
+        return min(1.0, seconds / (60 * self.minutes)) if self.minutes else 0.0
+
+    def interrupted(self, seconds: float) -> bool:
+        """Whether a sitting is over before the training is."""
+        return bool(self.steps and self.minutes and seconds > 60 * self.minutes)
 
 
 @frozen(kw_only=True)
@@ -259,9 +265,9 @@ class _Run:
         self.network = self.network.to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        fused = True if team.device.type == "cuda" else None
-        self.optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)
+        self.optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
         self.step, self.seconds, self.first_step = 0, 0.0, 0
+        self.batches = 0  # that were drawn: some steps take several
         self.spent = 0.0  # seconds of the run that is under way
         self.trained_on = set(origin.participants)
         self.reached = 0.0  # share of the longest run: what is resumed does not go back
@@ -290,21 +296,19 @@ class _Run:
         recipe, team, begun = self.recipe, self.team, time.monotonic()
         gradients = gradients_of(self.objective, self.network, team.device)
         per_step = recipe.batch * team.size
-        batches = examples.batches(self.step * per_step + team.rank * recipe.batch, per_step, workers)
+        batches = examples.batches(self.batches * per_step + team.rank * recipe.batch, per_step, workers)
         before, earlier, saved, validated = self.seconds, self.spent, begun, begun
         sums: dict[str, torch.Tensor] = {}
         counted = 0
         while True:
             self.spent = earlier + time.monotonic() - begun
-            share = team.agree(budget.share(self.step, self.spent))
+            share = budget.share(self.step, self.spent)
+            share = team.agree(_INTERRUPTED if budget.interrupted(time.monotonic() - begun) else share)
             if share >= 1:
                 break
             self._set_rate(share)
             self.reached = max(self.reached, share)
-            batch = next(batches)
-            generator = torch.Generator().manual_seed(self.seed * 2**32 + batch.first)
-            drawn = self.objective.draw(batch, generator)
-            terms = gradients(batch, drawn, self.objective.stage(self.reached))
+            terms = self._accumulate(gradients, batches)
             team.average_gradients(self.network)
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
             self.optimizer.step()
@@ -330,7 +334,8 @@ class _Run:
         gains: dict[str, float] = {}
         if not team.rank:
             self._require_finite()
-            self.first_step, self.spent = self.step, 0.0  # the next run warms up again
+            if share != _INTERRUPTED:
+                self.first_step, self.spent = self.step, 0.0  # the next run warms up again
             self._save()
             gains = self._validate(held_out)
             self._log("validation", gains, say)
@@ -344,6 +349,26 @@ class _Run:
             gains=gains,
             participants=sorted(self.trained_on),
         )
+
+    def _accumulate(self, gradients: Gradients, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
+        """Leave the gradients of a step at the parameters: the mean over its batches."""
+        count = self.recipe.accumulate if self.reached >= self.recipe.accumulate_from else 1
+        kept: list[torch.Tensor] = []
+        for number in range(count):
+            batch = next(batches)
+            self.batches += 1
+            generator = torch.Generator().manual_seed(self.seed * 2**32 + batch.first)
+            drawn = self.objective.draw(batch, generator)
+            terms = gradients(batch, drawn, self.objective.stage(self.reached))
+            if count == 1:
+                return terms
+            found = [p.grad for p in self.network.parameters() if p.grad is not None]
+            if not kept:
+                kept = [torch.zeros_like(part) for part in found]
+            torch._foreach_add_(kept, found, alpha=1 / count)
+            if number == count - 1:
+                torch._foreach_copy_(found, kept)
+        return terms
 
     def _require_finite(self) -> None:
         """Keep the last good state: one gradient that is not finite stays in the weights for good."""
@@ -359,7 +384,7 @@ class _Run:
         warm = min(1.0, (self.step - self.first_step + 1) / max(1, recipe.warmup))
         left = 1.0 if recipe.decay == 0 else min(1.0, (1 - share) / recipe.decay)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * warm * max(left, _FINAL_RATE)
+            group["lr"] = recipe.learning_rate * warm * max((1 - math.cos(math.pi * left)) / 2, _FINAL_RATE)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -407,6 +432,7 @@ class _Run:
     def _save(self) -> None:
         facts = {
             "step": self.step,
+            "batches": self.batches,
             "first_step": self.first_step,
             "reached": self.reached,
             "seconds": self.seconds,
@@ -443,8 +469,14 @@ class _Run:
         for name, value in part("optimizer.").items():
             number, key = name.split(".")
             state.setdefault(int(number), {})[key] = value
+        for number, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
+            for key, value in state.get(number, {}).items():
+                if value.shape == parameter.shape:
+                    # A fused step takes parameters and moments as they lie in memory.
+                    state[number][key] = torch.empty_like(parameter).copy_(value)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.first_step, self.seconds = facts["step"], facts["first_step"], facts["seconds"]
+        self.batches = facts["batches"]
         self.reached, self.spent = facts["reached"], facts["spent"]
         self.trained_on |= set(facts["trained_on"])

@@ -23,6 +23,8 @@ class LossWeights:
     ----------
     gradient
         Of the difference of finite differences: keeps edges, and punishes those that are not there.
+    gradient_until
+        Share of the run at which that ends: the rest is for the image alone.
     likelihood
         Of the scale.
     epsilon
@@ -34,6 +36,7 @@ class LossWeights:
     """
 
     gradient: float = 0.3
+    gradient_until: float = field(default=1.0, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
     likelihood: float = 0.02
     epsilon: float = 0.1
     lesions: float = field(default=0.0, validator=validators.ge(0.0))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from attrs import evolve
 from torch import nn
 
 from ..sr.models.diffusion import noisy_state
@@ -64,6 +65,9 @@ class Objective(ABC):
         """How the network estimates a residual."""
 
 
+_IMAGE_ALONE = Stage("image", 1.0, 0.0)
+
+
 class StudentObjective(Objective):
     """One step of the residual network."""
 
@@ -78,17 +82,22 @@ class StudentObjective(Objective):
             raise ValueError("a one-step network starts from the weights of a one-step network")
         return start.grown(self.shape)
 
+    def stage(self, share: float) -> Stage:
+        """Return the stage of the image alone, or the one before it."""
+        return ONE_STAGE if share < self.weights.gradient_until else _IMAGE_ALONE
+
     def loss(
         self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
     ) -> tuple[torch.Tensor, Terms]:
         """Loss of the predicted residual and scale."""
-        del drawn, stage
-        output = NetworkOutput(
-            *(without_border(part, self.border) for part in network(batch.channels, batch.acquisition))
-        )
-        start, sharp = (without_border(part, self.border) for part in (batch.start, batch.sharp))
+        del drawn
+        residual, log_scale = network(batch.channels, batch.acquisition)
+        known = (batch.known(residual), log_scale)
+        output = NetworkOutput(*(without_border(part, self.border) for part in known))
+        start, sharp = (without_border(batch.known(part), self.border) for part in (batch.start, batch.sharp))
         counts = without_border(importance(batch.tissue, self.weights), self.border)
-        return student_loss(output, start, sharp, self.weights, counts)
+        weights = evolve(self.weights, gradient=0.0) if stage == _IMAGE_ALONE else self.weights
+        return student_loss(output, start, sharp, weights, counts)
 
     def product(self, network: nn.Module) -> Network:
         """Return the network."""
@@ -155,8 +164,9 @@ class MixtureObjective(Objective):
         scene = network.look(batch.channels, batch.acquisition)
         told = network.told(batch.acquisition, etas)
         base, corrections = network(scene.features, scene.trunk, state, etas, told)
-        mixed = Mixed(base, corrections, scene.logits, scene.trunk.log_scale)
-        total, terms = mixture_loss(mixed, batch.start, batch.sharp, batch.tissue, self.weights, self.border)
+        mixed = Mixed(batch.known(base), batch.known(corrections), scene.logits, scene.trunk.log_scale)
+        start, sharp = batch.known(batch.start), batch.known(batch.sharp)
+        total, terms = mixture_loss(mixed, start, sharp, batch.tissue, self.weights, self.border)
         if self.memory is None:
             return total, terms
         earlier = self.memory.draw(batch.first, network)
@@ -207,18 +217,7 @@ class DistillationObjective(Objective):
         """Loss against the truth, the teacher of this stage, and its features."""
         assert isinstance(network, Pupil)
         taught = teach(self.teacher, batch.channels, batch.acquisition, *drawn)
-        return distillation_loss(
-            network,
-            batch.channels,
-            batch.acquisition,
-            batch.start,
-            batch.sharp,
-            batch.tissue,
-            taught,
-            self.weights,
-            stage,
-            self.border,
-        )
+        return distillation_loss(network, batch, taught, self.weights, stage, self.border)
 
     def product(self, network: nn.Module) -> Network:
         """Return the student; the adapter is thrown away."""

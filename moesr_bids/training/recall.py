@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from attrs import field, frozen, validators
 from torch.nn import functional
 
 from ..sr.models.context import FINE
@@ -20,22 +19,7 @@ from .tissue import tissue_bands
 
 if TYPE_CHECKING:
     from .examples import Batch, Examples
-
-
-@frozen
-class Recall:
-    """How much the gate sees again.
-
-    Parameters
-    ----------
-    count
-        Earlier steps that are drawn for each step; those of examples without known tissue count for nothing.
-    memory
-        Steps that are kept: about 5 MB for each example of 64 voxels with known tissue.
-    """
-
-    count: int = field(default=0, validator=validators.ge(0))
-    memory: int = field(default=256, validator=validators.gt(0))
+    from .recipe import Recall
 
 
 class GateInputs(NamedTuple):

@@ -15,7 +15,6 @@ from ..sr.models.network import FACTOR, GUIDANCE, NetworkShape
 from .distillation import DistillationLossWeights
 from .losses import LossWeights
 from .mixture_loss import MixtureLossWeights
-from .recall import Recall
 
 RECIPES = Path(__file__).resolve().parents[1] / "data" / "recipes"
 
@@ -45,6 +44,22 @@ def _recall(value: Recall | Mapping[str, Any]) -> Recall:
     return Recall(**value) if isinstance(value, Mapping) else value
 
 
+@frozen
+class Recall:
+    """How much the gate sees again.
+
+    Parameters
+    ----------
+    count
+        Earlier steps that are drawn for each step; those of examples without known tissue count for nothing.
+    memory
+        Steps that are kept: about 5 MB for each example of 64 voxels with known tissue.
+    """
+
+    count: int = field(default=0, validator=validators.ge(0))
+    memory: int = field(default=256, validator=validators.gt(0))
+
+
 @frozen(kw_only=True)
 class Recipe:
     """Settings of a training; see ``moesr_bids/data/recipes`` for what each of them means."""
@@ -64,6 +79,8 @@ class Recipe:
     warmup: int = field(validator=validators.ge(0))
     decay: float = field(validator=_share)
     ema: float = field(validator=_share)
+    accumulate: int = field(default=1, validator=_positive)
+    accumulate_from: float = field(default=0.0, validator=_share)
     clip: float = field(validator=_positive)
     loss: LossWeights | MixtureLossWeights | DistillationLossWeights
     frozen: tuple[str, ...] = field(default=(), converter=tuple)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..sr.interpolation import spline_matrix
 from ..sr.models.network import acquisition_vector, axis_order, data_correction
 from ..sr.operator import Factors, apply_axes, axis_factors, axis_matrix
-from ..sr.psf import PSF
+from ..sr.psf import PSF, AxisPSF
 from ..sr.zerofilling import measured_shares
 from .acquisition import Scan, SmoothField
 
@@ -35,12 +35,15 @@ class Example:
         float32 (n, n, n): the truth on the target grid.
     tissue
         float32 (3, n, n, n): shares of white matter, cortex and lesions, 0 where unknown.
+    band
+        float32 (3, n, n): the low-pass of each axis that keeps what the truth knows; the identity along sharp axes.
     """
 
     channels: torch.Tensor
     acquisition: torch.Tensor
     sharp: torch.Tensor
     tissue: torch.Tensor
+    band: torch.Tensor
 
 
 class Matrices(NamedTuple):
@@ -60,6 +63,8 @@ class Matrices(NamedTuple):
         Powers of the positions on the target grid, and on the acquired grid along each axis, (4, n).
     vector
         Of the acquisition, see :func:`moesr_bids.sr.models.network.acquisition_vector`.
+    band
+        Low-pass of each axis that keeps what the volume knows, (3, n, n).
     """
 
     blur: tuple[torch.Tensor, ...]
@@ -68,6 +73,7 @@ class Matrices(NamedTuple):
     fields: torch.Tensor
     powers: tuple[torch.Tensor, ...]
     vector: torch.Tensor
+    band: torch.Tensor
 
     @classmethod
     def of(cls, scan: Scan, n: int) -> Matrices:
@@ -85,6 +91,7 @@ class Matrices(NamedTuple):
         powers = [(positions / (n / 2)) ** np.arange(SmoothField.ORDER + 1)[:, None] for positions in (target, *source)]
         known = scan.bias.known, scan.jacobian.known
         (fields,) = tensors([np.stack([scan.bias.cube(), scan.jacobian.cube()])])
+        (band,) = tensors([np.stack([_low_pass(target, size) for size in scan.detail])])
         true = blurs(sampling.psf)
         told = true if sampling.reported == sampling.psf else blurs(sampling.reported)
         return cls(
@@ -94,18 +101,19 @@ class Matrices(NamedTuple):
             fields,
             tensors(powers),
             acquisition_vector(sampling.reported, sampling.zooms, _TARGET, scan.noise.reported, known),
+            band,
         )
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All of them, one after the other."""
-        return (*self.blur, *self.spline, *self.factors, self.fields, *self.powers, self.vector)
+        return (*self.blur, *self.spline, *self.factors, self.fields, *self.powers, self.vector, self.band)
 
     @classmethod
     def joined(cls, tensors: Sequence[torch.Tensor]) -> Matrices:
         """Rebuild them from :meth:`tensors`."""
         parts = iter(tensors)
         blur, spline, factors = (tuple(islice(parts, count)) for count in (3, 3, 9))
-        return cls(blur, spline, factors, next(parts), tuple(islice(parts, 4)), next(parts))
+        return cls(blur, spline, factors, next(parts), tuple(islice(parts, 4)), next(parts), next(parts))
 
 
 def acquire(patch: torch.Tensor, scan: Scan, margin: int, matrices: Matrices | None = None) -> Example:
@@ -144,12 +152,21 @@ def acquire(patch: torch.Tensor, scan: Scan, margin: int, matrices: Matrices | N
         field if there else torch.zeros_like(image)
         for field, there in zip((log_bias, log_jacobian), known, strict=True)
     ]
-    order = [1 + axis for axis in axis_order(scan.sampling.zooms, _TARGET)]
+    order = axis_order(scan.sampling.zooms, _TARGET)
     channels, truth = (
-        stack[:, *inner].permute(0, *order).contiguous()
+        stack[:, *inner].permute(0, *(1 + axis for axis in order)).contiguous()
         for stack in (torch.stack([image, correction, *maps]), torch.cat([sharp[None], tissue]))
     )
-    return Example(channels, matrices.vector, truth[0], truth[1:])
+    band = matrices.band[list(order), *inner[:2]]
+    band = band / band.sum(dim=2, keepdim=True)  # the margin that is cut off had a part of each row
+    return Example(channels, matrices.vector, truth[0], truth[1:], band)
+
+
+def _low_pass(positions: NDArray[np.float64], detail: float) -> NDArray[np.float64]:
+    """Make the matrix that keeps detail of this size (voxels) and larger."""
+    if detail == 1:
+        return np.eye(len(positions))
+    return axis_matrix(positions, positions, AxisPSF("kspace", detail), 1.0)
 
 
 def _polynomials(fields: torch.Tensor, powers: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from attrs import evolve
 
-from ..sr.models.network import INPUTS
 from ..sr.psf import PSF, AxisPSF
 from .acquisition import Contrast, Motion, RandomScan, RicianNoise, Sampling, Scan, SmoothField
+from .examples import Batch
 from .losses import without_border
 from .objectives import Estimator
 from .simulation import acquire
@@ -39,6 +39,17 @@ def _along(axis: int, thickness: float) -> tuple[float, float, float]:
     return zooms[0], zooms[1], zooms[2]
 
 
+def _along_sharp_axes(sampling: Sampling, detail: Sequence[float]) -> Sampling:
+    """Return the sampling of a volume that has detail of these sizes: coarse along its sharp axes alone."""
+    zooms = [zoom if size == 1 else 1.0 for zoom, size in zip(sampling.zooms, detail, strict=True)]
+    i, j, k = (
+        profile if size == 1 else AxisPSF("kspace", 1.0)
+        for profile, size in zip(sampling.psf.axes, detail, strict=True)
+    )
+    psf = PSF((i, j, k), sampling.psf.reason)
+    return Sampling(zooms, [(zoom - 1) / 2 for zoom in zooms], psf, psf)
+
+
 def plain_scan() -> Scan:
     """Return a scan without contrast change, fields and motion; :func:`validate` sets its sampling and noise."""
     nothing = SmoothField([0.0] * 19, False)
@@ -64,7 +75,8 @@ def validate(
 ) -> dict[str, float]:
     """Mean PSNR gain over cubic interpolation in dB, per volume and case, in the foreground of fixed patches.
 
-    The 8 voxels at the sides of a patch do not count: there a network misses its surroundings.
+    The 8 voxels at the sides of a patch do not count: there a network misses its surroundings. Along an axis where a
+    volume is not sharp nothing is coarse, and what is finer than it knows does not count.
 
     Parameters
     ----------
@@ -87,15 +99,18 @@ def validate(
             found = []
             for number in range(patches):
                 cut = volume.draw(patch + 2 * margin, np.random.default_rng(number))
+                seen = _along_sharp_axes(sampling, cut.detail)
+                if max(seen.zooms) == 1:
+                    continue
                 sharp = cut_out(parts, cut, cut.matrix(patch + 2 * margin).to(device))
                 noise = RicianNoise(_NOISE, _NOISE, number)
-                example = acquire(sharp, evolve(plain, sampling=sampling, noise=noise), margin)
-                residual = estimate(example.channels[None], example.acquisition[None])
-                whole = (example.channels[None], example.sharp[None, None], residual)
-                channels, truth, estimated = (without_border(part, _BORDER)[0] for part in whole)
-                inside = truth[0] > _FOREGROUND
-                before = (channels[0] - truth[0])[inside].square().mean()
-                after = (channels[:INPUTS].sum(dim=0) + estimated[0] - truth[0])[inside].square().mean()
+                example = acquire(sharp, evolve(plain, sampling=seen, noise=noise, detail=cut.detail), margin)
+                batch = Batch.of([example])
+                residual = estimate(batch.channels, batch.acquisition)
+                errors = torch.cat([batch.channels[:, :1], batch.start + residual], dim=1) - batch.sharp
+                truth, errors = (without_border(part, _BORDER)[0] for part in (batch.sharp, batch.known(errors)))
+                before, after = errors[:, truth[0] > _FOREGROUND].square().mean(dim=1)
                 found.append(10 * math.log10(float(before) / float(after)))
-            gains[f"{volume.name}_{name}"] = float(np.mean(found))
+            if found:
+                gains[f"{volume.name}_{name}"] = float(np.mean(found))
     return gains

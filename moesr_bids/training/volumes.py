@@ -18,16 +18,16 @@ from ..nifti import open_image, read_voxels
 from ..sr.noise import foreground
 from ..sr.operator import apply_axes, axis_matrix
 from ..sr.psf import AxisPSF
+from .sharpness import axis_resolution
 from .tissue import find_lesions, find_segmentation
 
 _PERCENTILE = 99.0
-_MOST_ANISOTROPIC = 1.3  # voxel sizes of a target may differ by this factor
-_SMOOTHER = 1.25  # an axis this much smoother than the sharpest one was acquired thicker
+_MOST_ANISOTROPIC = 1.5  # voxel sizes of a target may differ by this factor
+_SHARP = 1.25  # detail of a sharp axis, in target voxels: k-space filters reach that far
 _COARSER = 1.35  # patches are drawn at up to this many times the voxel size
 _COARSE_FWHM = 0.9  # of the coarser voxel: little aliasing, and no Gibbs ringing in a target
 _DEEP_VOXELS = 8
 _BRAIN_HEIGHT_MM = 125.0  # below the top of the head there is mostly brain down to here
-_EROSION = 4
 
 
 @frozen(eq=False)
@@ -40,8 +40,8 @@ class Volume:
         File name without extension.
     data
         float16, divided by the 99th percentile of its foreground.
-    smoothness
-        FWHM of the intensities along the smoothest axis over that along the sharpest.
+    resolution
+        Finest detail along each axis in voxels, from :func:`.sharpness.axis_resolution`.
     centres
         Voxels that patches are drawn around, (n, 3).
     tissue
@@ -52,15 +52,15 @@ class Volume:
 
     name: str
     data: NDArray[np.float16]
-    smoothness: float
+    resolution: tuple[float, float, float]
     centres: NDArray[np.int16]
     tissue: NDArray[np.uint8] | None = None
     lesions: Sequence[NDArray[np.int16]] = ()
 
     @property
     def spacings(self) -> tuple[float, float]:
-        """Voxel sizes, in own voxels, at which this volume is a sharp target."""
-        least = 1.0 if self.smoothness < _SMOOTHER else self.smoothness
+        """Range of voxel sizes, in own voxels, at which this volume is a sharp target along two axes or more."""
+        least = max(1.0, sorted(self.resolution)[1] / _SHARP)
         return least, least * _COARSER
 
     @property
@@ -81,7 +81,8 @@ class Volume:
         centre = centres[rng.integers(len(centres))] + rng.integers(-8, 9, size=3)
         reach = size if spacing == 1 else math.ceil(size * spacing) + 4
         corner = [int(c) - reach // 2 for c in centre]
-        return Cut(corner, reach, spacing, Turn.sample(rng))
+        turn = Turn.sample(rng)
+        return Cut(corner, reach, spacing, turn, _detail(self.resolution, spacing, turn))
 
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Image and tissue on a device, for :func:`cut_out`."""
@@ -110,12 +111,25 @@ class Turn:
 
 @frozen(eq=False)
 class Cut:
-    """Where a cube is cut out of a volume: first voxel, voxels per side, the new spacing in voxels, and the turn."""
+    """Where a cube is cut out of a volume.
+
+    Parameters
+    ----------
+    corner, reach
+        First voxel, and voxels per side.
+    spacing
+        New voxel size in voxels.
+    turn
+        Orientation of the cube.
+    detail
+        Finest detail of the cube along each axis, in its voxels: 1 where it is sharp.
+    """
 
     corner: Sequence[int]
     reach: int
     spacing: float
     turn: Turn
+    detail: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def matrix(self, size: int) -> torch.Tensor:
         """Make what resamples an axis to ``size`` voxels, (size, reach); empty if nothing is resampled."""
@@ -149,6 +163,12 @@ def cut_out(parts: Sequence[torch.Tensor], cut: Cut, matrix: torch.Tensor) -> to
     return cut.turn.apply(cubes)
 
 
+def _detail(resolution: Sequence[float], spacing: float, turn: Turn) -> tuple[float, float, float]:
+    """Finest detail along the axes of a turned cube, in its voxels."""
+    i, j, k = (1.0 if (d := resolution[axis] / spacing) <= _SHARP else d for axis in turn.axes)
+    return i, j, k
+
+
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     """Draw a number whose logarithm is uniform."""
     return float(math.exp(rng.uniform(math.log(low), math.log(high))))
@@ -161,6 +181,9 @@ def log_triangular(rng: np.random.Generator, low: float, mode: float, high: floa
 
 def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> Volume:
     """Load a volume that may serve as a sharp target.
+
+    Patches are cut on its own grid: voxels that are not isotropic count as if they were, so heads look compressed along
+    the axes of the larger ones.
 
     Parameters
     ----------
@@ -179,15 +202,13 @@ def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> Volume:
         raise ImageError(f"{path}: {coarse}")
     head = foreground(data)
     scale = float(np.percentile(data[head], _PERCENTILE))
-    inside = ndimage.binary_erosion(head, iterations=_EROSION)
-    smoothness = axis_smoothness(data, inside if inside.any() else head)
     name = path.name.split(".", 1)[0]
     image = nib.Nifti1Image(data, affine)
     tissue, lesions = (find(path, image, segmentations) for find in (find_segmentation, find_lesions))
     return Volume(
         name,
         np.clip(data / scale, 0, 8).astype(np.float16),
-        max(smoothness) / min(smoothness),
+        axis_resolution(data, head, nib.affines.voxel_sizes(affine)),
         _deep_voxels(head, affine),
         _stacked(data.shape, tissue, lesions),
         [] if lesions is None else _voxels_of_each(lesions),
@@ -240,25 +261,6 @@ def read_3d(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     if not np.isfinite(data).all():
         raise ImageError(f"{path}: has voxels that are NaN or infinite; replace them first")
     return data, image.affine
-
-
-def axis_smoothness(data: NDArray[np.floating], mask: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """FWHM in voxels along each axis of the Gaussian kernel that gives white noise the same smoothness.
-
-    From the variance of first differences (Forman et al. 1995, eq. 4; AFNI's 3dFWHMx). Anatomy has its own smoothness,
-    so the figures compare the axes of one image rather than images.
-    """
-    variance = float(np.var(data[mask]))
-    widths = []
-    for axis in range(3):
-        ahead = [slice(None)] * 3
-        behind = [slice(None)] * 3
-        ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
-        pairs = mask[tuple(ahead)] & mask[tuple(behind)]
-        step = float(np.mean(np.square(data[tuple(ahead)][pairs] - data[tuple(behind)][pairs])))
-        correlation = min(max(1 - step / (2 * variance), 1e-6), 1 - 1e-6)
-        widths.append(math.sqrt(-2 * math.log(2) / math.log(correlation)))
-    return widths[0], widths[1], widths[2]
 
 
 def _deep_voxels(head: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.int16]:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import attrs
 import torch
 from attrs import asdict, frozen
 from torch import nn
@@ -130,19 +129,24 @@ class ResidualNetwork(nn.Module):
     def grown(self, shape: NetworkShape) -> ResidualNetwork:
         """Return a trainable copy of the size ``shape``, which computes the same at first.
 
-        New blocks leave their input as it is, and nothing is read yet from new channels within a block; new kernels
+        New blocks leave their input as it is, and nothing is read yet from new channels; new kernels
         are copies, which differ once they were trained, because each acquisition mixes them in another way.
 
         Raises
         ------
         ValueError
-            If ``shape`` has fewer blocks or channels within a block, other kernels that are not copies of one, or
-            another width.
+            If ``shape`` has fewer blocks or channels, other kernels that are not copies of one, or another embedding.
         """
         mine = self.shape
-        same = attrs.evolve(shape, blocks=mine.blocks, kernels=mine.kernels, expansion=mine.expansion) == mine
-        smaller = shape.blocks < mine.blocks or shape.hidden < mine.hidden or mine.kernels not in (1, shape.kernels)
-        if smaller or not same:
+        smaller = any(
+            larger < size
+            for size, larger in (
+                (mine.blocks, shape.blocks),
+                (mine.channels, shape.channels),
+                (mine.hidden, shape.hidden),
+            )
+        )
+        if smaller or mine.embedding != shape.embedding or mine.kernels not in (1, shape.kernels):
             raise ValueError(f"a network of {mine.record()} cannot grow to {shape.record()}")
         network = ResidualNetwork(shape)
         with torch.no_grad():
