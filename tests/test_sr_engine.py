@@ -41,6 +41,7 @@ RECORD_KEYS = {
     "OutputZooms",
     "OutputShape",
     "NoiseStd",
+    "NoiseRange",
     "NoisePercent",
     "Lambda",
     "DataConsistency",

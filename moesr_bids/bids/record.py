@@ -89,7 +89,10 @@ class Stage:
 
 @attrs.frozen(kw_only=True)
 class SRRecord:
-    """What ``moesr sr --record`` writes: voxel sizes in mm, times in s, memory in GiB."""
+    """What ``moesr sr --record`` writes: voxel sizes in mm, times in s, memory in GiB.
+
+    The noise is the median over eight parts of the brain, its range their 10th and 90th percentile.
+    """
 
     version: str
     model: str
@@ -105,6 +108,7 @@ class SRRecord:
     output_zooms: Triple
     output_shape: tuple[int, int, int]
     noise_std: float
+    noise_range: tuple[float, float] | None = None
     noise_percent: float
     lambda_: float
     data_consistency: DataConsistency

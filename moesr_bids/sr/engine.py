@@ -128,11 +128,12 @@ def super_resolve(
             grid = Grid.from_image(source)
             inside = foreground(data) if mask is None else _checked_mask(mask, source, name)
             profile = PSF.parse(options.psf, grid.zooms) if isinstance(options.psf, str) else options.psf
-            profile = profile or zero_filled(PSF.from_acquisition(grid.zooms, metadata), data, grid.zooms)
+            profile = profile or zero_filled(PSF.from_acquisition(grid.zooms, metadata), data, grid.zooms, inside)
             target = grid.isotropic(options.resolution)
             operator = AcquisitionOperator(grid, target, profile, where)
             shares = measured_shares(profile, grid.zooms)
-            sigma = estimate_noise(data, inside, zooms=grid.zooms, shares=shares)
+            noise = estimate_noise(data, inside, zooms=grid.zooms, shares=shares)
+            sigma = noise.std
             told = {key: _checked_map(value, source, name) for key, value in (guidance or {}).items()}
             scale = float(np.percentile(data[inside], _PERCENTILE))
             if scale <= 0:
@@ -182,6 +183,7 @@ def super_resolve(
             "OutputZooms": [round(z, 4) for z in target.zooms],
             "OutputShape": list(target.shape),
             "NoiseStd": sigma,
+            "NoiseRange": [noise.lowest, noise.highest],
             "NoisePercent": 100 * sigma / scale,
             "Lambda": lam,
             "DataConsistency": faithfulness,

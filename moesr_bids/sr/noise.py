@@ -2,10 +2,17 @@
 
 The product of second differences along the axes is nearly blind to anatomy that is smooth over three voxels, and is
 normalised so that white noise keeps its standard deviation. Cortex is not smooth over three voxels of 2 mm, so only
-the most homogeneous windows of the mask count (compare the weak-texture patches of Liu, Tanaka and Okutomi 2013), and
-the median absolute deviation makes it robust. Nothing outside of the mask enters, so a zero background does no harm;
-inside the brain of usual scans Rician noise is Gaussian to within a per cent. Along zero-filled axes the noise is
-smooth as well, and the differences see little of it; how little is known from the share of frequencies that it fills.
+the calmest places count (compare the weak-texture patches of Liu, Tanaka and Okutomi 2013): those with the least
+gradient of the smoothed image. Smoothing leaves nothing of the frequencies that the differences look at, so the choice
+does not favour places where the noise happens to be small. The median absolute deviation makes each estimate robust.
+
+Noise often varies in space (parallel imaging, receive coils, a bias field that was divided out). So the mask is cut
+into cells of equally many voxels, each cell has an estimate, and the noise of the image is their median.
+
+Nothing outside of the mask enters, so a zero background does no harm; inside the brain of usual scans Rician noise is
+Gaussian to within a per cent. Values at which the image was clipped, and what touches them, are left out. Along
+zero-filled axes the image is first brought to the voxels that were acquired: on its own grid the differences would
+see little of the noise.
 """
 
 from __future__ import annotations
@@ -14,17 +21,41 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from attrs import frozen
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import fft, ndimage
 from skimage.filters import threshold_otsu
 
 _SECOND_DIFFERENCE = np.array([1.0, -2.0, 1.0], dtype=np.float32) / np.sqrt(6.0).astype(np.float32)
-_HOMOGENEOUS_SHARE = 0.02
+_SMOOTHING = 1.0  # voxels
+_CALM_SHARE = 0.02
+_AS_CALM_AS_NOISE = 2.0  # times what noise alone gives
+_CELLS = 2  # along each axis
+_FEWEST_IN_CELL = 20_000
+_FEWEST_CALM = 1500  # voxels of a cell: a precision of some per cent
 _MAD_OF_NORMAL = 0.6745
-_WINDOW, _WINDOW_ACROSS_SLICES = 5, 3
+_WINDOW = 5
 _ANISOTROPIC = 1.5
 _FLOOR = 1e-3  # of the 99th percentile: below the quantisation of the 8-bit images that pass for noiseless
-_FLAT = 1e-4  # of the 99th percentile: windows with less variation were clamped, not measured
+_FLAT = 1e-4  # of the 99th percentile: places with less variation were clamped, not measured
+_SURELY_ACQUIRED = 0.9  # of the share of the frequencies that was found
+
+
+@frozen
+class Noise:
+    """Standard deviation of the noise of an image, in its units.
+
+    Parameters
+    ----------
+    std
+        Median over eight parts of the mask.
+    lowest, highest
+        10th and 90th percentile over the parts; equal to ``std`` where the mask is too small to be cut.
+    """
+
+    std: float
+    lowest: float
+    highest: float
 
 
 def estimate_noise(
@@ -33,7 +64,7 @@ def estimate_noise(
     *,
     zooms: Sequence[float] = (1.0, 1.0, 1.0),
     shares: Sequence[float] = (1.0, 1.0, 1.0),
-) -> float:
+) -> Noise:
     """Estimate the standard deviation of the noise; along zero-filled axes that which it would have if it were white.
 
     Parameters
@@ -49,9 +80,8 @@ def estimate_noise(
 
     Returns
     -------
-    sigma
-        In the units of ``data``; at least a thousandth of the 99th percentile in the mask, or the rounding error of
-        integer values.
+    noise
+        At least a thousandth of the 99th percentile in the mask, or the rounding error of integer values.
 
     Raises
     ------
@@ -60,34 +90,120 @@ def estimate_noise(
     """
     if mask.shape != data.shape or not mask.any():
         raise ValueError(f"the mask {mask.shape} is empty or does not fit the image {data.shape}")
-    hits = np.nonzero(mask)
-    box = tuple(slice(max(0, int(h.min()) - 3), int(h.max()) + 4) for h in hits)
-    volume, inside = np.asarray(data[box], dtype=np.float32), mask[box]
-    level = float(np.percentile(volume[inside], 99))
+    level = float(np.percentile(data[mask], 99))
+    floor = max(_FLOOR * abs(level), _rounding_error(data[mask]))
     # In units of the level, so that squares keep their precision in float32.
-    volume = volume / np.float32(level if level > 0 else 1.0)
-    along = [a for a in _compared(zooms) if volume.shape[a] >= 3]
-    residual = volume
-    for axis in along:
-        residual = ndimage.correlate1d(residual, _SECOND_DIFFERENCE, axis=axis, mode="nearest")
-    size = [_WINDOW if axis in along else _WINDOW_ACROSS_SLICES for axis in range(3)]
-    mean = ndimage.uniform_filter(volume, size)
-    variance = ndimage.uniform_filter((volume - mean) ** 2, size)
-    flat = inside & (variance <= _FLAT**2)
-    # Windows that overlap a clamped region hold fewer measured voxels than they seem to.
-    near_flat = ndimage.maximum_filter(flat, [2 * n - 1 for n in size])
-    candidates = _eroded(inside, along) & ~near_flat
-    sigma = 0.0
-    if candidates.any():
-        calm = candidates & (variance <= np.quantile(variance[candidates], _HOMOGENEOUS_SHARE))
-        seen = math.prod(_seen_variance(shares[axis]) for axis in along)
-        sigma = float(np.median(np.abs(residual[calm]))) / _MAD_OF_NORMAL / math.sqrt(seen)
-    return max(sigma * level, _FLOOR * abs(level), _rounding_error(data[box][inside]))
+    volume, inside = np.asarray(data, dtype=np.float32) / np.float32(level if level > 0 else 1.0), mask
+    clipped = inside & np.isin(volume, _clip_levels(volume[inside]))
+    acquired = 1.0
+    for axis, share in enumerate(shares):
+        if share < 1:
+            volume, inside, clipped, kept = _as_acquired(volume, inside, clipped, axis, share)
+            acquired *= kept
+    box = tuple(slice(max(0, int(h.min()) - 3), int(h.max()) + 4) for h in np.nonzero(inside))
+    along = [axis for axis in _compared(zooms) if inside[box].shape[axis] >= 3]
+    found = _by_cell(volume[box], inside[box], clipped[box], along)
+    if found.size == 0:
+        return Noise(floor, floor, floor)
+    found *= level / math.sqrt(acquired)
+    std, lowest, highest = (max(float(value), floor) for value in (np.median(found), *np.percentile(found, (10, 90))))
+    return Noise(std, lowest, highest)
 
 
 def seen_variance(zooms: Sequence[float], shares: Sequence[float]) -> float:
-    """Variance of what :func:`estimate_noise` looks at, of unit noise that fills shares of the frequencies."""
+    """Variance of what :func:`estimate_noise` finds of unit noise that fills shares of the frequencies unnoticed."""
     return math.prod(_seen_variance(shares[axis]) for axis in _compared(zooms))
+
+
+def _by_cell(
+    volume: NDArray[np.float32], inside: NDArray[np.bool_], clipped: NDArray[np.bool_], along: Sequence[int]
+) -> NDArray[np.float64]:
+    """Noise in each cell of a mask; empty where nothing can be measured."""
+    residual = volume
+    for axis in along:
+        residual = ndimage.correlate1d(residual, _SECOND_DIFFERENCE, axis=axis, mode="nearest")
+    near = [3 if axis in along else 1 for axis in range(3)]
+    mean = ndimage.uniform_filter(volume, near)
+    flat = inside & (ndimage.uniform_filter((volume - mean) ** 2, near) <= _FLAT**2)
+    # A flat place is one whose neighbours are as flat; those next to it are compared with them.
+    beside_flat = ndimage.maximum_filter(flat, [2 * n - 1 for n in near])
+    candidates = _eroded(inside, along) & ~beside_flat & ~ndimage.maximum_filter(clipped, near)
+    structure = _structure(volume, along)
+    places = np.argwhere(candidates)
+    cells = [np.arange(len(places))]
+    if len(places) >= _FEWEST_IN_CELL * _CELLS**3:
+        for axis in range(3):
+            cells = [
+                part
+                for cell in cells
+                for part in np.array_split(cell[np.argsort(places[cell, axis], kind="stable")], _CELLS)
+            ]
+    size, spread = np.abs(residual[candidates]), structure[candidates] / _structure_of_noise(along)
+    return np.array([_calm_noise(size[cell], spread[cell]) for cell in cells if len(cell)])
+
+
+def _calm_noise(size: NDArray[np.float32], structure: NDArray[np.float32]) -> float:
+    """Noise where there is least structure: in the calmest places first, then where noise may account for it.
+
+    Parameters
+    ----------
+    size
+        Absolute values of the second differences.
+    structure
+        In units of what noise of variance 1 has.
+    """
+    count = min(len(size), max(_FEWEST_CALM, math.ceil(_CALM_SHARE * len(size))))
+    calm = np.argpartition(structure, count - 1)[:count]
+    first = float(np.median(size[calm])) / _MAD_OF_NORMAL
+    like_noise = structure <= _AS_CALM_AS_NOISE * first**2
+    # Where noise varies the calmest places are those with little of it.
+    return float(np.median(size[like_noise])) / _MAD_OF_NORMAL if np.count_nonzero(like_noise) > count else first
+
+
+def _structure(volume: NDArray[np.float32], along: Sequence[int]) -> NDArray[np.float32]:
+    """Squared gradient of the smoothed image, averaged over a window."""
+    smooth = [_SMOOTHING if axis in along else 0.0 for axis in range(3)]
+    squares = np.zeros_like(volume)
+    for axis in along:
+        order = [1 if other == axis else 0 for other in range(3)]
+        squares += ndimage.gaussian_filter(volume, smooth, order=order, truncate=3) ** 2
+    return np.asarray(ndimage.uniform_filter(squares, [_WINDOW if axis in along else 1 for axis in range(3)]))
+
+
+def _structure_of_noise(along: Sequence[int]) -> float:
+    """Return the mean of :func:`_structure` for noise of variance 1."""
+    impulse = np.zeros((17, 17, 17), dtype=np.float32)
+    impulse[8, 8, 8] = 1
+    smooth = [_SMOOTHING if axis in along else 0.0 for axis in range(3)]
+    orders = ([1 if other == axis else 0 for other in range(3)] for axis in along)
+    return sum(float((ndimage.gaussian_filter(impulse, smooth, order=o, truncate=3) ** 2).sum()) for o in orders)
+
+
+def _clip_levels(values: NDArray[np.float32]) -> list[float]:
+    """Return the largest and the smallest value, each if more voxels have it than the value next to it."""
+    levels = []
+    for sign in (1, -1):
+        signed = sign * values
+        end = signed.max()
+        beside = signed[signed < end].max(initial=-np.inf)
+        if np.count_nonzero(signed == end) > np.count_nonzero(signed == beside):
+            levels.append(sign * float(end))
+    return levels
+
+
+def _as_acquired(
+    volume: NDArray[np.float32], inside: NDArray[np.bool_], clipped: NDArray[np.bool_], axis: int, share: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], float]:
+    """Bring an axis to the voxels that were acquired, or a little larger ones; also the share of samples kept."""
+    n = volume.shape[axis]
+    half = math.floor(_SURELY_ACQUIRED * share * n / 2)
+    m = 2 * half + 1
+    spectrum = np.take(fft.rfft(volume, axis=axis), range(half + 1), axis=axis)
+    fewer = fft.irfft(spectrum, n=m, axis=axis) * np.float32(m / n)
+    nearest = np.minimum(np.rint(np.arange(m) * n / m).astype(int), n - 1)
+    reach = [3 if other == axis else 1 for other in range(3)]
+    wider = ndimage.maximum_filter(clipped, reach)
+    return fewer, np.take(inside, nearest, axis=axis), np.take(wider, nearest, axis=axis), m / n
 
 
 def _compared(zooms: Sequence[float]) -> list[int]:
