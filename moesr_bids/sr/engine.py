@@ -36,6 +36,7 @@ from .zerofilling import measured_shares, zero_filled
 _WAY_OUT = "a coarser --resolution"
 _PERCENTILE = 99.0
 _LARGEST_SHEAR = 0.05  # cosine of the angle between two axes
+_FEW_NEGATIVE = 0.01  # share of voxels; images of signed values have more, in air alone or everywhere
 # Each projection undoes part of the other one; after some turns what is left is small.
 _PROJECTIONS = 4
 
@@ -161,7 +162,7 @@ def super_resolve(
         with _stage("project", stages):
             factors = operator.factors()
             volume, lam = _agree_with_data(
-                chosen, problem, reconstruction.image, factors, non_negative=bool(data.min() >= 0)
+                chosen, problem, reconstruction.image, factors, non_negative=_is_magnitude(data)
             )
             residual, faithfulness = _faithfulness(problem, volume, factors, inside)
             faithfulness["NoiseAloneStd"] = round(math.sqrt(math.prod(shares)), 4)
@@ -313,6 +314,11 @@ def _checked_map(value: SpatialImage | str | Path, image: SpatialImage, name: st
     if not np.isfinite(data).all():
         raise ImageError(f"{map_name}: the map has voxels that are NaN or infinite; replace them first")
     return data
+
+
+def _is_magnitude(data: NDArray[np.float32]) -> bool:
+    """Whether an image is of magnitudes: a few faulty or rounded voxels below 0 do not make it one of signed values."""
+    return bool(np.mean(data < 0) < _FEW_NEGATIVE)
 
 
 def _warnings(grid: Grid, target: Grid, psf: PSF, faithfulness: Mapping[str, float], *, with_mask: bool) -> list[str]:
