@@ -88,8 +88,9 @@ def prepare(folders: Folders) -> None:
         return
     for folder in (folders.bids, folders.out, folders.work, folders.prepared):
         shutil.rmtree(folder, ignore_errors=True)
-    scanned = {"zooms": (4.0, 4.0, 4.0), "metadata": {"MRAcquisitionType": "3D"}}
-    build(folders.root, tuple(Acquisition(participant=f"0{n}", seed=n, **scanned) for n in (1, 2)))
+    zooms, metadata = (4.0, 4.0, 4.0), {"MRAcquisitionType": "3D"}
+    scans = [Acquisition(participant=f"0{n}", zooms=zooms, metadata=metadata, seed=n) for n in (1, 2)]
+    build(folders.root, tuple(scans))
     anat = folders.bids / "sub-01" / "anat"
     for extension in (".nii.gz", ".json"):
         shutil.copyfile(anat / f"sub-01_T1w{extension}", anat / f"sub-01_T2w{extension}")
@@ -104,7 +105,7 @@ def start_round(folders: Folders, rng: random.Random) -> None:
     shutil.rmtree(folders.work, ignore_errors=True)
     shutil.copytree(folders.prepared, folders.work, symlinks=True)
     for image in (folders.work / "moesr_wf").glob("sub_*_wf/sub_*_wf"):
-        step = rng.choices(list(STEPS), STEPS.values())[0]
+        step = rng.choices(list(STEPS), list(STEPS.values()))[0]
         if step is not None:
             shutil.rmtree(image / step)
 
@@ -232,8 +233,8 @@ def campaign(folders: Folders, kills: int, seconds: float, rng: random.Random) -
             }
             before = done_images(folders.out)
             if code != 0 or victims:
-                row = {"round": number, "kind": kind, "seconds": f"{wait:.2f}", "victims": " ".join(victims)}
-                rows.append({**row, **{name: " ".join(found) for name, found in faults.items()}})
+                facts = {"round": str(number), "kind": kind, "seconds": f"{wait:.2f}", "victims": " ".join(victims)}
+                rows.append(facts | {name: " ".join(found) for name, found in faults.items()})
                 write_rows(table, rows)
             if kind == "none" and code != 0 and not victims:
                 raise RuntimeError(f"a run that was not killed ended with exit code {code}: see {folders.out}/logs")
