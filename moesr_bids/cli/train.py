@@ -113,6 +113,10 @@ def run(options: argparse.Namespace) -> int:
     if options.omp_nthreads:
         torch.set_num_threads(options.omp_nthreads)
     device, recipe = choose_device(options.device), read_recipe(options.recipe)
+    if recipe.kind == "segmentation":
+        from .train_segmentation import train_segmentation
+
+        return train_segmentation(options, recipe, device)
     held_out_labels = set(map(label_of, options.validation_label))
     chosen = set(map(label_of, options.participant_label))
     volumes = list(_volumes(options, lambda label: label in chosen if chosen else label not in held_out_labels))
@@ -153,7 +157,7 @@ def run(options: argparse.Namespace) -> int:
             origin=origin,
             workers=planners(device.type, options.omp_nthreads),
             validate_minutes=min(10.0, options.minutes / 4) if options.minutes and device.type == "cuda" else 10.0,
-            say=_say,
+            say=say,
         )
     if os.environ.get("RANK", "0") == "0":
         facts = {
@@ -166,7 +170,7 @@ def run(options: argparse.Namespace) -> int:
             "licence": options.licence,
         }
         weights = write_weights(options.out / WEIGHTS, trained.network, _card(trained, facts, device, options, named))
-        _say(f"wrote {weights.path}")
+        say(f"wrote {weights.path}")
     return 0
 
 
@@ -204,34 +208,25 @@ def _volumes(options: argparse.Namespace, wanted: Any) -> Iterable[Volume]:
         try:
             volume = load_volume(path, options.segmentations)
         except ImageError as error:
-            _say(f"left out: {error}")
+            say(f"left out: {error}")
             continue
-        _say(f"{volume.name}: spacing {volume.spacings[0]:.2f} to {volume.spacings[1]:.2f} of its voxels")
+        say(f"{volume.name}: spacing {volume.spacings[0]:.2f} to {volume.spacings[1]:.2f} of its voxels")
         yield volume
 
 
 def _card(
     trained: Trained, data: dict[str, Any], device: Any, options: argparse.Namespace, named: Mapping[str, Weights]
 ) -> dict[str, Any]:
-    import torch
-
     from ..training.loop import learning_curve
 
     card: dict[str, Any] = {
         "name": options.recipe if not options.recipe.endswith((".yml", ".yaml")) else Path(options.recipe).stem,
         "kind": "student" if trained.recipe.kind == "distill" else trained.recipe.kind,
         "version": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "guidance": list(trained.recipe.guidance),
         "data": data,
-        "training": {
-            "steps": trained.steps,
-            "minutes": trained.minutes,
-            "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(torch.get_num_threads()),
-            "processes": int(os.environ.get("WORLD_SIZE", "1")),
-            "random_seed": options.random_seed,
-            "recipe": trained.recipe.record(),
-        },
+        "training": training_facts(trained, device, options),
         "patch_gain_db": {name: round(gain, 2) for name, gain in trained.gains.items()},
         "learning_curve": learning_curve(options.out),
     }
@@ -243,7 +238,21 @@ def _card(
     return card
 
 
-def _commit() -> str:
+def training_facts(trained: Trained, device: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the card tells of a training."""
+    import torch
+
+    return {
+        "steps": trained.steps,
+        "minutes": trained.minutes,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(torch.get_num_threads()),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "random_seed": options.random_seed,
+        "recipe": trained.recipe.record(),
+    }
+
+
+def commit() -> str:
     """Commit of the source that is run, ending in -dirty if it was changed; n/a for an installed package."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
     try:
@@ -262,5 +271,6 @@ def _cpu(threads: int) -> str:
     return f"{cpu_name()}, {threads} threads, {platform.machine()}"
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell a line."""
     print(f"moesr train: {line}", file=sys.stderr, flush=True)

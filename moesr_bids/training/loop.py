@@ -28,9 +28,12 @@ from torch.utils.tensorboard import SummaryWriter
 from ..atomic import temporary_beside
 from .examples import Batch, Examples
 from .gradients import Gradients, gradients_of
+from .head_examples import HeadExamples
+from .heads import HeadMap
 from .objectives import Objective, objective_of
 from .recall import GateMemory
 from .recipe import Recipe, recipe_from
+from .segmenter import SegmentationObjective, segmentation_parts
 from .synthesis import LabelMap
 from .validation import validate
 from .volumes import Volume
@@ -174,8 +177,8 @@ def train(
     folder: Path,
     *,
     volumes: Sequence[Volume],
-    labels: Sequence[LabelMap],
-    held_out: Sequence[Volume],
+    labels: Sequence[LabelMap] | Sequence[HeadMap],
+    held_out: Sequence[Volume] | Sequence[HeadMap],
     budget: Budget,
     device: torch.device,
     seed: int = 0,
@@ -226,12 +229,12 @@ def train(
     """
     team = Team.join(device)
     try:
-        examples = Examples(volumes, labels, recipe, seed=seed, device=team.device)
-        memory = None
-        if recipe.recall.count:
-            first, stride = team.rank * recipe.batch, team.size * recipe.batch
-            memory = GateMemory(examples, recipe.recall, border=recipe.border, first=first, stride=stride)
-        objective = objective_of(recipe, None if teacher is None else teacher.to(team.device), memory)
+        examples: Examples | HeadExamples
+        objective: Objective
+        if recipe.kind == "segmentation":
+            examples, objective = segmentation_parts(recipe, labels, seed=seed, device=team.device)
+        else:
+            examples, objective = _parts(recipe, volumes, labels, seed, team, teacher)
         run = _Run(recipe, folder, team, seed, start, objective, origin or Origin())
         names = [volume.name for volume in volumes] + [label_map.name for label_map in labels]
         run.know(set(map(_participant, names)), {_participant(volume.name) for volume in held_out})
@@ -241,6 +244,23 @@ def train(
         return trained
     finally:
         team.leave()
+
+
+def _parts(
+    recipe: Recipe,
+    volumes: Sequence[Volume],
+    labels: Sequence[Any],
+    seed: int,
+    team: Team,
+    teacher: nn.Module | None,
+) -> tuple[Examples, Objective]:
+    """Examples and objective of a super-resolution."""
+    examples = Examples(volumes, labels, recipe, seed=seed, device=team.device)
+    memory = None
+    if recipe.recall.count:
+        first, stride = team.rank * recipe.batch, team.size * recipe.batch
+        memory = GateMemory(examples, recipe.recall, border=recipe.border, first=first, stride=stride)
+    return examples, objective_of(recipe, None if teacher is None else teacher.to(team.device), memory)
 
 
 def _participant(name: str) -> str:
@@ -286,8 +306,8 @@ class _Run:
 
     def loop(
         self,
-        examples: Examples,
-        held_out: Sequence[Volume],
+        examples: Examples | HeadExamples,
+        held_out: Sequence[Volume] | Sequence[HeadMap],
         budget: Budget,
         workers: int,
         validate_minutes: float,
@@ -393,7 +413,9 @@ class _Run:
         both = (list(network.parameters()) for network in (self.average, self.network))
         get_ema_multi_avg_fn(keep)(*both, None)
 
-    def _validate(self, held_out: Sequence[Volume]) -> dict[str, float]:
+    def _validate(self, held_out: Sequence[Any]) -> dict[str, float]:
+        if isinstance(self.objective, SegmentationObjective):
+            return self.objective.validate(self.average, held_out, self.team.device)
         return validate(
             self.objective.estimator(self.average),
             held_out,
@@ -417,7 +439,7 @@ class _Run:
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, self.step)
         if kind == "validation" and values:
-            shown = f"mean gain {sum(values.values()) / len(values):+.2f} dB"
+            shown = self.objective.summary(values)
         else:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         say(f"step {self.step}, {self.seconds / 60:.1f} min, {kind}: {shown}")

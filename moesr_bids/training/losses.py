@@ -42,6 +42,15 @@ class LossWeights:
     lesions: float = field(default=0.0, validator=validators.ge(0.0))
 
 
+@frozen(kw_only=True)
+class SegmentationLossWeights:
+    """Weights of the terms: Dice and cross-entropy over all classes, and Dice of the brain as a whole."""
+
+    dice: float = field(default=1.0, validator=validators.ge(0.0))
+    cross_entropy: float = field(default=1.0, validator=validators.ge(0.0))
+    brain: float = field(default=1.0, validator=validators.ge(0.0))
+
+
 def loss_weights(value: LossWeights | Mapping[str, Any]) -> LossWeights:
     """Return weights from a recipe's mapping, or as they are."""
     return LossWeights(**value) if isinstance(value, Mapping) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,6 +63,10 @@ class Objective(ABC):
     @abstractmethod
     def estimator(self, network: nn.Module) -> Estimator:
         """How the network estimates a residual."""
+
+    def summary(self, values: Mapping[str, float]) -> str:
+        """Say a validation in a few words."""
+        return f"mean gain {sum(values.values()) / len(values):+.2f} dB"
 
 
 _IMAGE_ALONE = Stage("image", 1.0, 0.0)

@@ -9,11 +9,13 @@ from typing import Any
 import yaml
 from attrs import asdict, field, frozen, validators
 
+from ..segmentation.network import FACTOR as SEGMENTER_FACTOR
+from ..segmentation.network import SegmenterShape
 from ..sr.models.context import FINE, TOKEN
 from ..sr.models.mixture import MixtureShape
 from ..sr.models.network import FACTOR, GUIDANCE, NetworkShape
 from .distillation import DistillationLossWeights
-from .losses import LossWeights
+from .losses import LossWeights, SegmentationLossWeights
 from .mixture_loss import MixtureLossWeights
 
 RECIPES = Path(__file__).resolve().parents[1] / "data" / "recipes"
@@ -22,6 +24,7 @@ KINDS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "student": (NetworkShape, LossWeights),
     "moediff": (MixtureShape, MixtureLossWeights),
     "distill": (NetworkShape, DistillationLossWeights),
+    "segmentation": (SegmenterShape, SegmentationLossWeights),
 }
 """Network and loss of each kind of recipe."""
 
@@ -30,7 +33,7 @@ _positive = validators.gt(0)
 
 
 def _multiple(recipe: Recipe, attribute: Any, value: int) -> None:
-    multiple = FACTOR if recipe.kind == "student" else TOKEN
+    multiple = {"student": FACTOR, "segmentation": SEGMENTER_FACTOR}.get(recipe.kind, TOKEN)
     if value < multiple or value % multiple:
         raise ValueError(f"{attribute.name} is a positive multiple of {multiple}, got {value}")
 
@@ -65,7 +68,7 @@ class Recipe:
     """Settings of a training; see ``moesr_bids/data/recipes`` for what each of them means."""
 
     kind: str = field(default="student", validator=validators.in_(KINDS))
-    network: NetworkShape | MixtureShape
+    network: NetworkShape | MixtureShape | SegmenterShape
     patch: int = field(validator=_multiple)
     margin: int = field(validator=validators.ge(0))
     border: int = field(default=0, validator=_border)
@@ -82,8 +85,9 @@ class Recipe:
     accumulate: int = field(default=1, validator=_positive)
     accumulate_from: float = field(default=0.0, validator=_share)
     clip: float = field(validator=_positive)
-    loss: LossWeights | MixtureLossWeights | DistillationLossWeights
+    loss: LossWeights | MixtureLossWeights | DistillationLossWeights | SegmentationLossWeights
     frozen: tuple[str, ...] = field(default=(), converter=tuple)
+    kept_out: tuple[str, ...] = field(default=(), converter=tuple)
     recall: Recall = field(factory=Recall, converter=_recall)
     guidance: tuple[str, ...] = field(
         default=GUIDANCE, converter=tuple, validator=validators.deep_iterable(validators.in_(GUIDANCE))
@@ -92,6 +96,8 @@ class Recipe:
     def __attrs_post_init__(self) -> None:
         if self.frozen and self.kind != "moediff":
             raise ValueError(f"frozen names parts of a mixture, and a recipe of kind {self.kind} trains none")
+        if self.kept_out and self.kind != "segmentation":
+            raise ValueError(f"kept_out names maps of a segmentation, and a recipe of kind {self.kind} trains none")
         if self.recall.count and "trunk" not in self.frozen:
             raise ValueError("recall needs a frozen trunk: what the gate is given again would have changed")
         if isinstance(self.network, MixtureShape) and self.network.context.patch != self.patch:

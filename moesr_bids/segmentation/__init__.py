@@ -1,0 +1,1 @@
+"""Contrast-agnostic segmentation of the brain: network, inference, labels, volumes."""

@@ -1,0 +1,77 @@
+"""The segmentation network: a small 3-D U-Net (Ronneberger et al. 2015) of MONAI on a coarse isotropic grid.
+
+What it is trained on makes it blind to contrast (Billot et al. 2023, doi:10.1016/j.media.2023.102789; Hoopes et al.
+2022, doi:10.1016/j.neuroimage.2022.119474), not its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import asdict, field, frozen, validators
+from torch import nn
+
+from .labels import STRUCTURES
+
+_LEVELS = 5
+FACTOR = 2 ** (_LEVELS - 1)
+"""The sides of what the network is given are multiples of this."""
+
+
+def _features(values: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)
+
+
+@frozen(kw_only=True)
+class SegmenterShape:
+    """Sizes of the network.
+
+    Parameters
+    ----------
+    features
+        Channels of the five levels, and of the last layer.
+    zoom
+        Voxel size that it sees, mm.
+    classes
+        Number of classes; those of :data:`moesr_bids.segmentation.labels.STRUCTURES`.
+    """
+
+    features: tuple[int, ...] = field(
+        default=(16, 32, 64, 96, 128, 16),
+        converter=_features,
+        validator=[validators.min_len(_LEVELS + 1), validators.max_len(_LEVELS + 1)],
+    )
+    zoom: float = field(default=2.0, validator=validators.gt(0))
+    classes: int = field(default=len(STRUCTURES), validator=validators.in_((len(STRUCTURES),)))
+
+    def record(self) -> dict[str, Any]:
+        """Return the sizes as JSON-serialisable facts."""
+        return asdict(self)
+
+
+class Segmenter(nn.Module):
+    """From an image to the logit of each class.
+
+    Takes float tensors (batch, 1, i, j, k) in the orientation RAS, with sides that are multiples of `FACTOR` and
+    intensities of about 0 to 1 (see :func:`moesr_bids.segmentation.inference.scaled`).
+    """
+
+    def __init__(self, shape: SegmenterShape) -> None:
+        from monai.networks.nets.basic_unet import BasicUNet
+
+        super().__init__()
+        self.shape = shape
+        self.unet = BasicUNet(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=shape.classes,
+            features=shape.features,
+            upsample="nontrainable",
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (batch, classes, i, j, k)."""
+        logits: torch.Tensor = self.unet(image)
+        return logits

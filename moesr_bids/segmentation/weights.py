@@ -1,0 +1,30 @@
+"""Weights of the segmentation: safetensors with a card, as of all networks here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ..sr.weights import Weights
+from .network import Segmenter, SegmenterShape
+
+
+def read_segmenter(path: Path) -> tuple[Segmenter, Weights]:
+    """Read a network, in evaluation mode, float32, and its card.
+
+    Raises
+    ------
+    ValueError
+        If the file or its card is missing or damaged, or they are not of a segmentation.
+    """
+    weights = Weights.read(path)
+    if weights.kind != "segmentation":
+        raise ValueError(f"weights {path}: of a {weights.kind}, and a segmentation is needed")
+    network = Segmenter(weights.shape(SegmenterShape))
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    except RuntimeError as error:
+        raise ValueError(f"weights {path}: not of the network that the card names ({error})") from error
+    return network.to(memory_format=torch.channels_last_3d).eval().requires_grad_(False), weights  # type: ignore[call-overload]
