@@ -18,7 +18,7 @@ IMAGE_DATA ?= ../shared/data/bids
 IMAGE_LABEL ?= native2mm
 IMAGE_RUN ?= --resolution 2 --model cubic --sloppy
 
-.PHONY: demo test lint install install-test clean image test-image test-slurm
+.PHONY: demo test lint install install-test clean image test-image test-slurm test-tools
 
 demo: install
 	$(BIN)/python -m benchmarks.demo $(DEMO)
@@ -45,6 +45,14 @@ test-image:
 
 test-slurm: install-test
 	MOESR_TEST_SLURM=1 $(BIN)/python -m pytest -s tests/test_slurm_array.py
+
+# What containers/ holds for Boutiques, nipoppy and BABS, with these tools in an environment of their own; git-annex is needed.
+test-tools: install-test $(VENV)/tools/bin/babs
+	MOESR_TOOLS=$(abspath $(VENV)/tools) $(BIN)/python -m pytest tests/test_container_files.py
+
+$(VENV)/tools/bin/babs:
+	$(PYTHON) -m venv $(VENV)/tools
+	$(VENV)/tools/bin/pip install --quiet boutiques==0.5.33 nipoppy==0.4.8 babs==0.5.4
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
