@@ -3,3 +3,7 @@
 
 class ImageError(ValueError):
     """An image that cannot be used."""
+
+
+class UsageError(Exception):
+    """The command line asks for what cannot be; the message is one sentence for the user."""

@@ -7,8 +7,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from moesr_bids.bids.collect import collect_images
+from moesr_bids.bids.plan import ImagePlan, plan_image
+from moesr_bids.bids.sessions import with_references
+from moesr_bids.cli.parser import parse_settings
 
 MODULE = [sys.executable, "-m", "moesr_bids.cli.main"]
 
@@ -67,6 +73,76 @@ def outputs_of(folder: Path) -> list[str]:
     )
 
 
-def expected_outputs(name: str) -> list[str]:
-    """Read ``tests/expected/<name>.txt``: the outputs of a run, a line each."""
-    return (Path(__file__).with_name("expected") / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+_ROOT_FILES = (
+    *(".bidsignore", "dataset_description.json", "descriptions.json", "descriptions.tsv"),
+    *("logs/CITATION.md", "logs/run-*.toml", "logs/status.json", "logs/status.tsv"),
+)
+_FIGURES = ("bias.png", "brainmask.png", "departure.png", "registration.html", "residual.png", "slider.html")
+_FIGURES += ("spectrum.png", "zooms.html")
+
+
+def plans_of(bids_dir: Path, out_dir: Path, *arguments: str) -> list[ImagePlan]:
+    """Plan the images of a run with these options."""
+    settings = parse_settings([str(bids_dir), str(out_dir), "participant", *arguments])
+    return [plan_image(image, settings) for image in with_references(collect_images(settings)) if not image.problem]
+
+
+def image_files(plan: ImagePlan) -> list[str]:
+    """List the files that the record of an image names, sorted: derivatives by the table, sidecars, figures."""
+    optional = {
+        "uncertainty.png": plan.card.uncertainty,
+        "experts.png": bool(plan.card.experts),
+        "gradunwarp.png": plan.gradients.corrects,
+        "coregistration.html": plan.reference is not None,
+    }
+    figures = [*_FIGURES, *(name for name, drawn in optional.items() if drawn)]
+    return sorted(
+        [path for output in plan.outputs for path in (output.path, output.sidecar_path)]
+        + [plan.figure_path(*_parted(name)) for name in figures]
+    )
+
+
+def expected_files(
+    plans: Iterable[ImagePlan], *, crashed: Mapping[str, str] | None = None, unnamed: Iterable[str] = ()
+) -> list[str]:
+    """List all files of an output folder, as `outputs_of` names them.
+
+    Parameters
+    ----------
+    plans : iterable of ImagePlan
+        Images that went through.
+    crashed : Mapping, optional
+        Participant label to the step in which its T1w failed.
+    unnamed : iterable of str
+        Labels of participants of whom not even an image could be used; ``+`` after those with a file.
+
+    """
+    files = set(_ROOT_FILES)
+    for plan in plans:
+        participant = f"sub-{plan.image.participant}"
+        files |= {*image_files(plan), f"{participant}.html", f"logs/{participant}/CITATION.md"}
+        files.add(f"logs/status/{plan.image.stem}.json")
+        files |= {plan.figure_path(name, ".html") for name in ("numbers", "summary", "times")}
+    for label, step in (crashed or {}).items():
+        files |= {f"logs/sub-{label}/CITATION.md", f"logs/sub-{label}/crash-*{step}*.txt"}
+    for label in (*(crashed or {}), *(label.removesuffix("+") for label in unnamed if label.endswith("+"))):
+        files |= {f"sub-{label}.html", f"logs/status/sub-{label}_T1w.json"}
+        files.add(f"sub-{label}/figures/sub-{label}_desc-summary_T1w.html")
+    for label in (label for label in unnamed if not label.endswith("+")):
+        files |= {f"sub-{label}.html", f"logs/status/sub-{label}.json"}
+    return sorted(files)
+
+
+def _parted(name: str) -> tuple[str, str]:
+    stem, dot, extension = name.partition(".")
+    return stem, dot + extension
+
+
+def node_of(workflow: Any, name: str) -> Any:
+    """Return a node of an image's workflow, wherever in it."""
+    return workflow.get_node(next(full for full in workflow.list_node_names() if full.rpartition(".")[2] == name))
+
+
+def node_folder(out_dir: Path, name: str) -> Path | None:
+    """Return the folder in which a node of the only image works, once it is there."""
+    return next(work_of(out_dir).glob(f"moesr_wf/sub_*_wf/sub_*_wf/**/{name}"), None)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.plan import plan_image
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.cli.moesr import main
 from moesr_bids.config import Settings
@@ -29,7 +30,6 @@ from moesr_bids.errors import ImageError
 from moesr_bids.preproc.header import conform
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.options import SROptions
-from moesr_bids.workflows.estimates import estimate
 
 SHAPE = (32, 36, 28)
 VOXEL_MM = (4.0, 4.0, 5.0)
@@ -155,7 +155,7 @@ def read_by_moesr_bids(path: Path, scan: Scan) -> str:
     image = RawImage(path=path, root=root)
     places = {"bids_dir": root, "output_dir": root / "out", "work_dir": root / "work"}
     chosen = Settings(**places, analysis_level="participant", sr=OPTIONS)
-    assert estimate(with_references([image])[0], chosen).sr_memory_gb > 0
+    assert plan_image(with_references([image])[0], chosen).cost.sr_memory_gb > 0
     try:
         conformed = conform(path)
     except ImageError as refusal:

@@ -13,10 +13,11 @@ import pytest
 
 from moesr_bids.arguments import memory_gb
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.cli.console import Progress
+from moesr_bids.bids.plan import plan_image
 from moesr_bids.cli.main import main
 from moesr_bids.cli.parser import build_parser, parse_settings
-from moesr_bids.config import OutputSpace
+from moesr_bids.config import OutputSpace, Settings
+from moesr_bids.run.console import Progress
 from moesr_bids.sr.options import SROptions
 
 
@@ -124,11 +125,11 @@ def test_progress_tells_begin_and_end_of_own_images_only(tmp_path: Path, capsys:
 
     own, other, reference = image("FLAIR"), image("T2w"), image("T1w")
     told: list[tuple[str, RawImage]] = []
+    settings = Settings(bids_dir=tmp_path, output_dir=tmp_path, analysis_level="participant", work_dir=tmp_path)
     progress = Progress(
-        [own, other],
-        references=[reference],
-        began=lambda image: told.append(("began", image)),
-        ended=lambda image: told.append(("ended", image)),
+        [plan_image(attrs.evolve(image, reference=reference), settings) for image in (own, other)],
+        began=lambda plan: told.append(("began", plan.image)),
+        ended=lambda plan: told.append(("ended", plan.image)),
     )
 
     def node(image: RawImage, name: str) -> SimpleNamespace:
@@ -256,8 +257,6 @@ def test_every_option_reaches_the_settings(dataset: Path, tmp_path: Path) -> Non
 
 def test_output_hash_ignores_where_and_how_fast() -> None:
     here = Path("/x")
-    from moesr_bids.config import Settings
-
     base = Settings(bids_dir=here, output_dir=here, analysis_level="participant", work_dir=here)
     same = attrs.evolve(base, nprocs=8, mem_gb=1.0, sr=SROptions(device="cpu"), work_dir=Path("/y"), verbose=2)
     assert base.output_hash({"input": "a"}) == same.output_hash({"input": "a"})

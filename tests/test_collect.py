@@ -13,13 +13,13 @@ import pytest
 
 from moesr_bids.bids.collect import RawImage, collect_images
 from moesr_bids.bids.crashes import crash_files, crashes_by_image
-from moesr_bids.bids.outputs import derivative_path, output_paths
+from moesr_bids.bids.plan import plan_image
 from moesr_bids.bids.provenance import sidecars
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.sidecars import read_metadata, sidecar_files
 from moesr_bids.bids.status import ImageStatus, read_statuses, write_status, write_table
-from moesr_bids.cli.outcomes import forget_what_is_gone, statuses_without_images
 from moesr_bids.config import OutputSpace, Settings
+from moesr_bids.run.outcomes import forget_what_is_gone, statuses_without_images
 from tests.reports_data import record
 
 FILES = (
@@ -219,22 +219,23 @@ def image(relative: str) -> RawImage:
     return RawImage(path=Path("/d") / relative, root=Path("/d"))
 
 
-def test_names_keep_all_entities_in_schema_order() -> None:
+def test_names_keep_all_entities_in_schema_order(settings: Settings) -> None:
     raw = image("sub-02/ses-a/anat/sub-02_ses-a_acq-x_run-01_part-mag_chunk-2_T2w.nii.gz")
-    assert derivative_path(raw, desc="moesr", res="0p7mm") == (
+    paths = {output.key: output.path for output in plan_image(raw, settings).outputs}
+    assert paths["moesr"] == (
         "sub-02/ses-a/anat/sub-02_ses-a_acq-x_run-01_part-mag_chunk-2_res-0p7mm_desc-moesr_T2w.nii.gz"
     )
-    assert derivative_path(raw, space="T2w", desc="brain", suffix="mask") == (
-        "sub-02/ses-a/anat/sub-02_ses-a_acq-x_run-01_part-mag_space-T2w_chunk-2_desc-brain_mask.nii.gz"
+    assert paths["mask"] == (
+        "sub-02/ses-a/anat/sub-02_ses-a_acq-x_run-01_part-mag_space-T2w_chunk-2_res-0p7mm_desc-brain_mask.nii.gz"
     )
 
 
 def test_outputs_of_several_images_never_share_a_name(settings: Settings) -> None:
     stems = ["sub-01_T1w", "sub-01_T2w", "sub-01_FLAIR", "sub-01_run-1_T1w", "sub-01_run-2_T1w", "sub-01_part-mag_T1w"]
     images = with_references([image(f"sub-01/anat/{stem}.nii.gz") for stem in stems])
-    paths = [path for one in images for path in output_paths(one, settings).values()]
+    paths = [path for one in images for path in (output.path for output in plan_image(one, settings).outputs)]
     # All but the reference have transforms to it and back.
-    assert len(paths) == 11 * len(stems) + 2 * (len(stems) - 1)
+    assert len(paths) == 8 * len(stems) + 2 * (len(stems) - 1)
     assert len(set(paths)) == len(paths)
 
 
@@ -294,6 +295,6 @@ def test_a_template_that_bids_does_not_list_is_referred_to(settings: Settings) -
     listed, other = OutputSpace("MNI152NLin2009aSym"), OutputSpace("OASIS30ANTs")
     chosen = attrs.evolve(settings, output_spaces=(listed, other))
     image = collect_images(chosen)[0]
-    contents = sidecars(image, chosen, output_paths(image, chosen), record())
+    contents = sidecars(plan_image(image, chosen), record())
     assert "SpatialReference" not in contents[f"space-{listed}"]
     assert contents[f"space-{other}"]["SpatialReference"] == "https://github.com/templateflow/tpl-OASIS30ANTs"

@@ -21,9 +21,11 @@ import pytest
 from benchmarks.phantom import ACQUISITIONS, build
 from tests.app import (
     MODULE,
-    expected_outputs,
+    expected_files,
     files_below,
+    node_folder,
     outputs_of,
+    plans_of,
     run_app,
     statuses,
     validation_errors,
@@ -98,7 +100,9 @@ def broken_run(broken: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     return out, run_app(broken, out, "--resolution", "2", "--sloppy")
 
 
-def test_bad_images_do_not_stop_the_good_one(broken_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_bad_images_do_not_stop_the_good_one(
+    broken: Path, broken_run: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
     out, done = broken_run
     assert done.returncode == 1
     rows = statuses(out)
@@ -109,7 +113,9 @@ def test_bad_images_do_not_stop_the_good_one(broken_run: tuple[Path, subprocess.
         "sub-noanat",
     }
     assert "Traceback" not in done.stderr
-    assert outputs_of(out) == expected_outputs("failures")
+    plans = plans_of(broken, out, "--participant-label", "01", "--resolution", "2")
+    crashed = {name: "brain_mask" if name == "noise" else "conform" for name in BAD}
+    assert outputs_of(out) == expected_files(plans, crashed=crashed, unnamed=("twins+", "noname+", "noanat"))
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -170,12 +176,12 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
 def test_a_killed_run_can_be_started_again(phantom: Path, tmp_path_factory: pytest.TempPathFactory, step: str) -> None:
     out = tmp_path_factory.getbasetemp() / "killed" / "out"
     shutil.rmtree(out, ignore_errors=True)
-    shutil.rmtree(work_of(out) / "moesr_wf/sub_01_wf/sub_01_T1w_wf" / step, ignore_errors=True)
+    if folder := node_folder(out, step):
+        shutil.rmtree(folder)
     command = [*MODULE, str(phantom), str(out), "participant", "-w", str(work_of(out)), *FAST]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
-    folder = work_of(out) / "moesr_wf" / "sub_01_wf" / "sub_01_T1w_wf" / step
     deadline = time.monotonic() + 300
-    while not folder.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not node_folder(out, step) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3 if step != "publish" else 0.05)
     kill_tree(process)
@@ -194,9 +200,8 @@ def test_a_run_that_is_ended_takes_its_workers_along_and_shares_no_work_folder(p
     work = work_of(tmp_path / "out")
     command = [*MODULE, str(phantom), str(tmp_path / "out"), "participant", "-w", str(work), *FAST]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
-    folder = work / "moesr_wf" / "sub_01_wf" / "sub_01_T1w_wf" / "brain_mask"
     deadline = time.monotonic() + 300
-    while not folder.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not node_folder(tmp_path / "out", "brain_mask") and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     other = subprocess.run(
         [*MODULE, str(phantom), str(tmp_path / "other"), "participant", "-w", str(work), *FAST],
@@ -226,7 +231,7 @@ def test_what_a_run_has_started_ends_with_it() -> None:
     """Also what does not end when asked to."""
     code = (
         "import signal, subprocess, sys\n"
-        "from moesr_bids.cli.ending import end_children\n"
+        "from moesr_bids.run.ending import end_children\n"
         "asked = subprocess.Popen(['sleep', '60'])\n"
         "deaf = subprocess.Popen(['sh', '-c', 'trap \"\" TERM; echo ready; sleep 60'], stdout=subprocess.PIPE)\n"
         "deaf.stdout.readline()\n"

@@ -16,12 +16,14 @@ import pytest
 from benchmarks.phantom import ACQUISITIONS, build
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.gradients import coefficient_file, is_coefficients, plan_gradunwarp
-from moesr_bids.bids.outputs import output_paths, settings_hash
+from moesr_bids.bids.plan import plan_image
+from moesr_bids.bids.resume import settings_hash
 from moesr_bids.cli.parser import parse_settings
 from moesr_bids.config import Settings
 from moesr_bids.preproc.images import to_ants
+from moesr_bids.sr.options import SROptions
 from moesr_bids.workflows.image import init_image_wf
-from tests.app import expected_outputs, outputs_of, run_app, statuses, validation_errors
+from tests.app import expected_files, node_of, outputs_of, plans_of, run_app, statuses, validation_errors
 from tests.test_preproc_gradients import HEADER, LINES
 
 
@@ -68,7 +70,8 @@ def test_auto_follows_the_sidecar(
     plan = plan_gradunwarp(image, settings)
     assert plan.action == action
     assert reason in plan.reason
-    assert ("jacobian" in output_paths(image, settings)) == plan.corrects == (action != "none")
+    keys = {output.key for output in plan_image(image, settings).outputs}
+    assert ("jacobian" in keys) == plan.corrects == (action != "none")
     assert bool(plan.warnings) == (reason == "does not say" or plan.corrects)
     assert plan_gradunwarp(image, attrs.evolve(settings, gradunwarp="force")).action == "full"
     assert plan_gradunwarp(image, attrs.evolve(settings, gradunwarp="off")).action == "none"
@@ -101,10 +104,9 @@ def test_a_large_field_is_declared_to_the_scheduler(settings: Settings, tmp_path
     nib.Nifti1Image(np.zeros((*lattice, 1, 3), np.float32), np.diag([5.0, 5, 5, 1])).to_filename(field)
 
     def declared(source: Path) -> float:
-        workflow = init_image_wf(
-            image=image, settings=attrs.evolve(settings, gradient_coefficients=source), use_gpu=False
-        )
-        return float(workflow.get_node("gradunwarp").mem_gb)
+        plan = plan_image(image, attrs.evolve(settings, gradient_coefficients=source))
+        workflow = init_image_wf(plan=plan, use_gpu=False)
+        return float(node_of(workflow, "gradunwarp").mem_gb)
 
     assert settings.gradient_coefficients is not None
     more = declared(field) - declared(settings.gradient_coefficients)
@@ -115,9 +117,9 @@ def test_a_large_field_is_declared_to_the_scheduler(settings: Settings, tmp_path
 def test_measuring_and_publishing_declare_the_larger_grid(
     settings: Settings, tmp_path: Path, resolution: float, largest: int
 ) -> None:
-    settings = attrs.evolve(settings, resolution=resolution)
-    workflow = init_image_wf(image=scan(tmp_path, {}), settings=settings, use_gpu=False)
-    declared = {name: workflow.get_node(name).mem_gb * 2**30 for name in ("quality", "publish")}
+    settings = attrs.evolve(settings, sr=SROptions(resolution=resolution))
+    workflow = init_image_wf(plan=plan_image(scan(tmp_path, {}), settings), use_gpu=False)
+    declared = {name: node_of(workflow, name).mem_gb * 2**30 for name in ("quality", "publish")}
     assert declared["quality"] == pytest.approx(2**30 + 42 * largest, abs=1)
     assert declared["publish"] == pytest.approx(2**29 + 16 * largest, abs=1)
 
@@ -155,16 +157,16 @@ def test_files_are_told_apart_by_name(name: str, holds: bool) -> None:
 
 def test_other_coefficients_are_other_outputs(settings: Settings, tmp_path: Path) -> None:
     image = scan(tmp_path, {"NonlinearGradientCorrection": False})
-    before = settings_hash(image, settings, "0")
+    before = settings_hash(plan_image(image, settings), "0")
     assert settings.gradient_coefficients is not None
     settings.gradient_coefficients.write_text(HEADER + LINES[0] + "\n")
-    after = settings_hash(image, settings, "0")
+    after = settings_hash(plan_image(image, settings), "0")
     # So are those of an image whose reference they correct.
     other = RawImage(path=image.path, root=image.root, reference=image)
-    aligned = settings_hash(other, settings, "0")
+    aligned = settings_hash(plan_image(other, settings), "0")
     settings.gradient_coefficients.write_text(HEADER + LINES[1] + "\n")
-    assert settings_hash(other, settings, "0") != aligned
-    assert len({before, after, settings_hash(image, attrs.evolve(settings, gradunwarp="off"), "0")}) == 3
+    assert settings_hash(plan_image(other, settings), "0") != aligned
+    assert len({before, after, settings_hash(plan_image(image, attrs.evolve(settings, gradunwarp="off")), "0")}) == 3
 
 
 @pytest.mark.parametrize(
@@ -204,25 +206,13 @@ def test_the_app_corrects_and_samples_and_says_so(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "phantom.grad").write_text(HEADER + "\n".join(LINES) + "\n")
     out = tmp_path / "out"
-    done = run_app(
-        tmp_path / "bids",
-        out,
-        "--resolution",
-        "1.5",
-        "--model",
-        "moediff",
-        "--samples",
-        "2",
-        "--sloppy",
-        "--device",
-        "cpu",
-        "--gradient-coefficients",
-        str(folder),
-    )
+    options = ("--resolution", "1.5", "--model", "moediff", "--samples", "2", "--sloppy", "--device", "cpu")
+    options += ("--gradient-coefficients", str(folder))
+    done = run_app(tmp_path / "bids", out, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {row["state"] for row in statuses(out).values()} == {"done"}
     assert re.search("WARNING: no GPU is used: moediff will take about .* min", done.stdout)
-    assert outputs_of(out) == expected_outputs("gradients")
+    assert outputs_of(out) == expected_files(plans_of(tmp_path / "bids", out, *options))
     assert validation_errors(out) == []
     anat = out / "sub-01/anat"
     block = json.loads((anat / "sub-01_res-1p5mm_desc-moesr_T1w.json").read_text())["Moesr"]

@@ -12,9 +12,10 @@ import nibabel as nb
 import numpy as np
 import pytest
 
+from moesr_bids.bids.names import figure_name
 from moesr_bids.reports.figures import plot_mask
 from moesr_bids.reports.group import build_group
-from moesr_bids.reports.individual import build_participant_report, figure_name
+from moesr_bids.reports.individual import build_participant_report
 from moesr_bids.reports.slider import plot_slider
 from moesr_bids.reports.zooms import plot_zooms
 from tests.reports_data import add_failed, add_finished, save, write_volumes

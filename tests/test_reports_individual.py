@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesr_bids.reports.derivatives import find_images, image_key
+from moesr_bids.bids.names import figure_name, image_key
+from moesr_bids.reports.derivatives import find_images
 from moesr_bids.reports.fragments import methods_html, summary_rows, times_html
-from moesr_bids.reports.individual import build_participant_report, figure_name
+from moesr_bids.reports.individual import build_participant_report
 from moesr_bids.reports.values import number
 from tests.reports_data import add_failed, add_finished, add_status, brain_mask, record
 

@@ -19,13 +19,13 @@ from scipy.spatial.transform import Rotation
 
 from benchmarks.phantom import Acquisition, acquire, make_truth
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.bids.outputs import session_reference, settings_hash
+from moesr_bids.bids.plan import plan_image
+from moesr_bids.bids.resume import session_reference, settings_hash
 from moesr_bids.bids.schema import unstructured
-from moesr_bids.bids.sessions import alone as by_itself
-from moesr_bids.bids.sessions import with_references
+from moesr_bids.bids.sessions import registered_by_itself, with_references
 from moesr_bids.cli.rerun import read_recipe
 from moesr_bids.preproc.template import load_template
-from tests.app import expected_outputs, outputs_of, rerun, run_app, statuses, validation_errors, work_of
+from tests.app import expected_files, outputs_of, plans_of, rerun, run_app, statuses, validation_errors, work_of
 
 TEMPLATE = "MNI152NLin2009aSym"
 OPTIONS = ("--device", "cpu", "--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
@@ -102,9 +102,9 @@ def test_both_contrasts_lie_in_the_template(finished: Path) -> None:
         assert "grid res-1" in json.loads((finished / f"{path}.json").read_text())["Resolution"]
 
 
-def test_outputs_and_page(finished: Path) -> None:
+def test_outputs_and_page(session: Path, finished: Path) -> None:
     assert validation_errors(finished) == []
-    assert outputs_of(finished) == expected_outputs("session")
+    assert outputs_of(finished) == expected_files(plans_of(session / "bids", finished, *OPTIONS))
     page = (finished / "sub-01.html").read_text()
     assert "Alignment to the reference image of the session" in page
     assert "to sub-01_T1w: moved by" in page
@@ -202,12 +202,12 @@ def test_a_reference_that_was_killed_and_is_finished_now_serves(session: Path, f
     sidecar = out / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json"
     recipe = read_recipe(sidecar, session / "bids")
     assert recipe.image.reference is not None
-    settings = recipe.settings(out, work_of(out))
-    alone = attrs.evolve(recipe.image, reference=None, instead_of=recipe.image.reference)
+    settings = recipe.plan(out, work_of(out)).settings
+    alone = plan_image(attrs.evolve(recipe.image, reference=None, instead_of=recipe.image.reference), settings)
     (out / f"{ANAT}_desc-residual_T1w.nii.gz").unlink()  # the reference is not finished
     content = json.loads(sidecar.read_text())
-    content["Moesr"]["SessionReference"] = unstructured(session_reference(alone, settings))
-    content["Moesr"]["SettingsHash"] = settings_hash(alone, settings, content["Moesr"]["InputSHA256"])
+    content["Moesr"]["SessionReference"] = unstructured(session_reference(alone))
+    content["Moesr"]["SettingsHash"] = settings_hash(alone, content["Moesr"]["InputSHA256"])
     sidecar.write_text(json.dumps(content))
     assert "sub-01_FLAIR: complete" in run_app(session / "bids", out, *OPTIONS, "--dry-run").stdout
     done = run_app(session / "bids", out, *OPTIONS, "--skip-bids-validation")
@@ -248,7 +248,7 @@ def test_an_image_without_any_fitting_reference_names_the_first_choice(tmp_path:
     t2w = empty(tmp_path, "sub-1/anat/sub-1_T2w.nii", (1.0, 1.0, 4.0))
     planned = with_references([t1w, flair, t2w], failed=[t1w])[2]
     assert planned.reference == flair
-    found = by_itself(planned, "too small")
+    found = registered_by_itself(planned, "too small")
     assert found.reference is None
     assert found.instead_of == t1w
     assert found.instead_reason == (

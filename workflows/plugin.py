@@ -20,6 +20,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializ
 from moesr_bids.interfaces.processes import end_with
 
 MAX_TRIES = 2
+_LEVELS_OF_IMAGE = 3  # run, participant, image
 LOST_WORKER = (
     "MemoryError: a worker process was killed while this step ran, most often for lack of memory; "
     "give more memory to the job, or fewer --nprocs, or a larger --resolution"
@@ -99,7 +100,7 @@ class RobustMultiProc(MultiProcPlugin):
 
     def _sort_jobs(self, jobids: Any, scheduler: str = "tsort") -> list[int]:
         # Image by image: a run that is stopped half-way leaves finished images, not every image half finished.
-        return sorted(jobids, key=lambda jobid: self.procs[jobid].fullname.rpartition(".")[0])
+        return sorted(jobids, key=lambda jobid: self.procs[jobid].fullname.split(".")[:_LEVELS_OF_IMAGE])
 
     def _async_callback(self, args: Future) -> None:
         if args.exception() is None:

@@ -11,15 +11,21 @@ from typing import Any
 
 import attrs
 
+from moesr_bids.bids.names import (
+    NIFTI_EXTENSIONS,
+    OWN_ENTITIES,
+    entities_of,
+    identifier,
+    is_valid,
+    labels_of,
+    stem_of,
+    suffix_of,
+)
 from moesr_bids.bids.sidecars import read_metadata
 from moesr_bids.config import Settings
 
-NIFTI_EXTENSIONS = (".nii", ".nii.gz")
 _DATABASE = "layout_index.sqlite"  # as PyBIDS names it
-_NAME = re.compile(r"([a-z]+-[0-9A-Za-z+]+_)*[0-9A-Za-z]+\.nii(\.gz)?")
 _NOT_MAGNITUDE = ("phase", "real", "imag")
-# Entities that outputs have for themselves: what a raw image says there does not reach their names.
-_OVERWRITTEN = ("space", "res", "label", "desc", "from", "to", "mode")
 
 
 @attrs.frozen(kw_only=True)
@@ -64,17 +70,17 @@ class RawImage:
     @property
     def stem(self) -> str:
         """File name without extension."""
-        return self.path.name.split(".", 1)[0]
+        return stem_of(self.path)
 
     @property
     def suffix(self) -> str:
         """BIDS suffix, such as ``T1w``."""
-        return self.stem.rsplit("_", 1)[-1]
+        return suffix_of(self.path)
 
     @property
     def entities(self) -> dict[str, str]:
         """Entities by their short key, as written: ``{"sub": "01", "run": "01"}``."""
-        return dict(pair.split("-", 1) for pair in self.stem.split("_")[:-1] if "-" in pair)
+        return entities_of(self.path)
 
     @property
     def participant(self) -> str:
@@ -89,7 +95,7 @@ class RawImage:
     @property
     def workflow_name(self) -> str:
         """Name of the image's workflow: letters, digits and underscores."""
-        return re.sub(r"\W", "_", self.stem) + "_wf"
+        return identifier(self.stem) + "_wf"
 
 
 def participant_labels(settings: Settings) -> list[str]:
@@ -192,7 +198,7 @@ def _is_selected(path: Path, settings: Settings) -> bool:
 
 def _output_name(image: RawImage) -> tuple[str, ...]:
     """Return what the names of an image's outputs are made of."""
-    kept = [f"{key}-{label}" for key, label in image.entities.items() if key not in _OVERWRITTEN]
+    kept = [f"{key}-{label}" for key, label in image.entities.items() if key not in OWN_ENTITIES]
     return image.participant, *kept, image.suffix
 
 
@@ -202,9 +208,9 @@ def _name_problem(image: RawImage, stems: Counter[tuple[Path, str]], outputs: Co
         return f"{image.path}: there is a .nii and a .nii.gz of this name; remove one of them"
     folders = image.path.relative_to(image.root).parts[:-1]
     stated = [f"{key}-{image.entities[key]}" for key in ("sub", "ses") if key in image.entities]
-    if stated != [folder for folder in folders if folder.startswith(("sub-", "ses-"))]:
+    if stated != labels_of(folders):
         return f"{image.path}: the file name does not repeat the labels of its folders; rename it as BIDS asks"
-    if not _NAME.fullmatch(image.path.name):
+    if not is_valid(image.path.name):
         return f"{image.path}: labels may hold letters and digits only; rename it as BIDS asks"
     if outputs[_output_name(image)] > 1:
         return f"{image.path}: outputs of another image would have the same names; rename or remove one of them"

@@ -10,6 +10,7 @@ from typing import Any
 
 from moesr_bids import __version__
 from moesr_bids.atomic import write_text
+from moesr_bids.bids.derivatives import descriptions
 from moesr_bids.bids.sidecars import read_sidecar
 from moesr_bids.bids.source import source_fields
 from moesr_bids.config import Settings
@@ -17,16 +18,6 @@ from moesr_bids.config import Settings
 BIDS_VERSION = "1.10.0"
 BIDSIGNORE = ("*.html", "figures", "group_*", "*ratings*", "*_xfm.*", "*.part*")
 
-DESCRIPTIONS = {
-    "moesr": "Super-resolved image",
-    "uncertainty": "Standard deviation of the error of the super-resolved image, as the model predicts it",
-    "gate": "Weight of an expert of a mixture of experts in each voxel; the label entity names the expert",
-    "residual": "Input minus the acquisition operator applied to the super-resolved image, in units of the noise",
-    "preproc": "Input without bias field and, where it was corrected, without gradient nonlinearity, on its own grid",
-    "brain": "Brain mask",
-    "jacobian": "Jacobian determinant of the correction of gradient nonlinearity",
-}
-"""What the ``desc`` entity of a derivative says."""
 _DESCRIPTIONS_COLUMNS = {
     "desc_id": "The desc entity of a derivative's name",
     "description": "What such a derivative is",
@@ -64,7 +55,7 @@ def prepare_output_folder(settings: Settings) -> None:
     (output_dir / "logs").mkdir(parents=True, exist_ok=True)
     write_text(output_dir / "dataset_description.json", json.dumps(dataset_description(settings), indent=2) + "\n")
     write_text(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
-    rows = [tuple(_DESCRIPTIONS_COLUMNS), *((f"desc-{name}", text) for name, text in DESCRIPTIONS.items())]
+    rows = [tuple(_DESCRIPTIONS_COLUMNS), *((f"desc-{name}", text) for name, text in descriptions().items())]
     write_text(output_dir / "descriptions.tsv", "".join("\t".join(row) + "\n" for row in rows))
     write_text(output_dir / "descriptions.json", data_dictionary(_DESCRIPTIONS_COLUMNS))
 

@@ -43,7 +43,7 @@ def with_references(images: Sequence[RawImage], failed: Collection[RawImage] = (
     return found
 
 
-def alone(image: RawImage, why: str) -> RawImage:
+def registered_by_itself(image: RawImage, why: str) -> RawImage:
     """Return an image that does not fit its reference, to be registered by itself."""
     assert image.reference is not None
     told = f"not aligned to {image.reference.stem}, but registered by itself: {why}"

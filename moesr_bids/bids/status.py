@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import logging
-import re
 import time
 from itertools import islice
 from pathlib import Path
@@ -18,6 +17,7 @@ import attrs
 
 from moesr_bids.atomic import write_text
 from moesr_bids.bids.dataset import data_dictionary
+from moesr_bids.bids.names import unique_key
 from moesr_bids.bids.schema import PLAIN, SCHEMA_VERSION, InnerPath, RecordError, read_object, structured
 
 COLUMNS = {
@@ -71,20 +71,8 @@ class ImageStatus:
 
     @property
     def key(self) -> str:
-        """Name of the status file without extension.
-
-        It is the image's stem, unless its name does not repeat its folders: then it could be that of another image.
-        """
-        if self.image == "n/a":
-            return self.participant_id
-        *folders, name = self.image.split("/")
-        stem = re.sub(r"\.nii(\.gz)?$", "", name).replace(".", "")
-        labels = [folder for folder in folders if folder.startswith(("sub-", "ses-"))]
-        if stem.startswith("_".join(labels) + "_"):
-            return stem
-        told, _, suffix = stem.rpartition("_")
-        plain = re.sub(r"[^0-9A-Za-z]", "", told)
-        return "_".join([*labels, *([f"name-{plain}"] if plain else []), suffix])
+        """Name of the status file without extension; see `moesr_bids.bids.names.unique_key`."""
+        return self.participant_id if self.image == NO_PATH else unique_key(self.image)
 
 
 def write_status(output_dir: Path, status: ImageStatus) -> None:

@@ -12,12 +12,9 @@ from typing import Any
 
 from moesr_bids.bids.dataset import other_dataset
 from moesr_bids.bids.sidecars import read_sidecar
-from moesr_bids.cli.console import say
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADIENT_EXTENSIONS, SUFFIXES, OutputSpace, Settings
-
-
-class UsageError(Exception):
-    """The command line asks for what cannot be; the message is one sentence for the user."""
+from moesr_bids.errors import UsageError
+from moesr_bids.run.console import say
 
 
 def read_filters(path: Path | None) -> Mapping[str, Mapping[str, Any]]:

@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("NO_ET", "1")
     os.environ.setdefault("NIPYPE_NO_ET", "1")
     os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "off")
-    from moesr_bids.cli.checks import UsageError
-    from moesr_bids.cli.ending import ended_with_its_children
+    from moesr_bids.errors import UsageError
+    from moesr_bids.run.ending import ended_with_its_children
 
     try:
         with ended_with_its_children():
@@ -47,7 +47,7 @@ def _run(settings: Settings) -> int:
         from moesr_bids.cli.group import run_group
 
         return run_group(settings)
-    from moesr_bids.cli.participant import run_participants
+    from moesr_bids.run.participants import run_participants
 
     return run_participants(settings)
 

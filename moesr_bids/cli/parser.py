@@ -11,8 +11,9 @@ from typing import Any
 
 from moesr_bids import __version__
 from moesr_bids.arguments import memory_gb, positive_int
-from moesr_bids.cli.checks import UsageError, check_settings, read_filters
+from moesr_bids.cli.checks import check_settings, read_filters
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADUNWARP_MODES, REPORT_FORMATS, SUFFIXES, OutputSpace, Settings
+from moesr_bids.errors import UsageError
 from moesr_bids.resources import available_cpus, available_memory_gb
 from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.weights import SUFFIX

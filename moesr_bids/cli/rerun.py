@@ -14,14 +14,15 @@ import attrs
 from moesr_bids import __version__
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.dataset import other_dataset
-from moesr_bids.bids.outputs import output_paths, settings_hash, sidecar_of
+from moesr_bids.bids.plan import ImagePlan, plan_image
 from moesr_bids.bids.record import Record, read_record, record_of
+from moesr_bids.bids.resume import settings_hash
 from moesr_bids.bids.schema import inner_path, json_key, read_object
 from moesr_bids.bids.sidecars import read_metadata
 from moesr_bids.bids.source import raw_folder
-from moesr_bids.cli.ending import ended_with_its_children
 from moesr_bids.config import Settings
 from moesr_bids.digests import sha256
+from moesr_bids.run.ending import ended_with_its_children
 from moesr_bids.sr.models import weights_sha256
 
 _RAW = "bids:raw:"
@@ -48,11 +49,11 @@ class Recipe:
     image: RawImage
     record: Record
 
-    def settings(self, output_dir: Path, work_dir: Path) -> Settings:
-        """Return the settings of the run that repeats it."""
+    def plan(self, output_dir: Path, work_dir: Path) -> ImagePlan:
+        """Return the plan of the image in a run that repeats it."""
         device = "cuda" if self.record.device.startswith("cuda") else "cpu"
         threads = self.record.settings.get("omp-nthreads", 1)
-        return Settings.from_recorded(
+        settings = Settings.from_recorded(
             self.record.settings,
             bids_dir=self.image.root,
             output_dir=output_dir,
@@ -63,6 +64,7 @@ class Recipe:
             nprocs=threads,
             mem_gb=self.record.memory_limit_gb or _UNLIMITED_GB,
         )
+        return plan_image(self.image, settings)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,11 +72,11 @@ def run(options: argparse.Namespace) -> int:
     recipe = read_recipe(options.sidecar, options.bids_dir)
     with tempfile.TemporaryDirectory(prefix="moesr_rerun_") as folder:
         output_dir = options.output_dir or Path(folder) / "out"
-        settings = recipe.settings(output_dir.absolute(), Path(folder) / "work")
-        check(recipe, settings)
-        _refuse_old_outputs(recipe, settings)
+        plan = recipe.plan(output_dir.absolute(), Path(folder) / "work")
+        check(plan, recipe.record)
+        _refuse_old_outputs(plan)
         with ended_with_its_children():  # before the folder goes that they write to
-            again = _repeat(recipe, settings)
+            again = _repeat(plan)
     return _compare(again, recipe.record)
 
 
@@ -127,7 +129,7 @@ def read_recipe(sidecar: Path, bids_dir: Path | None) -> Recipe:
     return Recipe(image, record)
 
 
-def check(recipe: Recipe, settings: Settings) -> None:
+def check(plan: ImagePlan, record: Record) -> None:
     """Refuse to repeat what has changed since.
 
     Raises
@@ -136,52 +138,53 @@ def check(recipe: Recipe, settings: Settings) -> None:
         Naming what differs: version, input, reference, weights, or anything else that decides the image.
 
     """
-    record, image = recipe.record, recipe.image
     if record.version != __version__:
         raise ValueError(f"made by moesr-bids {record.version}, this is {__version__}; install that version")
-    pairs = [(image.path, record.input_sha256)]
-    if image.reference is not None:
-        pairs.append((image.reference.path, str(record.session_reference.used_sha256)))
+    pairs = [(plan.image.path, record.input_sha256)]
+    if plan.reference is not None:
+        pairs.append((plan.reference.image.path, str(record.session_reference.used_sha256)))
     for path, recorded in pairs:
         if (found := sha256(path)) != recorded:
             raise ValueError(
                 f"{path}: SHA-256 {found[:12]}..., recorded {recorded[:12]}...; it has changed since, give the "
                 "data set of then by --bids-dir"
             )
-    weights = weights_sha256(settings.sr.model)
+    model = plan.settings.sr.model
+    weights = weights_sha256(model)
     if weights != record.weights_sha256:
         raise ValueError(
-            f"weights of model {settings.sr.model}: SHA-256 {weights[:12]}..., recorded "
+            f"weights of model {model}: SHA-256 {weights[:12]}..., recorded "
             f"{record.weights_sha256[:12]}...; install the weights of then"
         )
-    if settings_hash(image, settings, record.input_sha256) != record.settings_hash:
-        raise ValueError(f"{image.path}: its metadata or the gradient coefficients have changed since")
+    if settings_hash(plan, record.input_sha256) != record.settings_hash:
+        raise ValueError(f"{plan.image.path}: its metadata or the gradient coefficients have changed since")
 
 
-def _repeat(recipe: Recipe, settings: Settings) -> Record:
+def _repeat(plan: ImagePlan) -> Record:
     from moesr_bids.bids.crashes import crash_files, crashes_by_image
     from moesr_bids.bids.dataset import prepare_output_folder
-    from moesr_bids.cli.participant import run_workflow
+    from moesr_bids.run.workflow import run_workflow
 
     os.environ.setdefault("NO_ET", "1")
     os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "off")
-    prepare_output_folder(settings)
-    earlier = crash_files(settings.output_dir / "logs", [recipe.image])
-    error = run_workflow([recipe.image], settings)
-    sidecar = settings.output_dir / sidecar_of(output_paths(recipe.image, settings)["moesr"])
+    image, output_dir = plan.image, plan.settings.output_dir
+    prepare_output_folder(plan.settings)
+    earlier = crash_files(output_dir / "logs", [image])
+    error = run_workflow([plan], plan.settings)
+    sidecar = output_dir / plan.main.sidecar_path
     if sidecar.exists():
         return read_record(sidecar)
-    crash = crashes_by_image(settings.output_dir / "logs", [recipe.image], earlier=earlier).get(recipe.image)
+    crash = crashes_by_image(output_dir / "logs", [image], earlier=earlier).get(image)
     reason = f"{crash.step}: {crash.reason}" if crash else str(error)
-    raise ValueError(f"{recipe.image.path}: failed at {reason}")
+    raise ValueError(f"{image.path}: failed at {reason}")
 
 
-def _refuse_old_outputs(recipe: Recipe, settings: Settings) -> None:
-    there = settings.output_dir / output_paths(recipe.image, settings)["moesr"]
+def _refuse_old_outputs(plan: ImagePlan) -> None:
+    there = plan.settings.output_dir / plan.main.path
     if there.exists():
         raise ValueError(f"{there} exists; give another --output-dir")
-    if name := other_dataset(settings.output_dir):
-        raise ValueError(f"{settings.output_dir} holds another data set ({name}); give another --output-dir")
+    if name := other_dataset(plan.settings.output_dir):
+        raise ValueError(f"{plan.settings.output_dir} holds another data set ({name}); give another --output-dir")
 
 
 def _raw_root(sidecar: Path) -> Path:

@@ -96,12 +96,12 @@ def loads(images: Sequence[RawImage], settings: Settings, before: Mapping[str, t
         By label the last task of a participant, and the states in which it left its images.
 
     """
-    from moesr_bids.workflows.estimates import estimate
+    from moesr_bids.bids.plan import plan_image  # it reads images, which --help need not
 
     memory: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for image in images:
-        cost = estimate(image, settings)
+        cost = plan_image(image, settings).cost
         memory[image.participant] = max(memory.get(image.participant, 0.0), cost.memory_gb)
         seconds[image.participant] = seconds.get(image.participant, 0.0) + cost.seconds
     found = []

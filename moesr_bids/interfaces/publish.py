@@ -16,17 +16,12 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, traits
 from nipype.interfaces.base.support import Bunch
 
 from moesr_bids import atomic
-from moesr_bids.bids.outputs import (
-    figure_path,
-    output_paths,
-    session_reference,
-    settings_hash,
-    sha256,
-    sidecar_of,
-)
+from moesr_bids.bids.names import stem_of
+from moesr_bids.bids.plan import ImagePlan
 from moesr_bids.bids.provenance import make_record, sidecars
 from moesr_bids.bids.record import read_record
 from moesr_bids.bids.schema import RecordError, inside
+from moesr_bids.digests import sha256
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.sr.storage import write_compact
 
@@ -34,12 +29,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class _PublishInputSpec(BaseInterfaceInputSpec):
-    image = traits.Any(mandatory=True, nohash=True, desc="RawImage that the files come from")
-    settings = traits.Any(mandatory=True, nohash=True, desc="Settings of the run")
-    keys = traits.List(Str, mandatory=True, desc="output keys, in the order of files")
-    files = traits.List(File(exists=True), mandatory=True, desc="files to publish")
+    plan = traits.Any(mandatory=True, nohash=True, desc="ImagePlan of the image")
+    files = traits.List(File(exists=True), mandatory=True, desc="files to publish, in the order of the plan's outputs")
     figure_files = traits.List(File(exists=True), desc="reportlets named <desc>.<extension>")
-    gradients = traits.Dict(mandatory=True, desc="what was decided about gradient nonlinearity")
     steps = traits.List(Str, mandatory=True, desc="step names, in the order of records")
     records = traits.List(traits.Dict, mandatory=True, desc="what each step recorded")
 
@@ -57,48 +49,36 @@ class Publish(RecordedInterface):
     _always_run = True
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
-        image, settings = self.inputs.image, self.inputs.settings
-        output_dir: Path = settings.output_dir
-        expected = output_paths(image, settings)
-        paths = {key: expected[key] for key in self.inputs.keys}
+        plan: ImagePlan = self.inputs.plan
+        output_dir = plan.settings.output_dir
         figures = {
-            figure_path(image, Path(file).name.split(".", 1)[0], "".join(Path(file).suffixes)): Path(file)
+            plan.figure_path(stem_of(file), "".join(Path(file).suffixes)): Path(file)
             for file in (self.inputs.figure_files or [])
         }
         steps = list(zip(self.inputs.steps, self.inputs.records, strict=True))
-        sources = dict(zip(self.inputs.keys, map(Path, self.inputs.files), strict=True))
-        outputs = sorted([*paths.values(), *map(sidecar_of, paths.values()), *figures])
-        record = make_record(
-            settings,
-            steps,
-            gradients=self.inputs.gradients,
-            reference=session_reference(image, settings),
-            settings_hash=settings_hash(image, settings, input_hash := sha256(image.path)),
-            input_sha256=input_hash,
-            output_sha256=sha256(sources["moesr"]),
-            outputs=outputs,
-        )
-        contents = sidecars(image, settings, paths, record)
-        marker = output_dir / sidecar_of(paths["moesr"])
+        files = list(zip(plan.outputs, map(Path, self.inputs.files), strict=True))
+        record = make_record(plan, steps, output_sha256=sha256(files[0][1]), figures=list(figures))
+        contents = sidecars(plan, record)
+        marker = output_dir / plan.main.sidecar_path
         # What another reference or other settings made, and this run does not, must not be taken for its own.
-        for old in _earlier_outputs(marker, output_dir) - {output_dir / name for name in outputs}:
+        for old in _earlier_outputs(marker, output_dir) - {output_dir / name for name in record.outputs}:
             old.unlink(missing_ok=True)
         marker.unlink(missing_ok=True)
         for figure, source in figures.items():
             _publish_file(source, output_dir / figure)
         # The main output last: its sidecar says that all others are whole.
-        for key, path in sorted(paths.items(), key=lambda item: item[0] == "moesr"):
-            if key == "preproc" or key.startswith("space-"):
-                _publish_image(sources[key], output_dir / path, record.noise_std)
+        for output, source in (*files[1:], files[0]):
+            if output.compact:
+                _publish_image(source, output_dir / output.path, record.noise_std)
             else:
-                _publish_file(sources[key], output_dir / path)
+                _publish_file(source, output_dir / output.path)
             try:
-                _publish_json(contents[key], output_dir / sidecar_of(path))
+                _publish_json(contents[output.key], output_dir / output.sidecar_path)
             except OSError:
                 # No file without its sidecar is left behind by a full disk.
-                (output_dir / path).unlink(missing_ok=True)
+                (output_dir / output.path).unlink(missing_ok=True)
                 raise
-        self._results["out_files"] = [str(output_dir / path) for path in paths.values()]
+        self._results["out_files"] = [str(output_dir / output.path) for output in plan.outputs]
         return {}
 
 

@@ -8,37 +8,10 @@ from pathlib import Path
 
 import attrs
 
+from moesr_bids.bids.names import entities_of, image_key, suffix_of
 from moesr_bids.bids.record import Record, read_record
 from moesr_bids.bids.schema import RecordError, inside
 from moesr_bids.bids.status import NO_PATH, ImageStatus, read_status
-
-_NOT_OF_THE_INPUT = re.compile(r"_(?:res|desc|space)-[0-9a-zA-Z+]+")
-_ENTITY = re.compile(r"(?:^|_)([a-z]+)-([0-9a-zA-Z+]+)(?=_|$)")
-_SUFFIX = re.compile(r"_([a-zA-Z0-9]+)$")
-
-
-def image_key(name: str) -> str:
-    """Return the stem that an input image and all its derivatives and figures share.
-
-    Parameters
-    ----------
-    name : str
-        File name or path, with or without extension.
-
-    Returns
-    -------
-    str
-        The name without folder, extension, ``res-``, ``desc-`` and ``space-``.
-
-    Examples
-    --------
-    >>> image_key("sub-01/anat/sub-01_run-1_res-0p7mm_desc-moesr_T1w.json")
-    'sub-01_run-1_T1w'
-    >>> image_key("sub-01_run-1_T1w.nii.gz")
-    'sub-01_run-1_T1w'
-
-    """
-    return _NOT_OF_THE_INPUT.sub("", Path(name).name.split(".", 1)[0])
 
 
 @attrs.frozen
@@ -75,7 +48,7 @@ class ImageRecord:
     @property
     def entities(self) -> dict[str, str]:
         """BIDS entities of the key, by their short name (``sub``, ``ses``, ``run``)."""
-        return dict(_ENTITY.findall(self.key))
+        return entities_of(self.key)
 
     @property
     def participant(self) -> str:
@@ -90,8 +63,8 @@ class ImageRecord:
     @property
     def suffix(self) -> str | None:
         """Suffix of the image (``T1w``); None for a record of a whole participant."""
-        found = _SUFFIX.search(self.key)
-        return found.group(1) if found else None
+        suffix = suffix_of(self.key)
+        return None if "-" in suffix else suffix
 
     @property
     def state(self) -> str:

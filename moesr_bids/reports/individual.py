@@ -12,6 +12,7 @@ import attrs
 from nireports.assembler.report import Report, SubReport
 
 from moesr_bids.atomic import temporary_beside, write_text
+from moesr_bids.bids.names import figure_name
 from moesr_bids.reports.derivatives import ImageRecord, find_images
 from moesr_bids.reports.fragments import errors_html, methods_html, numbers_html, summary_html, times_html, warnings_of
 from moesr_bids.reports.templates import render, template_dir
@@ -32,19 +33,6 @@ class Fragment:
     title: str | None = None
     subtitle: str | None = None
     description: str | None = None
-
-
-def figure_name(key: str, desc: str, extension: str) -> str:
-    """Return the name of a figure of an image.
-
-    Examples
-    --------
-    >>> figure_name("sub-01_ses-1_T1w", "slider", ".html")
-    'sub-01_ses-1_desc-slider_T1w.html'
-
-    """
-    stem, _, suffix = key.rpartition("_")
-    return f"{stem}_desc-{desc}_{suffix}{extension}"
 
 
 def _write_fragments(figures: Path, records: list[ImageRecord]) -> None:

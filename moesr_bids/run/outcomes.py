@@ -9,8 +9,9 @@ from typing import Any
 
 from moesr_bids.bids.collect import RawImage, is_nifti, participant_labels
 from moesr_bids.bids.crashes import Crash
-from moesr_bids.bids.outputs import finished_record
+from moesr_bids.bids.plan import ImagePlan
 from moesr_bids.bids.record import Record
+from moesr_bids.bids.resume import finished_record
 from moesr_bids.bids.schema import RecordError, inner_path
 from moesr_bids.bids.status import NO_PATH, ImageStatus, read_status
 from moesr_bids.config import SUFFIXES, Settings
@@ -29,15 +30,13 @@ def skipped_status(image: RawImage, record: Record) -> ImageStatus:
     return image_status(image, state="skipped", step="publish", reason="outputs were complete", **_measured(record))
 
 
-def outcome(image: RawImage, settings: Settings, crash: Crash | None, error: Exception | None) -> ImageStatus:
+def outcome(plan: ImagePlan, crash: Crash | None, error: Exception | None) -> ImageStatus:
     """Return the status of an image after the run.
 
     Parameters
     ----------
-    image : RawImage
-        Image that was to be processed.
-    settings : Settings
-        Settings of the run.
+    plan : ImagePlan
+        Plan of the image that was to be processed.
     crash : Crash or None
         First step of the image that failed.
     error : Exception or None
@@ -45,15 +44,17 @@ def outcome(image: RawImage, settings: Settings, crash: Crash | None, error: Exc
 
     """
     if crash is not None:
-        file = crash.path.relative_to(settings.output_dir).as_posix()
-        return image_status(image, state="failed", step=crash.step, reason=crash.reason, crash_file=inner_path(file))
-    record = finished_record(image, settings)
+        file = crash.path.relative_to(plan.settings.output_dir).as_posix()
+        return image_status(
+            plan.image, state="failed", step=crash.step, reason=crash.reason, crash_file=inner_path(file)
+        )
+    record = finished_record(plan)
     if record is not None:
-        return image_status(image, state="done", step="publish", **_measured(record))
+        return image_status(plan.image, state="done", step="publish", **_measured(record))
     lines = str(error).strip().splitlines() if error else []
     # The last line of a traceback is the error itself.
     reason = f"not finished: the run ended early ({lines[-1]})" if lines else "not finished"
-    return image_status(image, state="failed", step="run", reason=reason)
+    return image_status(plan.image, state="failed", step="run", reason=reason)
 
 
 def rejected_status(image: RawImage) -> ImageStatus:

@@ -1,0 +1,410 @@
+"""The table of derivatives: one row per kind of output file.
+
+Paths, sidecars, publishing, completeness, ``descriptions.tsv``, the table of the documentation and the file lists of
+the tests come from it. In a row, words in braces stand for what `words_of` and its ``each`` give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.names import anat_folder, file_name, identifier, sidecar_of
+from moesr_bids.config import EMBEDDED_TEMPLATE, Settings
+from moesr_bids.sr.models import EXPERTS
+
+_TEMPLATES_URL = "https://github.com/templateflow/tpl-"  # BIDS asks for a reference where a template is not of its list
+_TISSUES = dict(zip(EXPERTS, ("deep white matter", "the cortex", "the grey-white junction"), strict=True))
+
+
+@attrs.frozen(kw_only=True)
+class Derivative:
+    """A kind of output file.
+
+    Attributes
+    ----------
+    key : str
+        Name of the output within its image, such as ``mask`` or ``to-{template}``.
+    meaning : str
+        What such a file is, for the documentation and for ``descriptions.tsv``.
+    source : str
+        Node and output of the workflow that it comes from, as in ``n4.out_file``.
+    entities : Mapping
+        Entities beside those of the raw image.
+    suffix : str
+        BIDS suffix; that of the raw image by default.
+    extension : str
+        With its dot.
+    when : str
+        Condition: ``always``, ``uncertainty`` and ``experts`` (of the model), ``unwarped`` (gradient nonlinearity is
+        corrected), ``aligned`` (the image has a reference).
+    each : str
+        What there is one file for: ``expert``, ``template``, ``space``; empty for a single file.
+    compact : bool
+        Stored as integers where that is as good as exact; otherwise as the step wrote it.
+    sources : tuple of str
+        Keys of the outputs that it was made from, or ``raw``.
+    stripped : bool
+        Whether the sidecar says if the image has a skull, as BIDS asks of images.
+    sidecar : Mapping
+        Data dictionary: what the JSON file says beside. Empty values are left out.
+
+    """
+
+    key: str
+    meaning: str
+    source: str
+    entities: Mapping[str, str]
+    suffix: str = "{suffix}"
+    extension: str = ".nii.gz"
+    when: str = "always"
+    each: str = ""
+    compact: bool = False
+    sources: tuple[str, ...] = ("preproc",)
+    stripped: bool = True
+    sidecar: Mapping[str, str]
+
+
+_TRANSFORM = {"mode": "image"}
+_ITK = "ITK composite transform for antsApplyTransforms"
+_FIELD = "ITK displacement field for antsApplyTransforms that brings the {} image"
+
+DERIVATIVES: tuple[Derivative, ...] = (
+    Derivative(
+        key="moesr",
+        meaning="Super-resolved image",
+        source="super_resolve.out_file",
+        entities={"res": "{res}", "desc": "moesr"},
+        sources=("raw", "preproc"),
+        sidecar={
+            "Description": "Image on the target grid by model {model}; Moesr.DataConsistency says how well it agrees "
+            "with the acquired image",
+            "SpatialReference": "orig",
+            "Resolution": "{grid}",
+        },
+    ),
+    Derivative(
+        key="uncertainty",
+        meaning="Standard deviation of the error of the super-resolved image, as the model predicts it",
+        source="super_resolve.uncertainty_file",
+        entities={"res": "{res}", "desc": "uncertainty"},
+        when="uncertainty",
+        sources=("preproc", "moesr"),
+        sidecar={
+            "Description": "Standard deviation of the error of the super-resolved image, in its units, as the model "
+            "predicts it, in steps of 2 % of its median in the brain; Moesr.UncertaintyCalibration of the image says "
+            "by which factor it was multiplied, from scans of which contrasts, and how often intervals held",
+            "SpatialReference": "orig",
+            "Resolution": "{grid}",
+        },
+    ),
+    Derivative(
+        key="gate-{expert}",
+        meaning="Weight of an expert of a mixture of experts in each voxel; the label entity names the expert",
+        source="super_resolve.gate_{expert}",
+        entities={"space": "{own_space}", "res": "{res}", "label": "{expert}", "desc": "gate"},
+        suffix="probseg",
+        when="experts",
+        each="expert",
+        stripped=False,
+        sidecar={
+            "Description": "Weight of the expert for {tissue} in each voxel; the weights of the three sum to 1",
+            "SpatialReference": "{own_grid}",
+            "Resolution": "{grid}",
+        },
+    ),
+    Derivative(
+        key="residual",
+        meaning="Input minus the acquisition operator applied to the super-resolved image, in units of the noise",
+        source="super_resolve.residual_file",
+        entities={"desc": "residual"},
+        sources=("preproc", "moesr"),
+        sidecar={
+            "Description": "Bias-corrected input minus the acquisition operator applied to the super-resolved image",
+            "Units": "noise standard deviations",
+            "SpatialReference": "orig",
+        },
+    ),
+    Derivative(
+        key="preproc",
+        meaning="Input without bias field and, where it was corrected, without gradient nonlinearity, on its own grid",
+        source="n4.out_file",
+        entities={"desc": "preproc"},
+        compact=True,
+        sources=("raw",),
+        sidecar={"Description": "Input with {corrected} removed, on its own grid", "SpatialReference": "orig"},
+    ),
+    Derivative(
+        key="mask",
+        meaning="Brain mask",
+        source="target_mask.out_file",
+        entities={"space": "{own_space}", "res": "{res}", "desc": "brain"},
+        suffix="mask",
+        stripped=False,
+        sidecar={"Type": "Brain", "SpatialReference": "{own_grid}", "Resolution": "{grid}"},
+    ),
+    Derivative(
+        key="from-orig",
+        meaning="Displacement field that corrects gradient nonlinearity",
+        source="gradunwarp.field_file",
+        entities={"from": "orig", "to": "{suffix}", **_TRANSFORM},
+        suffix="xfm",
+        when="unwarped",
+        sources=("raw",),
+        stripped=False,
+        sidecar={"Description": _FIELD.format("acquired to the corrected"), "Type": "nonlinear"},
+    ),
+    Derivative(
+        key="to-orig",
+        meaning="Displacement field back to the image as acquired",
+        source="gradunwarp.inverse_file",
+        entities={"from": "{suffix}", "to": "orig", **_TRANSFORM},
+        suffix="xfm",
+        when="unwarped",
+        sources=("raw",),
+        stripped=False,
+        sidecar={"Description": _FIELD.format("corrected to the acquired"), "Type": "nonlinear"},
+    ),
+    Derivative(
+        key="jacobian",
+        meaning="Jacobian determinant of the correction of gradient nonlinearity",
+        source="gradunwarp.jacobian_file",
+        entities={"desc": "jacobian"},
+        when="unwarped",
+        sources=("raw",),
+        sidecar={
+            "Description": "Determinant of the Jacobian of the map from corrected to acquired positions",
+            "Units": "1",
+            "SpatialReference": "orig",
+        },
+    ),
+    Derivative(
+        key="to-reference",
+        meaning="Rigid transform to the reference image of the session",
+        source="coregister.out_to_reference",
+        entities={"from": "{suffix}", "to": "{reference}", **_TRANSFORM},
+        suffix="xfm",
+        extension=".h5",
+        when="aligned",
+        stripped=False,
+        sidecar={"Description": _ITK, "Type": "rigid", "Reference": "{reference_uri}"},
+    ),
+    Derivative(
+        key="from-reference",
+        meaning="Rigid transform from the reference image of the session",
+        source="coregister.out_from_reference",
+        entities={"from": "{reference}", "to": "{suffix}", **_TRANSFORM},
+        suffix="xfm",
+        extension=".h5",
+        when="aligned",
+        stripped=False,
+        sidecar={"Description": _ITK, "Type": "rigid", "Reference": "{reference_uri}"},
+    ),
+    Derivative(
+        key="to-{template}",
+        meaning="Transform to a template",
+        source="register_{template_node}.out_to_template",
+        entities={"from": "{suffix}", "to": "{template}", **_TRANSFORM},
+        suffix="xfm",
+        extension=".h5",
+        each="template",
+        stripped=False,
+        sidecar={"Description": _ITK, "Type": "affine and nonlinear", "Template": "{template}"},
+    ),
+    Derivative(
+        key="from-{template}",
+        meaning="Transform from a template",
+        source="register_{template_node}.out_from_template",
+        entities={"from": "{template}", "to": "{suffix}", **_TRANSFORM},
+        suffix="xfm",
+        extension=".h5",
+        each="template",
+        stripped=False,
+        sidecar={"Description": _ITK, "Type": "affine and nonlinear", "Template": "{template}"},
+    ),
+    Derivative(
+        key="space-{space}",
+        meaning="Super-resolved image in the space of a template",
+        source="warp_{space_node}.out_file",
+        entities={"space": "{template}", "res": "{space_res}", "desc": "moesr"},
+        each="space",
+        compact=True,
+        sources=("moesr", "to-{template}"),
+        sidecar={
+            "Description": "Super-resolved image in the space of the template",
+            "SpatialReference": "{template_url}",
+            "Interpolation": "cubic B-spline, once",
+            "Resolution": "{space_grid}",
+        },
+    ),
+)
+
+
+@attrs.frozen(kw_only=True)
+class Output:
+    """An output file of an image: a row of the table with its words filled in.
+
+    Attributes
+    ----------
+    key : str
+        Name within the image.
+    path : str
+        Path below the output folder.
+    node, field : str
+        Node of the image's workflow, and its output.
+    compact : bool
+        See `Derivative`.
+    sources : tuple of str
+        See `Derivative`.
+    stripped : bool
+        See `Derivative`.
+    sidecar : dict
+        What the JSON file says, but for sources and skull.
+
+    """
+
+    key: str
+    path: str
+    node: str
+    field: str
+    compact: bool
+    sources: tuple[str, ...]
+    stripped: bool
+    sidecar: dict[str, str]
+
+    @property
+    def sidecar_path(self) -> str:
+        """Path of the JSON file below the output folder."""
+        return sidecar_of(self.path)
+
+
+def outputs_of(image: RawImage, settings: Settings, conditions: Mapping[str, bool]) -> tuple[Output, ...]:
+    """Return the outputs of an image.
+
+    Parameters
+    ----------
+    image : RawImage
+        Image that they come from.
+    settings : Settings
+        Settings of the run.
+    conditions : Mapping
+        Which conditions (`Derivative.when`) hold; ``always`` does.
+
+    """
+    words = words_of(image, settings, unwarped=conditions["unwarped"])
+    found = []
+    for row in DERIVATIVES:
+        if row.when != "always" and not conditions[row.when]:
+            continue
+        for more in _each(row.each, settings):
+            found.append(_output(row, image, {**words, **more}))
+    return tuple(found)
+
+
+def _path(row: Derivative, image: RawImage, words: Mapping[str, str]) -> str:
+    entities = {key: value.format(**words) for key, value in row.entities.items()}
+    name = file_name({**image.entities, **entities}, row.suffix.format(**words), row.extension)
+    return f"{anat_folder(image.participant, image.session)}/{name}"
+
+
+def _output(row: Derivative, image: RawImage, words: Mapping[str, str]) -> Output:
+    node, _, field = row.source.format(**words).partition(".")
+    return Output(
+        key=row.key.format(**words),
+        path=_path(row, image, words),
+        node=node,
+        field=field,
+        compact=row.compact,
+        sources=tuple(source.format(**words) for source in row.sources),
+        stripped=row.stripped,
+        sidecar={key: text for key, value in row.sidecar.items() if (text := value.format(**words))},
+    )
+
+
+def words_of(image: RawImage, settings: Settings, *, unwarped: bool) -> dict[str, str]:
+    """Return what words in braces stand for in every row of an image."""
+    # The T1w has the plain mask name; other contrasts have grids of their own and say so.
+    plain = image.suffix == "T1w"
+    names = {"suffix": image.suffix, "res": settings.resolution_label}
+    return {
+        **names,
+        "model": settings.sr.model,
+        "grid": f"{settings.sr.resolution:g} mm isotropic grid along the axes of the input, over its field of view",
+        "own_space": "" if plain else image.suffix,
+        "own_grid": "orig" if plain else f"bids::{_path(DERIVATIVES[0], image, names)}",
+        "corrected": "gradient nonlinearity and the bias field" if unwarped else "the bias field",
+        "reference": _reference_label(image),
+        "reference_uri": f"bids:raw:{image.reference.relative}" if image.reference else "",
+    }
+
+
+def _reference_label(image: RawImage) -> str:
+    """Return how transforms name the reference image: by its contrast, where that is another one."""
+    if image.reference is None:
+        return ""
+    return image.reference.suffix if image.reference.suffix != image.suffix else "reference"
+
+
+def _each(what: str, settings: Settings) -> Iterator[dict[str, str]]:
+    """Yield the words of each file of a row."""
+    if not what:
+        yield {}
+    if what == "expert":
+        yield from ({"expert": name, "tissue": tissue} for name, tissue in _TISSUES.items())
+    if what == "template":
+        yield from ({"template": name, "template_node": identifier(name)} for name in settings.templates)
+    if what == "space":
+        for space in settings.output_spaces:
+            isotropic = f"{settings.sr.resolution:g} mm isotropic over the template at 1 mm"
+            yield {
+                "space": str(space),
+                "space_node": identifier(str(space)),
+                "space_res": space.grid or settings.resolution_label,
+                "space_grid": f"grid res-{space.grid} of the template" if space.grid else isotropic,
+                "template": space.template,
+                "template_url": "" if space.template == EMBEDDED_TEMPLATE else _TEMPLATES_URL + space.template,
+            }
+
+
+def descriptions() -> dict[str, str]:
+    """Return what the ``desc`` entities mean: of several rows with the same one, the first tells it."""
+    found: dict[str, str] = {}
+    for row in DERIVATIVES:
+        if desc := row.entities.get("desc"):
+            found.setdefault(desc, row.meaning)
+    return found
+
+
+_WHEN = {
+    "always": "",
+    "uncertainty": "models that predict their error",
+    "experts": "mixtures of experts",
+    "unwarped": "where gradient nonlinearity was corrected",
+    "aligned": "images that are not their session's reference",
+}
+_NAMES: dict[str, Any] = {
+    "suffix": "T1w",
+    "res": "0p7mm",
+    "own_space": "",
+    "expert": "<expert>",
+    "template": "<template>",
+    "reference": "<reference>",
+    "space_res": "0p7mm",
+}
+
+
+def documentation() -> str:
+    """Return the table of the documentation, in Markdown."""
+    lines = ["| file in `sub-X[/ses-Y]/anat/` | what it is | when |", "|---|---|---|"]
+    for row in DERIVATIVES:
+        entities = {key: value.format(**_NAMES) for key, value in row.entities.items()}
+        name = file_name({"sub": "X", **entities}, row.suffix.format(**_NAMES), row.extension)
+        lines.append(f"| `{name}` | {row.meaning} | {_WHEN[row.when]} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(documentation(), end="")

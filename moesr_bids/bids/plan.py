@@ -1,0 +1,219 @@
+"""The plan of an image: all that is known of it before it is processed, made once from files and settings.
+
+Dry run, workflow, resume and repetition read it, and ask neither headers nor settings for themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import nibabel as nib
+import numpy as np
+
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.cost import Cost
+from moesr_bids.bids.derivatives import DERIVATIVES, Output, outputs_of
+from moesr_bids.bids.gradients import GradientPlan, is_coefficients, plan_gradunwarp
+from moesr_bids.bids.names import file_name
+from moesr_bids.config import Settings
+from moesr_bids.sr.grid import Grid
+from moesr_bids.sr.models import get_model
+from moesr_bids.sr.psf import PSF
+
+if TYPE_CHECKING:
+    from moesr_bids.sr.models.base import ModelCard
+
+# Declared when the header cannot be read: the step that checks it will fail and say why.
+_UNKNOWN_GRID = Grid((256, 256, 256), np.eye(4))
+# More voxels along an axis than any head has at the finest resolution: a header with impossible voxel sizes.
+_MOST_TARGET_VOXELS = 2000
+
+
+@attrs.frozen(kw_only=True)
+class ScanPlan:
+    """A scan, as it will be read and corrected.
+
+    Attributes
+    ----------
+    image : RawImage
+        Its file and metadata.
+    gradients : GradientPlan
+        What is done about gradient nonlinearity.
+
+    """
+
+    image: RawImage
+    gradients: GradientPlan
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        """Grid on which it was stored; None when the header cannot be read."""
+        try:
+            header = nib.load(self.image.path)
+            return Grid(header.shape[:3], header.affine)
+        except Exception:  # Whatever is wrong, the header check reports it with its reason.
+            return None
+
+    @cached_property
+    def profile(self) -> PSF | None:
+        """Point-spread function by voxel size and metadata, before the spectrum is asked whether it was zero-filled."""
+        return None if self.grid is None else PSF.from_acquisition(self.grid.zooms, self.image.metadata)
+
+    @cached_property
+    def field_points(self) -> int:
+        """Lattice points of the displacement field that it is corrected with; 0 without such a file."""
+        file = self.gradients.file
+        if file is None or is_coefficients(file):
+            return 0
+        try:
+            return math.prod(nib.load(file).shape[:3])
+        except Exception:  # Whatever is wrong, the step that reads it reports it.
+            return 0
+
+
+@attrs.frozen(kw_only=True)
+class ImagePlan:
+    """All that is known of an image before it is processed.
+
+    Attributes
+    ----------
+    settings : Settings
+        Settings of the run.
+    scans : tuple of ScanPlan
+        What it is made from; one scan for now.
+    reference : ScanPlan or None
+        Image of the session that it is aligned to.
+    instead_of : ScanPlan or None
+        A better reference that could not be used.
+
+    """
+
+    settings: Settings
+    scans: tuple[ScanPlan, ...]
+    reference: ScanPlan | None = None
+    instead_of: ScanPlan | None = None
+
+    @property
+    def image(self) -> RawImage:
+        """The scan that the image is named after."""
+        return self.scans[0].image
+
+    @property
+    def gradients(self) -> GradientPlan:
+        """What is done about gradient nonlinearity."""
+        return self.scans[0].gradients
+
+    @property
+    def card(self) -> ModelCard:
+        """Card of the model."""
+        return _card(self.settings.sr.model)
+
+    @cached_property
+    def _grids(self) -> tuple[Grid, Grid] | None:
+        grid = self.scans[0].grid
+        if grid is None:
+            return None
+        try:
+            target = grid.isotropic(self.settings.sr.resolution)
+        except Exception:  # As above.
+            return None
+        return (grid, target) if max(target.shape) <= _MOST_TARGET_VOXELS else None
+
+    @property
+    def readable(self) -> bool:
+        """False when the header cannot be read or is impossible: the grids are placeholders then."""
+        return self._grids is not None
+
+    @property
+    def grid(self) -> Grid:
+        """Grid of the scan."""
+        return self._grids[0] if self._grids else _UNKNOWN_GRID
+
+    @property
+    def target(self) -> Grid:
+        """Grid of the output."""
+        return self._grids[1] if self._grids else _UNKNOWN_GRID.isotropic(self.settings.sr.resolution)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Memory and time."""
+        return self.cost_of(self.settings.sr.model)
+
+    def cost_of(self, model: str) -> Cost:
+        """Return the cost with another model."""
+        from moesr_bids.sr.cost import estimate_cost  # PyTorch takes seconds to import
+
+        settings = self.settings
+        # What the nodes of a cluster have is not known here.
+        limit = math.inf if settings.use_plugin else settings.mem_gb
+        grid, target = self.grid, self.target
+        memory_gb, seconds = estimate_cost(
+            grid.shape, target.shape, model, settings.omp_nthreads, settings.sr.sampling, limit
+        )
+        return Cost(
+            input=grid,
+            target=target,
+            field_points=sum(scan.field_points for scan in self.scans),
+            sr_memory_gb=memory_gb,
+            sr_seconds=seconds,
+        )
+
+    @cached_property
+    def outputs(self) -> tuple[Output, ...]:
+        """Its derivatives, the main output first."""
+        conditions = {
+            "uncertainty": self.card.uncertainty,
+            "experts": bool(self.card.experts),
+            "unwarped": self.gradients.corrects,
+            "aligned": self.reference is not None,
+        }
+        return outputs_of(self.image, self.settings, conditions)
+
+    @property
+    def main(self) -> Output:
+        """The super-resolved image; its sidecar is written last, and says that all others are whole."""
+        return self.outputs[0]
+
+    def outputs_of_other_resolutions(self) -> list[Path]:
+        """Return main outputs of this image in the output folder that have other voxel sizes."""
+        wanted = self.settings.output_dir / self.main.sidecar_path
+        entities = {**self.image.entities, **DERIVATIVES[0].entities, "res": "*"}
+        pattern = file_name(entities, self.image.suffix, ".json")
+        return [path for path in sorted(wanted.parent.glob(pattern)) if path != wanted]
+
+    def figure_path(self, desc: str, extension: str) -> str:
+        """Return the path of a figure below the output folder."""
+        name = file_name({**self.image.entities, "desc": desc}, self.image.suffix, extension)
+        return f"sub-{self.image.participant}/figures/{name}"
+
+
+@lru_cache(maxsize=8)
+def _card(model: str) -> ModelCard:
+    return get_model(model).card
+
+
+def plan_image(image: RawImage, settings: Settings) -> ImagePlan:
+    """Make the plan of an image, with the reference that it was given.
+
+    Parameters
+    ----------
+    image : RawImage
+        Image that can be processed, as `moesr_bids.bids.sessions.with_references` returns it.
+    settings : Settings
+        Settings of the run.
+
+    """
+
+    def scan(of: RawImage | None) -> ScanPlan | None:
+        return None if of is None else ScanPlan(image=of, gradients=plan_gradunwarp(of, settings))
+
+    return ImagePlan(
+        settings=settings,
+        scans=(ScanPlan(image=image, gradients=plan_gradunwarp(image, settings)),),
+        reference=scan(image.reference),
+        instead_of=scan(image.instead_of),
+    )

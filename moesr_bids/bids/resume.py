@@ -1,0 +1,129 @@
+"""Whether the outputs of an image are there, and still what a new run would make."""
+
+from __future__ import annotations
+
+import logging
+
+import attrs
+
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.plan import ImagePlan, ScanPlan, plan_image
+from moesr_bids.bids.record import Record, SessionReference, read_record
+from moesr_bids.bids.schema import RecordError, inner_path, inside
+from moesr_bids.bids.sidecars import read_metadata
+from moesr_bids.digests import sha256
+from moesr_bids.sr.models import weights_sha256
+
+_LOG = logging.getLogger(__name__)
+
+
+def settings_hash(plan: ImagePlan, input_sha256: str) -> str:
+    """Return the digest of all that decides the outputs of an image.
+
+    Parameters
+    ----------
+    plan : ImagePlan
+        Its plan.
+    input_sha256 : str
+        Digest of its file.
+
+    """
+    facts = {
+        "input": input_sha256,
+        "metadata": dict(plan.image.metadata),
+        "weights": weights_sha256(plan.settings.sr.model),
+        "gradients": [plan.gradients.action, _coefficients(plan.scans[0])],
+        "reference": _digest(plan.reference),
+    }
+    return plan.settings.output_hash(facts)
+
+
+def _coefficients(scan: ScanPlan) -> str | None:
+    file = scan.gradients.file
+    return sha256(file) if scan.gradients.corrects and file else None
+
+
+def _digest(reference: ScanPlan | None) -> list[str | None] | None:
+    """Return all that decides what others get of a reference: its voxels, and what is done to them."""
+    if reference is None:
+        return None
+    try:
+        voxels = sha256(reference.image.path)
+    except OSError:
+        voxels = None  # it cannot be read, and that is what is known of it
+    decided = reference.gradients
+    strength = reference.image.metadata.get("MagneticFieldStrength")  # it sets the bias field of the reference
+    told = [decided.action, decided.patient_position, str(decided.slice_axis)]
+    return [voxels, *told, _coefficients(reference), str(strength)]
+
+
+def session_reference(plan: ImagePlan) -> SessionReference:
+    """Return what the record tells of the reference of the session, and of a better one that was no use."""
+    told = SessionReference()
+    if plan.reference is not None:
+        used = plan.reference.image
+        told = SessionReference(used=inner_path(used.relative), used_sha256=sha256(used.path))
+    if plan.instead_of is None:
+        return told
+    better = plan.instead_of.image
+    return attrs.evolve(
+        told,
+        instead_of=inner_path(better.relative),
+        instead_of_digest=_digest(plan.instead_of),
+        instead_of_finished=finished_record(plan_image(better, plan.settings)) is not None,
+        reason=plan.image.instead_reason,
+    )
+
+
+def _as_it_was_made(plan: ImagePlan, told: SessionReference) -> ImagePlan:
+    """Return the plan with the reference that the outputs were made with, if the better one was no use and still is.
+
+    Without this an image beside a broken one would be made anew by every run. One that was killed then, and is finished
+    now, is of use.
+    """
+    if plan.reference is None or told.instead_of != plan.reference.image.relative:
+        return plan
+    if told.instead_of_digest != _digest(plan.reference):
+        return plan
+    planned = plan.reference.image
+    if told.instead_of_finished is False and finished_record(plan_image(planned, plan.settings)) is not None:
+        return plan
+    used: RawImage | None = None
+    if told.used is not None:
+        path = plan.image.root / told.used
+        used = RawImage(path=path, root=plan.image.root, metadata=read_metadata(path, plan.image.root)[0])
+    return plan_image(attrs.evolve(plan.image, reference=used, instead_of=planned), plan.settings)
+
+
+def finished_record(plan: ImagePlan) -> Record | None:
+    """Return the record of an image whose outputs are all there and made with the same settings.
+
+    The sidecar of the main output is written last, so its presence says that the others were whole.
+
+    Returns
+    -------
+    Record or None
+        None when the image has to be processed.
+
+    """
+    output_dir = plan.settings.output_dir
+    sidecar = output_dir / plan.main.sidecar_path
+    if not sidecar.exists():
+        return None
+    try:
+        record = read_record(sidecar)
+        files = [inside(output_dir, path) for path in record.outputs]
+    except RecordError as error:
+        _LOG.warning("%s; the image counts as not done", error)
+        return None
+    if not files or not all(file.is_file() for file in files):
+        return None
+    made = _as_it_was_made(plan, record.session_reference)
+    if not {output.path for output in made.outputs} <= set(record.outputs):
+        return None
+    try:
+        current = settings_hash(made, sha256(plan.image.path))
+    except OSError:
+        # An input that is gone or cannot be read any more: the header check says so.
+        return None
+    return record if record.settings_hash == current else None

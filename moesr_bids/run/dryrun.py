@@ -1,0 +1,57 @@
+"""The dry run: what would be done, on which grids, with how much memory and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.plan import ImagePlan
+from moesr_bids.bids.resume import finished_record
+from moesr_bids.config import Settings
+
+
+def print_plans(images: Sequence[RawImage], plans: Mapping[RawImage, ImagePlan], settings: Settings) -> None:
+    """Print a line per image and the totals; nothing is written.
+
+    Parameters
+    ----------
+    images : sequence of RawImage
+        All images that were found.
+    plans : Mapping
+        Plans of those that can be processed.
+    settings : Settings
+        Settings of the run.
+
+    """
+    print(
+        f"model {settings.sr.model}, {settings.sr.resolution:g} mm, device {settings.sr.device}, "
+        f"{settings.nprocs} CPUs, {settings.mem_gb:.1f} GB; work folder {settings.work_dir}"
+    )
+    seconds, largest = 0.0, 0.0
+    for image in images:
+        plan = plans.get(image)
+        if plan is None:
+            print(f"{image.stem}: would fail: {image.problem}")
+        elif finished_record(plan) is not None:
+            print(f"{image.stem}: complete, would be skipped")
+        elif not plan.readable:
+            print(f"{image.stem}: header cannot be read, would fail at the header check")
+        else:
+            seconds += plan.cost.seconds
+            largest = max(largest, plan.cost.memory_gb)
+            print(f"{image.stem}: {_grids(plan)}, about {plan.cost.memory_gb:.1f} GB and {plan.cost.seconds:.0f} s")
+    print(f"{len(images)} images, about {seconds / 60:.0f} min one after the other, {largest:.1f} GB at the most")
+    if largest > settings.mem_gb:
+        print(f"WARNING: a step needs more than --mem {settings.mem_gb:.1f}G; it would run alone and may be killed")
+
+
+def _grids(plan: ImagePlan) -> str:
+    zooms = [round(zoom, 3) for zoom in plan.grid.zooms]
+    return (
+        f"{_by(plan.grid.shape)} voxels of {_by(zooms)} mm -> {_by(plan.target.shape)} of "
+        f"{plan.settings.sr.resolution:g} mm"
+    )
+
+
+def _by(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)

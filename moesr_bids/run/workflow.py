@@ -1,0 +1,186 @@
+"""Running the workflow, and again for images that the reference of their session has kept from being done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.crashes import Crash, crash_files, crashes_by_image
+from moesr_bids.bids.plan import ImagePlan, plan_image
+from moesr_bids.bids.resume import finished_record
+from moesr_bids.bids.sessions import registered_by_itself, with_references
+from moesr_bids.config import Settings
+from moesr_bids.run.citation import write_citation
+from moesr_bids.run.console import Progress, say
+from moesr_bids.run.ending import end_children
+from moesr_bids.run.reporting import Reporter
+
+# Steps after which an image serves as a reference, and those in which another image meets it.
+_REFERENCE_STEPS = ("conform", "gradunwarp", "brain_mask", "n4", "register_")
+_ALIGNMENT_STEPS = ("coregister", "register_")
+
+
+@attrs.frozen
+class Runs:
+    """What became of images that were run.
+
+    Attributes
+    ----------
+    plans : tuple of ImagePlan
+        Their plans, with the references that they had at last.
+    crashes : Mapping
+        What failed, by image.
+    error : Exception or None
+        Error with which the last run ended.
+
+    """
+
+    plans: tuple[ImagePlan, ...]
+    crashes: Mapping[RawImage, Crash] = attrs.field(factory=dict)
+    error: Exception | None = None
+
+
+def run_with_references(todo: Sequence[ImagePlan], images: Sequence[RawImage], settings: Settings) -> Runs:
+    """Run the workflow until every image is done or has failed by itself.
+
+    Images whose reference failed get the next one, or none; those that could not be aligned to theirs get none.
+
+    Parameters
+    ----------
+    todo : sequence of ImagePlan
+        Images to process.
+    images : sequence of RawImage
+        All images of the run: the references are among them.
+    settings : Settings
+        Settings of the run.
+
+    """
+    waiting, logs = list(todo), settings.output_dir / "logs"
+    plans = {plan.image: plan for plan in todo}
+    crashes: dict[RawImage, Crash] = {}
+    useless: set[RawImage] = set()
+    error = None
+    while waiting:
+        earlier = crash_files(logs, images)
+        error = run_workflow(waiting, settings)
+        found = crashes_by_image(logs, images, earlier=earlier)
+        crashes |= found
+        if settings.stop_on_first_crash:
+            break
+        useless |= {image for image, crash in found.items() if crash.step.startswith(_REFERENCE_STEPS)}
+        waiting = _plan_again(waiting, images, found, useless)
+        for plan in waiting:
+            plans[plan.image] = plan
+            crashes.pop(plan.image, None)
+        if waiting:
+            names = ", ".join(plan.image.stem for plan in waiting)
+            say(f"done again without the reference of their session: {names}")
+    return Runs(tuple(plans.values()), crashes, error)
+
+
+def _plan_again(
+    plans: Sequence[ImagePlan], images: Sequence[RawImage], crashes: Mapping[RawImage, Crash], useless: set[RawImage]
+) -> list[ImagePlan]:
+    """Return new plans for images that their reference has kept from being done."""
+    again = []
+    replanned = {image: image for image in with_references(images, failed=useless)}
+    for plan in plans:
+        if plan.reference is None:
+            continue
+        crash = crashes.get(plan.image)
+        if crash is not None and crash.step.startswith(_ALIGNMENT_STEPS):
+            again.append(plan_image(registered_by_itself(plan.image, crash.reason), plan.settings))
+        elif crash is None and plan.reference.image in useless and finished_record(plan) is None:
+            again.append(plan_image(replanned[plan.image], plan.settings))
+    return again
+
+
+def run_workflow(plans: Sequence[ImagePlan], settings: Settings) -> Exception | None:
+    """Run the workflow of images once; return the error with which Nipype ended, if any."""
+    from moesr_bids.workflows.execution import configure_nipype, make_plugin
+
+    try:
+        gpus = _count_gpus(settings)
+    except RuntimeError as error:
+        return error
+    configure_nipype(settings)
+    _tell_cost(plans, settings, gpus)
+    workflow = build_workflow(plans, settings, use_gpu=gpus > 0)
+    if settings.write_graph:
+        graph = settings.output_dir / "logs" / "graph.dot"
+        workflow.write_hierarchical_dotfile(dotfilename=str(graph), colored=True)
+        say(f"wrote {graph}")
+    earlier = crash_files(settings.output_dir / "logs", [plan.image for plan in plans])
+    reporter = Reporter(plans, settings, earlier=earlier)
+    progress = Progress(plans, began=reporter.began, ended=reporter.ended)
+    try:
+        try:
+            workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=progress))
+        finally:
+            progress.tell_of_failures()
+    except Exception as error:  # What failed, and why, is read per image from the crash files.
+        if settings.stop_on_first_crash or isinstance(error, OSError):
+            end_children()  # Nipype has left its workers to themselves
+        return error
+    return None
+
+
+def build_workflow(plans: Sequence[ImagePlan], settings: Settings, *, use_gpu: bool) -> Any:
+    """Build the workflow of images, and write their methods text."""
+    from moesr_bids.workflows.base import init_moesr_wf, participant_workflow_name
+
+    workflow = init_moesr_wf(plans=plans, settings=settings, use_gpu=use_gpu)
+    logs = settings.output_dir / "logs"
+    write_citation(workflow.visit_desc(), logs)
+    for participant in dict.fromkeys(plan.image.participant for plan in plans):
+        # That of the last run is not that of a participant whom it did not process.
+        single = workflow.get_node(participant_workflow_name(participant))
+        write_citation(workflow.__desc__ + single.visit_desc(), logs / f"sub-{participant}")
+    return workflow
+
+
+def _count_gpus(settings: Settings) -> int:
+    """Count the GPUs that the run may use, and say what super-resolution runs on.
+
+    Raises
+    ------
+    RuntimeError
+        If a GPU was asked for and none can be used.
+
+    """
+    from moesr_bids.interfaces.gpus import gpu_problem, visible_gpus
+
+    device = settings.sr.device
+    gpus = 0 if device == "cpu" else len(visible_gpus())
+    if settings.use_plugin:
+        return gpus
+    if device != "cpu" and (problem := gpu_problem()):
+        if device == "cuda":
+            raise RuntimeError(f"--device cuda: {problem}")
+        if gpus:
+            say(f"WARNING: the GPU is not used: {problem}")
+        gpus = 0
+    say("super-resolution runs on " + (f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else "the CPU"))
+    return gpus
+
+
+def _tell_cost(plans: Sequence[ImagePlan], settings: Settings, gpus: int) -> None:
+    """Say what a model that takes its time and memory will take."""
+    from moesr_bids.sr.models import DEFAULT_MODEL
+
+    if not plans or not plans[0].card.experts:
+        return
+    model = settings.sr.model
+    memory = max(plan.cost.sr_memory_gb for plan in plans)
+    say(f"{model} needs up to {memory:.1f} GB for an image" + (", or what the GPU has free" if gpus else ""))
+    if gpus or (settings.use_plugin and settings.sr.device != "cpu"):
+        return
+    this = sum(plan.cost.seconds for plan in plans)
+    default = sum(plan.cost_of(DEFAULT_MODEL).seconds for plan in plans)
+    say(
+        f"WARNING: no GPU is used: {model} will take about {this / 60:.0f} min for these images one after the other, "
+        f"{DEFAULT_MODEL} would take {default / 60:.0f} min"
+    )

@@ -1,0 +1,102 @@
+"""The table of derivatives: what comes from it agrees with the workflow and the documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import nibabel as nib
+import numpy as np
+import pytest
+
+from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.derivatives import DERIVATIVES, descriptions, documentation
+from moesr_bids.bids.plan import ImagePlan, plan_image
+from moesr_bids.bids.provenance import sidecars
+from moesr_bids.config import OutputSpace, Settings
+from moesr_bids.sr.options import SROptions
+from moesr_bids.workflows.image import init_image_wf
+from tests.app import node_of
+from tests.reports_data import record
+
+TEMPLATE = "MNI152NLin2009aSym"
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> ImagePlan:
+    """Plan an image that has every kind of derivative."""
+    anat = tmp_path / "bids/sub-1/anat"
+    anat.mkdir(parents=True)
+    images = []
+    for suffix in ("T1w", "T2w"):
+        path = anat / f"sub-1_{suffix}.nii.gz"
+        nib.Nifti1Image(np.zeros((8, 8, 8), np.uint8), np.eye(4)).to_filename(path)
+        images.append(RawImage(path=path, root=tmp_path / "bids", metadata={"NonlinearGradientCorrection": False}))
+    coefficients = tmp_path / "scanner.grad"
+    coefficients.touch()
+    settings = Settings(
+        bids_dir=tmp_path / "bids",
+        output_dir=tmp_path / "out",
+        work_dir=tmp_path / "work",
+        analysis_level="participant",
+        sr=SROptions(model="moediff"),
+        output_spaces=(OutputSpace(TEMPLATE), OutputSpace(TEMPLATE, "1")),
+        gradient_coefficients=coefficients,
+        gradunwarp="force",
+    )
+    return plan_image(attrs.evolve(images[1], reference=images[0]), settings)
+
+
+def test_names_of_all_derivatives(plan: ImagePlan) -> None:
+    assert {output.key: Path(output.path).name for output in plan.outputs} == {
+        "moesr": "sub-1_res-0p7mm_desc-moesr_T2w.nii.gz",
+        "uncertainty": "sub-1_res-0p7mm_desc-uncertainty_T2w.nii.gz",
+        "gate-centrum": "sub-1_space-T2w_res-0p7mm_label-centrum_desc-gate_probseg.nii.gz",
+        "gate-cortex": "sub-1_space-T2w_res-0p7mm_label-cortex_desc-gate_probseg.nii.gz",
+        "gate-junction": "sub-1_space-T2w_res-0p7mm_label-junction_desc-gate_probseg.nii.gz",
+        "residual": "sub-1_desc-residual_T2w.nii.gz",
+        "preproc": "sub-1_desc-preproc_T2w.nii.gz",
+        "mask": "sub-1_space-T2w_res-0p7mm_desc-brain_mask.nii.gz",
+        "from-orig": "sub-1_from-orig_to-T2w_mode-image_xfm.nii.gz",
+        "to-orig": "sub-1_from-T2w_to-orig_mode-image_xfm.nii.gz",
+        "jacobian": "sub-1_desc-jacobian_T2w.nii.gz",
+        "to-reference": "sub-1_from-T2w_to-T1w_mode-image_xfm.h5",
+        "from-reference": "sub-1_from-T1w_to-T2w_mode-image_xfm.h5",
+        f"to-{TEMPLATE}": f"sub-1_from-T2w_to-{TEMPLATE}_mode-image_xfm.h5",
+        f"from-{TEMPLATE}": f"sub-1_from-{TEMPLATE}_to-T2w_mode-image_xfm.h5",
+        f"space-{TEMPLATE}": f"sub-1_space-{TEMPLATE}_res-0p7mm_desc-moesr_T2w.nii.gz",
+        f"space-{TEMPLATE}:res-1": f"sub-1_space-{TEMPLATE}_res-1_desc-moesr_T2w.nii.gz",
+    }
+    assert plan.main.key == "moesr"
+    assert {row.when for row in DERIVATIVES} == {"always", "uncertainty", "experts", "unwarped", "aligned"}
+
+
+def test_every_derivative_comes_from_a_node_of_the_workflow(plan: ImagePlan) -> None:
+    workflow = init_image_wf(plan=plan, use_gpu=False)
+    for output in plan.outputs:
+        assert output.field in node_of(workflow, output.node).interface.output_spec().get(), output.key
+
+
+def test_sidecars_name_their_sources_and_leave_no_word_in_braces(plan: ImagePlan) -> None:
+    contents = sidecars(plan, record())
+    assert contents["moesr"]["Sources"] == [
+        "bids:raw:sub-1/anat/sub-1_T2w.nii.gz",
+        "bids::sub-1/anat/sub-1_desc-preproc_T2w.nii.gz",
+    ]
+    assert contents["moesr"]["Moesr"]["SchemaVersion"] == 1
+    assert contents["mask"]["SpatialReference"] == "bids::sub-1/anat/sub-1_res-0p7mm_desc-moesr_T2w.nii.gz"
+    assert contents["to-reference"]["Reference"] == "bids:raw:sub-1/anat/sub-1_T1w.nii.gz"
+    assert contents["preproc"]["Description"].startswith("Input with gradient nonlinearity and the bias field removed")
+    assert [key for key, content in contents.items() if "SkullStripped" not in content and "Type" not in content] == [
+        "gate-centrum",
+        "gate-cortex",
+        "gate-junction",
+    ]
+    for content in contents.values():
+        assert "{" not in str({key: text for key, text in content.items() if key != "Moesr"}).strip("{}")
+
+
+def test_the_documentation_has_the_table() -> None:
+    text = Path(__file__).parents[1].joinpath("docs/usage.md").read_text(encoding="utf-8")
+    assert text.partition("<!-- derivatives -->\n")[2].partition("<!-- end of derivatives -->")[0] == documentation()
+    assert list(descriptions()) == ["moesr", "uncertainty", "gate", "residual", "preproc", "brain", "jacobian"]

@@ -1,0 +1,84 @@
+"""Image quality metrics and figures of an image."""
+
+from __future__ import annotations
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node
+from niworkflows.engine.workflows import LiterateWorkflow
+
+from moesr_bids.bids.plan import ImagePlan
+from moesr_bids.interfaces.quality import ImageQuality
+from moesr_bids.interfaces.reportlets import ImageReportlets
+
+_INPUTS = (
+    *("preproc_file", "bias_file", "mask_file", "atlas_file", "sr_file", "sr_mask_file", "sr_record", "residual_file"),
+    *("warped_file", "template_file", "template_mask_file"),
+)
+
+
+def optional_inputs(plan: ImagePlan) -> list[str]:
+    """Return the inputs that not every image has."""
+    fields = ["uncertainty_file"] if plan.card.uncertainty else []
+    if plan.card.experts:
+        fields.append("map_files")
+    if plan.gradients.corrects:
+        fields += ["acquired_file", "unwarped_file", "field_file"]
+    if plan.reference is not None:
+        fields += ["coregistered_file", "reference_file", "reference_mask_file"]
+    return fields
+
+
+def init_report_wf(*, plan: ImagePlan, name: str = "report_wf") -> LiterateWorkflow:
+    """Build the workflow that measures and draws an image.
+
+    Parameters
+    ----------
+    plan : ImagePlan
+        Plan of the image.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    preproc_file, bias_file, mask_file, atlas_file
+        Bias-corrected image, logarithm of its bias field, brain mask and tissues of the atlas, own grid.
+    sr_file, sr_mask_file, sr_record
+        Super-resolved image, its brain mask, and what super-resolution recorded.
+    residual_file, uncertainty_file, map_files
+        Residual on the own grid; uncertainty and maps of the experts, where the model has them.
+    warped_file, template_file, template_mask_file
+        Image in the space of the first template, that template and its brain mask.
+    acquired_file, unwarped_file, field_file
+        Image before and after gradient nonlinearity was corrected, and the displacement field; only then.
+    coregistered_file, reference_file, reference_mask_file
+        Image on the grid of its reference, the reference and its brain mask; only of an image with one.
+
+    Outputs
+    -------
+    figure_files
+        Figures, each named ``<desc>.<extension>``.
+
+    """
+    optional = optional_inputs(plan)
+    workflow = LiterateWorkflow(name=name)
+    workflow.__desc__ = "Image quality metrics follow MRIQC [@mriqc]. "
+    inputnode = Node(IdentityInterface(fields=[*_INPUTS, *optional]), name="inputnode")
+    outputnode = Node(IdentityInterface(fields=["figure_files"]), name="outputnode")
+    quality = Node(ImageQuality(), name="quality", mem_gb=plan.cost.quality_memory_gb)
+    interface = ImageReportlets(template_name=plan.settings.templates[0])
+    if plan.reference is not None:
+        interface.inputs.reference_name = plan.reference.image.stem
+    reportlets = Node(interface, name="reportlets", mem_gb=plan.cost.reportlets_memory_gb)
+    drawn = [field for field in _INPUTS if field not in ("atlas_file", "sr_mask_file")]
+    renamed = {"map_files": "expert_files"}
+    # fmt: off
+    workflow.connect([
+        (inputnode, quality, [("preproc_file", "in_file"), ("bias_file", "bias_file"), ("mask_file", "mask_file"),
+                              ("atlas_file", "atlas_file"), ("sr_file", "sr_file"), ("sr_record", "sr_record"),
+                              ("sr_mask_file", "sr_mask_file")]),
+        (inputnode, reportlets, [(field, renamed.get(field, field)) for field in (*drawn, *optional)]),
+        (quality, reportlets, [("tissue_file", "tissue_file")]),
+        (reportlets, outputnode, [("out_files", "figure_files")]),
+    ])
+    # fmt: on
+    return workflow

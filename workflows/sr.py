@@ -1,0 +1,140 @@
+"""Super-resolution of an image, and its result on other grids."""
+
+from __future__ import annotations
+
+import attrs
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node
+from niworkflows.engine.workflows import LiterateWorkflow
+
+from moesr_bids.bids.names import identifier
+from moesr_bids.bids.plan import ImagePlan
+from moesr_bids.interfaces.mask import ResampleMask
+from moesr_bids.interfaces.registration import WarpToSpace
+from moesr_bids.interfaces.sr import SuperResolve
+from moesr_bids.workflows.preproc import ants_inputs
+from moesr_bids.workflows.registration import transform_field
+
+_INPUTS = ("preproc_file", "mask_file", "metadata_file")
+
+
+def warp_name(space: object) -> str:
+    """Return the name of the node that warps to an output space."""
+    return f"warp_{identifier(str(space))}"
+
+
+def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, name: str = "sr_wf") -> LiterateWorkflow:
+    """Build the workflow that super-resolves an image.
+
+    Parameters
+    ----------
+    plan : ImagePlan
+        Plan of the image.
+    use_gpu : bool
+        Whether super-resolution claims a GPU slot of the scheduler.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    preproc_file, mask_file
+        Bias-corrected image and its brain mask, own grid.
+    metadata_file
+        Merged sidecars as JSON.
+    bias_file, log_jacobian_file
+        Natural logarithms of bias field and Jacobian determinant, own grid; of models that are guided by them.
+    to_<template>
+        Transforms to the templates of the output spaces.
+
+    Outputs
+    -------
+    sr_file, sr_mask_file
+        Super-resolved image and brain mask, target grid.
+    residual_file
+        Input minus A(output) in units of the noise, own grid.
+    uncertainty_file
+        Standard deviation of the error, target grid; of models that know one.
+    map_files
+        Gate and difference maps; of mixtures of experts.
+    sr_record
+        What ``moesr sr`` recorded.
+
+    """
+    settings, card = plan.settings, plan.card
+    workflow = LiterateWorkflow(name=name)
+    workflow.__desc__ = (
+        f"Each corrected image was super-resolved to {settings.sr.resolution:g} mm isotropic voxels along its own "
+        "axes, and the result was brought into the space of each template in one interpolation by cubic B-splines. "
+        f"{card.methods_text(settings.sr.sampling)} "
+    )
+    guidance = guidance_fields(plan)
+    transforms = [transform_field(template, "to") for template in settings.templates]
+    inputnode = Node(IdentityInterface(fields=[*_INPUTS, *guidance, *transforms]), name="inputnode")
+    more = [*(["uncertainty_file"] if card.uncertainty else []), *(["map_files"] if card.experts else [])]
+    outputnode = Node(
+        IdentityInterface(fields=["sr_file", "sr_mask_file", "residual_file", "sr_record", *more]), name="outputnode"
+    )
+    super_resolve = _super_resolve(plan, use_gpu=use_gpu)
+    target_mask = Node(ResampleMask(), name="target_mask", mem_gb=plan.cost.preproc_memory_gb)
+    # fmt: off
+    workflow.connect([
+        (inputnode, super_resolve, [("preproc_file", "in_file"), ("mask_file", "mask_file"),
+                                    ("metadata_file", "metadata_file"),
+                                    *((field, GUIDANCE[field]) for field in guidance)]),
+        (inputnode, target_mask, [("mask_file", "in_file")]),
+        (super_resolve, target_mask, [("out_file", "reference_file")]),
+        (super_resolve, outputnode, [("out_file", "sr_file"), ("residual_file", "residual_file"),
+                                     ("record", "sr_record"), *((field, field) for field in more)]),
+        (target_mask, outputnode, [("out_file", "sr_mask_file")]),
+    ])
+    # fmt: on
+    for space in settings.output_spaces:
+        warp = Node(
+            WarpToSpace(space=str(space), resolution=settings.sr.resolution, **ants_inputs(settings)),
+            name=warp_name(space),
+            n_procs=settings.omp_nthreads,
+            mem_gb=plan.cost.warp_memory_gb,
+        )
+        # fmt: off
+        workflow.connect([
+            (super_resolve, warp, [("out_file", "in_file")]),
+            (inputnode, warp, [(transform_field(space.template, "to"), "to_template")]),
+        ])
+        # fmt: on
+    return workflow
+
+
+GUIDANCE = {"bias_file": "bias_file", "log_jacobian_file": "jacobian_file"}
+"""Input of the workflow to that of the node."""
+
+
+def guidance_fields(plan: ImagePlan) -> list[str]:
+    """Return the guidance maps that the model takes of this image."""
+    told = plan.card.guidance
+    fields = ["bias_file"] if "log_bias" in told else []
+    # The map tells how noise differs from place to place, which it does only if the intensities were changed.
+    if "log_jacobian" in told and plan.gradients.corrects and not plan.settings.gradunwarp_nojac:
+        fields.append("log_jacobian_file")
+    return fields
+
+
+def _super_resolve(plan: ImagePlan, *, use_gpu: bool) -> Node:
+    settings, card = plan.settings, plan.card
+    interface = SuperResolve(
+        options=attrs.evolve(
+            settings.sr,
+            contrast=plan.image.suffix,
+            # Decided for the whole run, as the scheduler counts on it; a cluster's nodes decide for themselves.
+            device=settings.sr.device if settings.use_plugin else "cuda" if use_gpu else "cpu",
+        ),
+        experts=list(card.experts),
+        uncertainty=card.uncertainty,
+        weights_sha256=card.weights_sha256,
+        omp_nthreads=settings.omp_nthreads,
+        use_gpu=use_gpu,
+        # A node of a cluster knows best what it may use.
+        **({} if settings.use_plugin else {"memory_gb": settings.mem_gb}),
+    )
+    # A GPU node counts its processes as GPU slots: more than one would claim several GPUs.
+    slots = 1 if use_gpu else settings.omp_nthreads
+    return Node(interface, name="super_resolve", n_procs=slots, mem_gb=plan.cost.sr_memory_gb)
