@@ -42,7 +42,7 @@ KINDS = ("worker", "run", "both")
 # Steps that a round does again, of each image, with their odds. Publication is done again in any case.
 STEPS = {None: 3, "warp_MNI152NLin2009aSym": 5, "super_resolve": 2}
 COLUMNS = ("round", "kind", "seconds", "victims", "half_written", "lost", "innocent_failed")
-_STEP_FOLDER = re.compile(r"/moesr_wf/\w+?_wf/(\w+_wf)/(\w+)")
+_STEP_FOLDER = re.compile(r"/moesr_wf/\w+?_wf/(\w+?_wf)/(?:\w+_wf/)?(\w+)")
 
 
 @attrs.frozen
@@ -107,7 +107,7 @@ def start_round(folders: Folders, rng: random.Random) -> None:
     for image in (folders.work / "moesr_wf").glob("sub_*_wf/sub_*_wf"):
         step = rng.choices(list(STEPS), list(STEPS.values()))[0]
         if step is not None:
-            shutil.rmtree(image / step)
+            shutil.rmtree(next(image.glob(f"*_wf/{step}")))
 
 
 def half_written(out: Path) -> list[str]:
