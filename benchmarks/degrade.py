@@ -1,13 +1,15 @@
 """Forward models of the benchmark: code of its own, so that no model is judged by the operator it inverts.
 
-Truth is an isotropic image padded so that every factor divides it; degraded images share its field of view edges.
+Truth is an image padded so that every factor divides it; degraded images share its field of view edges.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import nibabel as nib
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.typing import NDArray
 
 Volume = NDArray[np.float32]
@@ -16,20 +18,37 @@ FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 @frozen
 class Case:
-    """A degradation: ``kspace`` halves the resolution of all axes, ``slices`` makes thick slices along one.
+    """A degradation: ``kspace`` lowers the resolution of all axes, the other profiles make thick slices along one.
 
-    ``profile`` is that of the slices, ``share`` their thickness over their spacing.
+    Parameters
+    ----------
+    name
+        Name, which ends with the axis of the slices.
+    factors
+        Ratio of the voxel sizes, per axis.
+    profile
+        ``kspace``, or that of the slices, ``gaussian`` or ``rect``.
+    share
+        Thickness of the slices over their spacing.
+    noise
+        Standard deviation of the noise as a share of the brain's 99th percentile.
     """
 
     name: str
-    factors: tuple[int, int, int]
+    factors: tuple[float, float, float]
     profile: str
     share: float = 1.0
+    noise: float = 0.02
 
     @property
     def group(self) -> str:
         """Name of the case without the axis."""
         return self.name.rstrip("ijk")
+
+    def along(self, axes: Sequence[bool]) -> Case | None:
+        """Return the case that degrades some of the axes alone; None if it degrades none of them."""
+        i, j, k = (factor if wanted else 1 for factor, wanted in zip(self.factors, axes, strict=True))
+        return None if max(i, j, k) == 1 else evolve(self, factors=(i, j, k))
 
 
 def all_cases() -> list[Case]:
@@ -40,9 +59,16 @@ def all_cases() -> list[Case]:
     return cases
 
 
-def mismatched_cases() -> list[Case]:
-    """4 mm slices whose profile is not what the app takes for granted: a rectangle, or 3 mm thick with gaps."""
-    return [*_slices("slices4rect", 4, "rect"), *_slices("slices4gap", 4, "gaussian", share=0.75)]
+def other_cases() -> list[Case]:
+    """k-space x1.5 and x3; noise of 1 and 4 % instead of 2; slice profiles that the app does not take for granted.
+
+    The last are 4 mm slices with a rectangular profile, or 3 mm thick with gaps.
+    """
+    cases = [Case("kspace1.5", (1.5, 1.5, 1.5), "kspace"), Case("kspace3", (3, 3, 3), "kspace")]
+    for percent in (1, 4):
+        cases.append(Case(f"kspace2noise{percent}", (2, 2, 2), "kspace", noise=percent / 100))
+        cases.append(Case(f"slices4noise{percent}j", (1, 4, 1), "gaussian", noise=percent / 100))
+    return [*cases, *_slices("slices4rect", 4, "rect"), *_slices("slices4gap", 4, "gaussian", share=0.75)]
 
 
 def _slices(name: str, spacing: int, profile: str, share: float = 1.0) -> list[Case]:
@@ -51,10 +77,10 @@ def _slices(name: str, spacing: int, profile: str, share: float = 1.0) -> list[C
     return [Case(f"{name}{axis}", along, profile, share) for axis, along in zip("ijk", factors, strict=True)]
 
 
-def crop_kspace(volume: Volume, axis: int, factor: int) -> Volume:
+def crop_kspace(volume: Volume, axis: int, factor: float) -> Volume:
     """Keep the middle ``1 / factor`` of k-space along an axis; samples at the centres of ``factor`` voxels."""
     n = volume.shape[axis]
-    m = n // factor
+    m = round(n / factor)
     spectrum = np.moveaxis(np.fft.fft(volume.astype(np.float64), axis=axis), axis, -1)
     k = np.fft.fftfreq(n, 1 / n)
     # Centre of the first block of voxels lies (factor - 1) / 2 voxels after the first voxel.
@@ -101,7 +127,7 @@ def degrade(truth: nib.Nifti1Image, case: Case, sigma: float, seed: int) -> nib.
             if case.profile == "kspace":
                 volume = crop_kspace(volume, axis, factor)
             else:
-                volume = thick_slices(volume, axis, factor, profile=case.profile, share=case.share)
+                volume = thick_slices(volume, axis, round(factor), profile=case.profile, share=case.share)
     scale = np.diag([*case.factors, 1.0])
     scale[:3, 3] = (np.array(case.factors) - 1) / 2
     return nib.Nifti1Image(rician(volume, sigma, seed), truth.affine @ scale)

@@ -44,7 +44,8 @@ from moesr_bids.training.validation import plain_scan, validate
 from moesr_bids.training.volumes import load_volume
 
 from .degrade import Case, all_cases, degrade
-from .quality import Truth, interpolate, load_truths
+from .interpolation import interpolate
+from .truths import Truth, load_truths
 
 TABLES = ("side", "ablation", "gate", "threshold")
 _NOISE = 0.02

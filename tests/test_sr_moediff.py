@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
+from benchmarks.calibrate import detail_of, write_calibration
 from benchmarks.degrade import all_cases, degrade
 from benchmarks.moediff import cropped
-from benchmarks.quality import Row, detail_of, load_truths, write_calibration
+from benchmarks.tables import Row
+from benchmarks.truths import load_truths
 from moesr_bids.bids.record import SRRecord
 from moesr_bids.bids.schema import make
 from moesr_bids.cli.moesr import main

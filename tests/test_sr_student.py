@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from benchmarks.degrade import all_cases, degrade
 from benchmarks.moediff import cropped
-from benchmarks.quality import load_truths
+from benchmarks.truths import load_truths
 from moesr_bids.cli.moesr import main
 from moesr_bids.errors import ImageError
 from moesr_bids.sr import windows

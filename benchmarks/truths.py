@@ -1,0 +1,156 @@
+"""Sharp scans as known truth: whole, with the brain's voxels in which a method is judged."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from attrs import frozen
+from nibabel.processing import resample_from_to
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from moesr_bids.preproc.brainmask import extract_brain
+from moesr_bids.sr.noise import foreground
+from moesr_bids.training.sharpness import axis_resolution
+from moesr_bids.training.volumes import too_coarse
+
+from .degrade import Case, Volume
+
+_MARGIN_VOXELS = 10
+_LCM = 60  # of all factors, so that every degraded image has the truth's field of view
+_RIM_VOXELS = (1, 4)  # from and to this many voxels around a lesion
+_SHARP = 1.25  # voxels: detail of an axis that is a truth in full
+_USABLE = 1.5  # voxels: detail of an axis that can be made coarser
+_CLAMPED = 0.01  # share of the brain that one value has where intensities were cut off
+_PEAK = 8.0  # times as frequent as its neighbours among the values
+
+
+@frozen(eq=False)
+class Truth:
+    """A sharp scan, whole and padded, and where the metrics look.
+
+    Parameters
+    ----------
+    participant, suffix
+        Whose, and its contrast.
+    image
+        float32, voxels that count as isotropic.
+    mask
+        Brain without the voxels whose intensity was cut off.
+    level
+        99th percentile in the brain.
+    detail
+        Finest detail along each axis in voxels: what is finer does not count.
+    lesions
+        Mask; None where there is none.
+    """
+
+    participant: str
+    suffix: str
+    image: nib.Nifti1Image
+    mask: NDArray[np.bool_]
+    level: float
+    detail: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    lesions: NDArray[np.bool_] | None = None
+
+    @property
+    def rim(self) -> NDArray[np.bool_]:
+        """Brain around the lesions: their nearest voxels, which they share, left out."""
+        near, far = (ndimage.binary_dilation(self.lesions, iterations=n) for n in _RIM_VOXELS)
+        return far & ~near & self.mask
+
+    @property
+    def zoom(self) -> float:
+        """Voxel size in mm."""
+        return float(self.image.header.get_zooms()[0])
+
+    def name(self, case: Case) -> str:
+        """File name of the degraded image and of external results."""
+        return f"{self.participant}_{case.name}_{self.suffix}.nii.gz"
+
+    def degradation(self, case: Case) -> Case | None:
+        """Return what a case does to the axes along which this is a truth; None if nothing, or not what it is about."""
+        possible = case.along([size < _USABLE for size in self.detail])
+        return None if possible is None or (case.group != case.name and possible != case) else possible
+
+    def known(self, volume: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Keep of a volume what this truth knows: all but what is too fine for its axes."""
+        for axis, size in enumerate(self.detail):
+            if size > _SHARP:
+                spectrum = np.fft.rfft(volume, axis=axis)
+                frequency = np.fft.rfftfreq(volume.shape[axis])
+                kept = np.expand_dims(frequency <= 0.5 / size, [a for a in range(3) if a != axis])
+                volume = np.fft.irfft(spectrum * kept, volume.shape[axis], axis=axis)
+        return volume
+
+
+def load_truths(data: Path, splits: Path, role: str, participants: Sequence[str]) -> Iterator[Truth]:
+    """Yield the scans of the participants of a role whose voxels may be those of a sharp target.
+
+    Voxels that are not isotropic count as if they were. The brain is the FreeSurfer segmentation (``aparcaseg``) of a
+    ``labels`` folder beside the data where there is one, otherwise as the app finds it in the sharp scan. Lesion masks
+    (``lesions``) come from there too.
+    """
+    with splits.open(encoding="utf-8") as lines:
+        chosen = [row["participant_id"] for row in csv.DictReader(lines, delimiter="\t") if row["role"] == role]
+    if participants:
+        wanted = {name.removeprefix("sub-") for name in participants}
+        chosen = [name for name in chosen if name.removeprefix("sub-") in wanted]
+    for participant in chosen:
+        for path in sorted((data / participant).glob("**/anat/*.nii.gz")):
+            source = nib.load(path)
+            if source.ndim == 3 and not too_coarse(source.affine) and max(source.header.get_zooms()) < 1.5:
+                yield _prepare(source, participant, path, data.parent / "labels")
+
+
+def _prepare(source: nib.Nifti1Image, participant: str, path: Path, labels: Path) -> Truth:
+    volume = np.clip(source.get_fdata(dtype=np.float32), 0, None)
+    segmentations = sorted((labels / "aparcaseg" / participant).glob("**/*_dseg.nii.gz"))
+    if segmentations:
+        mask = resample_from_to(nib.load(segmentations[0]), source, order=0).get_fdata() > 0
+    else:
+        mask = np.asanyarray(extract_brain(source, threads=2).mask.dataobj) > 0
+    mask = mask & ~clamped(volume, mask)
+    masks = [mask]
+    for path_of_lesions in sorted((labels / "lesions" / participant).glob("**/*_mask.nii.gz")):
+        drawn = nib.load(path_of_lesions)
+        if drawn.shape == source.shape and np.allclose(drawn.affine, source.affine, atol=1e-3):
+            masks.append(np.asanyarray(drawn.dataobj) > 0)
+    detail = axis_resolution(volume, foreground(volume), nib.affines.voxel_sizes(source.affine))
+    # Air of exactly 0 holds nothing that could reach the head; all else stays, also far from the brain.
+    box, padding = [], []
+    for axis, n in enumerate(volume.shape):
+        hit = np.flatnonzero(volume.any(axis=tuple(a for a in range(3) if a != axis)))
+        low, high = max(0, hit[0] - _MARGIN_VOXELS), min(n, hit[-1] + 1 + _MARGIN_VOXELS)
+        box.append(slice(low, high))
+        padding.append((0, -(high - low) % _LCM))
+    level = float(np.percentile(volume[mask], 99))
+    volume = np.pad(volume[tuple(box)], padding, mode="edge")
+    mask, *lesions = (np.pad(array[tuple(box)], padding) for array in masks)
+    suffix = path.name.removesuffix(".nii.gz").rpartition("_")[2]
+    image = nib.Nifti1Image(volume, _isotropic(source.affine, [b.start for b in box]))
+    return Truth(participant, suffix, image, mask, level, detail, *lesions)
+
+
+def _isotropic(affine: NDArray[np.float64], corner: Sequence[int]) -> NDArray[np.float64]:
+    """Affine of the voxels from a corner on, as if they were isotropic: that of their mean size."""
+    zooms = nib.affines.voxel_sizes(affine)
+    changed = affine.copy()
+    changed[:3, 3] = nib.affines.apply_affine(affine, corner)
+    changed[:3, :3] *= np.cbrt(zooms.prod()) / zooms
+    return changed
+
+
+def clamped(volume: Volume, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Voxels of a mask whose intensity was cut off: at the scan's maximum, or at a value of far too many voxels."""
+    values, counts = np.unique(volume[mask], return_counts=True)
+    if len(values) < 3:
+        return np.zeros_like(mask)
+    around = (np.append(counts[1:], counts[-2]) + np.insert(counts[:-1], 0, counts[1])) / 2
+    peaks = values[(counts > _CLAMPED * mask.sum()) & (counts > _PEAK * around)]
+    top = values[-1:] if counts[-1] > _PEAK * counts[-2] else values[:0]
+    return mask & np.isin(volume, np.append(peaks, top))
