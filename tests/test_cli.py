@@ -17,7 +17,7 @@ from moesr_bids.bids.plan import plan_image
 from moesr_bids.cli.main import main
 from moesr_bids.cli.parser import build_parser, parse_settings
 from moesr_bids.config import OutputSpace, Settings
-from moesr_bids.run.console import Progress
+from moesr_bids.run.progress import Progress
 from moesr_bids.sr.options import SROptions
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from moesr_bids.bids.dataset import other_dataset
 from moesr_bids.bids.sidecars import read_sidecar
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADIENT_EXTENSIONS, SUFFIXES, OutputSpace, Settings
+from moesr_bids.console import say
 from moesr_bids.errors import UsageError
-from moesr_bids.run.console import say
 
 
 def read_filters(path: Path | None) -> Mapping[str, Mapping[str, Any]]:

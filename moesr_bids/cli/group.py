@@ -8,8 +8,8 @@ from moesr_bids.config import Settings
 
 def run_group(settings: Settings) -> int:
     """Write ``group_*.tsv`` and ``group.html``; exit code 1 when there is nothing to report on."""
+    from moesr_bids.console import say
     from moesr_bids.reports.group import build_group
-    from moesr_bids.run.console import say
 
     if (settings.output_dir / "logs" / "status").is_dir():
         write_table(settings.output_dir)  # of two jobs that end together, the older table may have come last

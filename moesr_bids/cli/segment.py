@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,12 @@ from typing import Any
 from ..arguments import positive_int
 from ..atomic import temporary_beside
 from ..config import SUFFIXES
+from ..console import tell
 from ..errors import ImageError
 from .scans import find_scans, label_of, unknown_participant
+
+LEFT = "the label maps that are whole are in the output folder"  # of an error of the file system
+WAY_OUT = "a machine with more memory"  # of too little memory
 
 
 def add_parser(commands: Any) -> None:
@@ -94,4 +97,4 @@ def _segment(scan: Path, out: Path, folder: Path, threads: int, seed: int) -> st
 
 
 def _say(line: str) -> None:
-    print(f"moesr segment: {line}", file=sys.stderr, flush=True)
+    tell("moesr segment", line)

@@ -6,13 +6,13 @@ import argparse
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..arguments import positive_float, positive_int
+from ..console import tell
 from ..errors import ImageError
 from .scans import find_scans, label_of, unknown_participant
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights.safetensors"
 _SOURCES = ("start", "trunk", "teacher")
+LEFT = "what was saved is in --out, and the same command goes on from there"  # of an error of the file system
 WAY_OUT = "a smaller patch or batch in the recipe, or fewer scans, which a GPU holds"  # of too little memory
 
 
@@ -273,4 +274,4 @@ def _cpu(threads: int) -> str:
 
 def say(line: str) -> None:
     """Tell a line."""
-    print(f"moesr train: {line}", file=sys.stderr, flush=True)
+    tell("moesr train", line)

@@ -64,22 +64,39 @@ class ImageReportlets(RecordedInterface):
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         # matplotlib takes a second to import, which no one should wait for who only builds the workflow
-        from moesr_bids.reports.departures import plot_departures
-        from moesr_bids.reports.experts import plot_experts
-        from moesr_bids.reports.figures import plot_bias, plot_gradunwarp, plot_mask, plot_uncertainty
+        from moesr_bids.reports.figures import plot_mask
         from moesr_bids.reports.residual import plot_residual
-        from moesr_bids.reports.slider import plot_registration, plot_slider
-        from moesr_bids.reports.spectrum import plot_spectrum
-        from moesr_bids.reports.zooms import plot_zooms
 
         folder = Path(runtime.cwd)
         preproc, mask = Path(self.inputs.preproc_file), Path(self.inputs.mask_file)
-        figures = [plot_mask(preproc, mask, folder / "brainmask.png")]
+        output = self._given("sr_file")
+        figures = [plot_mask(preproc, mask, folder / "brainmask.png"), *self._of_preprocessing(folder, preproc, mask)]
+        figures += self._of_registration(folder)
+        if output is not None:
+            figures += self._of_output(folder, preproc, mask, output)
+        if residual := self._given("residual_file"):
+            noise_alone = self._sr_record().data_consistency.noise_alone_std
+            figures.append(plot_residual(residual, mask, folder / "residual.png", noise_alone=noise_alone))
+        self._results["out_files"] = [str(figure) for figure in figures]
+        return {"Figures": [figure.name for figure in figures]}
+
+    def _of_preprocessing(self, folder: Path, preproc: Path, mask: Path) -> list[Path]:
+        """Draw the corrections of gradient nonlinearity and bias field."""
+        from moesr_bids.reports.figures import plot_bias, plot_gradunwarp
+
+        figures = []
         acquired, unwarped, displacement = map(self._given, ("acquired_file", "unwarped_file", "field_file"))
         if acquired and unwarped and displacement:
             figures.append(plot_gradunwarp(acquired, unwarped, displacement, folder / "gradunwarp.png"))
         if field := self._given("bias_file"):
             figures.append(plot_bias(preproc, field, folder / "bias.png", mask_path=mask))
+        return figures
+
+    def _of_registration(self, folder: Path) -> list[Path]:
+        """Draw the image on the template, and on the reference of its session."""
+        from moesr_bids.reports.slider import plot_registration
+
+        figures = []
         if (template := self._given("template_file")) and (warped := self._given("warped_file")):
             figures.append(
                 plot_registration(
@@ -101,20 +118,26 @@ class ImageReportlets(RecordedInterface):
                     rigid=True,
                 )
             )
-        if output := self._given("sr_file"):
-            figures.append(plot_slider(preproc, output, folder / "slider.html", mask_path=mask))
-            figures.append(plot_departures(preproc, output, mask, folder / "departure.png"))
-        if (output := self._given("sr_file")) and (tissues := self._given("tissue_file")):
+        return figures
+
+    def _of_output(self, folder: Path, preproc: Path, mask: Path, output: Path) -> list[Path]:
+        """Draw the super-resolved image, and what the model says of it."""
+        from moesr_bids.reports.departures import plot_departures
+        from moesr_bids.reports.experts import plot_experts
+        from moesr_bids.reports.figures import plot_uncertainty
+        from moesr_bids.reports.slider import plot_slider
+        from moesr_bids.reports.spectrum import plot_spectrum
+        from moesr_bids.reports.zooms import plot_zooms
+
+        figures = [
+            plot_slider(preproc, output, folder / "slider.html", mask_path=mask),
+            plot_departures(preproc, output, mask, folder / "departure.png"),
+        ]
+        if tissues := self._given("tissue_file"):
             figures.append(plot_zooms(preproc, output, tissues, folder / "zooms.html"))
-        if (output := self._given("sr_file")) and (uncertainty := self._given("uncertainty_file")):
+        if uncertainty := self._given("uncertainty_file"):
             figures.append(plot_uncertainty(output, uncertainty, folder / "uncertainty.png", mask_path=mask))
-        if (output := self._given("sr_file")) and self.inputs.expert_files:
+        if self.inputs.expert_files:
             maps = {Path(file).name.split(".")[0]: Path(file) for file in self.inputs.expert_files}
             figures.append(plot_experts(output, mask, maps, folder / "experts.png"))
-        if output := self._given("sr_file"):
-            figures.append(plot_spectrum(preproc, output, mask, folder / "spectrum.png", self._sr_record().psf))
-        if residual := self._given("residual_file"):
-            noise_alone = self._sr_record().data_consistency.noise_alone_std
-            figures.append(plot_residual(residual, mask, folder / "residual.png", noise_alone=noise_alone))
-        self._results["out_files"] = [str(figure) for figure in figures]
-        return {"Figures": [figure.name for figure in figures]}
+        return [*figures, plot_spectrum(preproc, output, mask, folder / "spectrum.png", self._sr_record().psf)]

@@ -17,8 +17,8 @@ from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.source import other_source
 from moesr_bids.bids.status import ImageStatus, write_status
 from moesr_bids.config import Settings
+from moesr_bids.console import say
 from moesr_bids.errors import UsageError
-from moesr_bids.run.console import say
 from moesr_bids.run.dryrun import print_plans
 from moesr_bids.run.outcomes import (
     forget_what_is_gone,

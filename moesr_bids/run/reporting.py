@@ -10,8 +10,8 @@ from moesr_bids.bids.crashes import crashes_by_image
 from moesr_bids.bids.plan import ImagePlan
 from moesr_bids.bids.status import more_statuses_than, read_statuses, write_status, write_table
 from moesr_bids.config import Settings
+from moesr_bids.console import say
 from moesr_bids.errors import UsageError
-from moesr_bids.run.console import say
 from moesr_bids.run.outcomes import image_status, outcome
 
 _FEW_IMAGES = 100  # a table of more is not made anew for each: it takes a read of every status file

@@ -13,9 +13,10 @@ from moesr_bids.bids.plan import ImagePlan, plan_image
 from moesr_bids.bids.resume import finished_record
 from moesr_bids.bids.sessions import registered_by_itself, with_references
 from moesr_bids.config import Settings
+from moesr_bids.console import say
 from moesr_bids.run.citation import write_citation
-from moesr_bids.run.console import Progress, say
 from moesr_bids.run.ending import end_children
+from moesr_bids.run.progress import Progress
 from moesr_bids.run.reporting import Reporter
 
 # Steps after which an image serves as a reference, and those in which another image meets it.

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import Settings
+from moesr_bids.console import say
 from moesr_bids.errors import UsageError
-from moesr_bids.run.console import say
 
 LOCK_FILE = "moesr_wf.lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)

@@ -335,9 +335,7 @@ class _Run:
             self.step += 1
             counted += 1
             self._average()
-            for name, value in {**terms, "gradient_norm": norm}.items():
-                # Left where it is: reading it would make the processor wait for the GPU.
-                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+            _add_up(sums, {**terms, "gradient_norm": norm})
             self.seconds = before + time.monotonic() - begun
             if team.rank:
                 continue
@@ -502,3 +500,9 @@ class _Run:
         self.batches = facts["batches"]
         self.reached, self.spent = facts["reached"], facts["spent"]
         self.trained_on |= set(facts["trained_on"])
+
+
+def _add_up(sums: dict[str, torch.Tensor], terms: dict[str, torch.Tensor]) -> None:
+    """Add terms to their sums, where they are: to read them would make the processor wait for the GPU."""
+    for name, value in terms.items():
+        sums[name] = sums[name] + value.detach() if name in sums else value.detach()

@@ -6,16 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from moesr_bids.console import say
+
 if TYPE_CHECKING:
     from moesr_bids.bids.plan import ImagePlan
 
 # Steps too short to be worth a line.
 _QUIET_STEPS = frozenset({"files", "records"})
-
-
-def say(text: str) -> None:
-    """Print a line with the time of day."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
 class Progress:
