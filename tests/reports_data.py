@@ -33,6 +33,22 @@ def registration(dice: float) -> dict[str, Any]:
     return {"Template": "MNI152NLin2009aSym", "Transform": "SyN", "Dice": dice, "MutualInformation": 0.6}
 
 
+def data_consistency(**of_the_model: Any) -> dict[str, Any]:
+    """Return what is recorded of the agreement with the scan."""
+    model = {"ResidualStd": 1.04, "FractionBeyond3": 0.0031, "StructureStd": 1.3, "StructureLargest": 6.2}
+    return {
+        "ResidualStd": 1.01,
+        "FractionBeyond3": 0.0029,
+        "Model": {**model, "StructurePlace": [10.0, -20.0, 30.0], **of_the_model},
+        "Projection": {
+            "MoveNoiseStd": 0.12,
+            "MovePredictedStd": 0.2,
+            "LargestMove": 0.9,
+            "LargestMovePlace": [-12.0, 3.0, 40.0],
+        },
+    }
+
+
 def moesr(**changes: Any) -> dict[str, Any]:
     """Return the ``Moesr`` block of a finished image."""
     block: dict[str, Any] = {
@@ -57,7 +73,7 @@ def moesr(**changes: Any) -> dict[str, Any]:
         "NoiseStd": 12.5,
         "NoisePercent": 2.13,
         "Lambda": 0.01,
-        "DataConsistency": {"ResidualStd": 1.04, "FractionBeyond3": 0.0031},
+        "DataConsistency": data_consistency(),
         "Software": {"nibabel": "5.3"},
         "GradientNonlinearity": {"Action": "none", "Reason": "no --gradient-coefficients were given"},
         "SessionReference": {},

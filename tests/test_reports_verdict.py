@@ -13,7 +13,7 @@ from moesr_bids.reports.derivatives import find_images
 from moesr_bids.reports.group import build_group
 from moesr_bids.reports.individual import build_participant_report
 from moesr_bids.reports.verdict import RULES, reasons, verdict
-from tests.reports_data import add_finished, add_status, brain_mask, registration
+from tests.reports_data import add_finished, add_status, brain_mask, data_consistency, registration
 
 KEY = "sub-01_T1w"
 
@@ -28,8 +28,10 @@ def test_nothing_to_ask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"DataConsistency": {"ResidualStd": 1.52, "FractionBeyond3": 0.01}}, "1.52 (expected: at most 1.3)"),
-        ({"DataConsistency": {"ResidualStd": 1.0, "FractionBeyond3": 0.05}}, "0.05 (expected: at most 0.03)"),
+        ({"DataConsistency": data_consistency(ResidualStd=1.52)}, "1.52 (expected: at most 1.3)"),
+        ({"DataConsistency": data_consistency(FractionBeyond3=0.05)}, "0.05 (expected: at most 0.03)"),
+        ({"DataConsistency": data_consistency(StructureStd=3.4)}, "3.4 (expected: at most 3)"),
+        ({"DataConsistency": data_consistency(StructureLargest=24.0)}, "24 (expected: at most 20)"),
         ({"NoisePercent": 12.0}, "12 (expected: at most 8)"),
         ({"BrainMask": brain_mask(VolumeML=780.0)}, "780 (expected: at least 850)"),
         ({"BrainMask": brain_mask(Doubts=["only 55% of it"])}, "only 55% of it; see the brain mask"),
@@ -46,6 +48,13 @@ def test_each_rule_asks_for_a_look(tmp_path: Path, changes: dict[str, Any], word
     assert verdict(record) == "look"
     (reason,) = reasons(record)
     assert words in reason
+
+
+def test_agreement_that_was_forced_does_not_judge(tmp_path: Path) -> None:
+    facts = data_consistency()
+    add_finished(tmp_path, KEY, DataConsistency={**facts, "ResidualStd": 5.0, "FractionBeyond3": 0.2})
+    (record,) = find_images(tmp_path)
+    assert verdict(record) == "ok"
 
 
 def test_figures_that_are_missing_are_not_judged(tmp_path: Path) -> None:

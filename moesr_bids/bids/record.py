@@ -25,8 +25,55 @@ class AxisProfile:
 
 
 @attrs.frozen(kw_only=True)
+class ModelConsistency:
+    """How well the model's own image agrees with the scan, in the brain, before any projection: this judges it.
+
+    Attributes
+    ----------
+    residual_std, fraction_beyond3 : float
+        As in `DataConsistency`.
+    structure_std : float
+        Root mean square of the residual averaged over 5 mm, in units of what noise alone has in it.
+    structure_largest : float
+        Largest absolute value of that average.
+    structure_place : tuple of float
+        Where it is, world position in mm.
+
+    """
+
+    residual_std: float
+    fraction_beyond3: float
+    structure_std: float
+    structure_largest: float
+    structure_place: Triple
+
+
+@attrs.frozen(kw_only=True)
+class ProjectionMove:
+    """How far the projection moved the model's image in the brain.
+
+    Attributes
+    ----------
+    move_noise_std, move_predicted_std : float
+        Root mean square in units of the noise, and of the standard deviation that the model predicts.
+    largest_move : float
+        Largest absolute mean over a cube of 5 mm, in units of the noise.
+    largest_move_place : tuple of float
+        Where it is, world position in mm.
+
+    """
+
+    move_noise_std: float
+    move_predicted_std: float | None = None
+    largest_move: float
+    largest_move_place: Triple
+
+
+@attrs.frozen(kw_only=True)
 class DataConsistency:
     """How well the output agrees with the scan, in the brain, in units of the noise.
+
+    The projection brings the residual of the output to the noise, whatever the model's image was.
 
     Attributes
     ----------
@@ -38,11 +85,17 @@ class DataConsistency:
         Root mean square of what the input holds and the output grid cannot.
     noise_alone_std : float
         What noise alone has in the residual map: below 1 in zero-filled scans.
+    model : ModelConsistency
+        The same of the model's own image, before the projection.
+    projection : ProjectionMove
+        What the projection did to it.
 
     """
 
     residual_std: float
     fraction_beyond3: float
+    model: ModelConsistency
+    projection: ProjectionMove
     beyond_grid_std: float = 0.0
     noise_alone_std: float = 1.0
 

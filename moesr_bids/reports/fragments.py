@@ -95,6 +95,37 @@ def uncertainty_words(record: SRRecord) -> str:
     return f"{text}; on others of this contrast the {', '.join(levels)} % intervals held {held} of the voxels"
 
 
+def _consistency(record: Record) -> list[tuple[str, str]]:
+    """Residual of the model's own image, which judges it, the way of the projection, and the residual of the output."""
+    after, model, move = (record.data_consistency, record.data_consistency.model, record.data_consistency.projection)
+    predicted = (
+        "" if move.move_predicted_std is None else f", {number(move.move_predicted_std, 3)} predicted deviations"
+    )
+    return [
+        (
+            "Data consistency of the model's own image: residual in noise units",
+            f"root mean square {number(model.residual_std, 3)} (noise alone would give 1); "
+            f"{percent(model.fraction_beyond3)} beyond 3 (noise alone: 0.27 %); averaged over 5 mm, in units of what "
+            f"noise leaves: {number(model.structure_std, 3)}, at most {number(model.structure_largest, 3)} "
+            f"at {_place(model.structure_place)}",
+        ),
+        (
+            "Projection onto the scan",
+            f"moved the image by {number(move.move_noise_std, 3)} noise units{predicted} (root mean square); lambda "
+            f"{number(record.lambda_, 3)}; farthest at {_place(move.largest_move_place)}",
+        ),
+        (
+            "Data consistency of the output, which the projection forces",
+            f"root mean square {number(after.residual_std, 3)} of what the output grid can hold; "
+            f"{percent(after.fraction_beyond3)} beyond 3",
+        ),
+    ]
+
+
+def _place(place: tuple[float, float, float]) -> str:
+    return f"({', '.join(f'{value:.0f}' for value in place)}) mm"
+
+
 def summary_rows(record: Record) -> list[tuple[str, str]]:
     """Return what a reader should know of one image, as pairs of name and value."""
     consistency, mask, bias = record.data_consistency, record.brain_mask, record.bias_field
@@ -106,11 +137,7 @@ def summary_rows(record: Record) -> list[tuple[str, str]]:
         ("Model", f"{record.model} (weights {record.weights_sha256[:12]})"),
         ("Estimate", _estimate(record)),
         ("Noise", f"{number(record.noise_percent, 3)} % of the brain's brightest (99th percentile)"),
-        (
-            "Data consistency: residual in noise units",
-            f"root mean square {number(consistency.residual_std, 3)} (noise alone would give 1) of what the "
-            f"output grid can hold; {percent(consistency.fraction_beyond3)} beyond 3 (noise alone: 0.27 %)",
-        ),
+        *_consistency(record),
         (
             "Input detail finer than the output grid",
             f"root mean square {number(consistency.beyond_grid_std, 3)} noise units, kept in the residual map",

@@ -150,11 +150,54 @@ COLUMNS: tuple[Column, ...] = (
         "Noise, %",
     ),
     Column(
+        "model_residual_std",
+        _of(lambda record: record.data_consistency.model.residual_std),
+        "Root mean square in the brain of input minus A(the model's own image, before the projection), of what the "
+        "output grid can hold, in noise units; noise alone gives 1",
+        heading="Model's residual, noise units",
+    ),
+    Column(
+        "model_fraction_beyond_3",
+        _of(lambda record: record.data_consistency.model.fraction_beyond3),
+        "Share of brain voxels whose residual of the model's own image is beyond 3 noise units; noise alone: 0.0027",
+        title="Model's share beyond 3",
+    ),
+    Column(
+        "model_structure_std",
+        _of(lambda record: record.data_consistency.model.structure_std),
+        "Root mean square in the brain of the residual of the model's own image, averaged over 5 mm, in units of what "
+        "noise leaves of it; noise alone gives 1",
+        title="Model's residual over 5 mm",
+    ),
+    Column(
+        "model_structure_largest",
+        _of(lambda record: record.data_consistency.model.structure_largest),
+        "Largest absolute value of that average; noise alone gives about 5",
+        heading="Largest over 5 mm",
+    ),
+    Column(
+        "projection_noise_std",
+        _of(lambda record: record.data_consistency.projection.move_noise_std),
+        "Root mean square in the brain of what the projection changed, in noise units",
+        heading="Projected by, noise units",
+    ),
+    Column(
+        "projection_predicted_std",
+        _of(lambda record: record.data_consistency.projection.move_predicted_std),
+        "Root mean square in the brain of what the projection changed, in units of the predicted standard deviation",
+        title="Projected by, predicted deviations",
+    ),
+    Column(
+        "lambda",
+        _of(lambda record: record.lambda_),
+        "Weight of the data in the projection; 0 where it had nothing to do",
+    ),
+    Column(
         "residual_std",
         _of(lambda record: record.data_consistency.residual_std),
         "Root mean square in the brain of input minus A(output), of what the output grid can hold, in noise units; "
-        "noise alone gives 1",
-        heading="Residual, noise units",
+        "the projection forces it to be about 1 or less",
+        title="Residual after projection, noise units",
     ),
     Column(
         "beyond_grid_std",
@@ -235,7 +278,9 @@ COLUMNS: tuple[Column, ...] = (
 
 
 _PLOTTED = (
-    *("noise_percent", "residual_std", "beyond_grid_std", "fraction_beyond_3", "uncertainty_percent"),
+    *("noise_percent", "model_residual_std", "model_fraction_beyond_3", "model_structure_std"),
+    *("model_structure_largest", "projection_noise_std", "projection_predicted_std", "residual_std"),
+    *("beyond_grid_std", "fraction_beyond_3", "uncertainty_percent"),
     *("mask_volume_ml", "mask_dice", "registration_dice", "bias_min_percent", "bias_max_percent"),
     *(column.name for column in COLUMNS if column.name.startswith(("input_resolution_", "output_resolution_"))),
     *(column.name for column in _quality_columns()),

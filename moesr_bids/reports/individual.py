@@ -59,7 +59,7 @@ def _overview(participant: str, records: list[ImageRecord]) -> str:
             "zooms": " → ".join(map(triple, (record.moesr.input_zooms, record.moesr.output_zooms)))
             if record.moesr
             else NOT_AVAILABLE,
-            "residual": number(record.moesr and record.moesr.data_consistency.residual_std, 3),
+            "residual": number(record.moesr and record.moesr.data_consistency.model.residual_std, 3),
             "warnings": len(warnings_of(record)),
             "time": duration(record.seconds),
         }

@@ -50,18 +50,32 @@ class Rule:
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        "the residual in the brain, in units of the noise,",
-        lambda record: record.data_consistency.residual_std,
+        "the residual of the model's own image in the brain, in units of the noise,",
+        lambda record: record.data_consistency.model.residual_std,
         0.0,
         1.3,
-        "the output departs from what was measured; see the residual",
+        "the model's image departs from what was measured; compare output and input",
     ),
     Rule(
-        "the share of brain voxels whose residual is beyond 3 units of the noise",
-        lambda record: record.data_consistency.fraction_beyond3,
+        "the share of brain voxels whose residual of the model's own image is beyond 3 units of the noise",
+        lambda record: record.data_consistency.model.fraction_beyond3,
         0.0,
         0.03,
-        "the output departs from the scan in places; see the residual",
+        "the model's image departs from the scan in places; compare output and input",
+    ),
+    Rule(
+        "the residual of the model's own image, averaged over 5 mm, in units of what noise leaves of it,",
+        lambda record: record.data_consistency.model.structure_std,
+        0.0,
+        3.0,
+        "anatomy of the scan is left out of the model's image or moved; a wrong slice profile does that too",
+    ),
+    Rule(
+        "the largest residual of the model's own image, averaged over 5 mm, in units of what noise leaves of it,",
+        lambda record: record.data_consistency.model.structure_largest,
+        0.0,
+        20.0,
+        "something small may be added or missing; its place is Moesr.DataConsistency.Model.StructurePlace",
     ),
     Rule(
         "the noise, in % of the brain's brightest,",

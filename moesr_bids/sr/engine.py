@@ -1,4 +1,4 @@
-"""Super-resolution of one image: noise, model, projection onto the data, residual, record."""
+"""Super-resolution of one image: noise, model, its consistency with the data, projection onto them, record."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .. import __version__
 from ..errors import ImageError
 from ..nifti import length_unit, open_image, read_voxels, xform_code
 from ..resources import available_memory_gb, measured
+from .consistency import Misfit, Move
 from .cost import window_voxels
 from .device import choose_device, device_name, full_memory_told
 from .grid import Grid
@@ -161,11 +163,14 @@ def super_resolve(
             reconstruction = chosen.reconstruct(problem)
         with _stage("project", stages):
             factors = operator.factors()
-            volume, lam = _agree_with_data(
-                chosen, problem, reconstruction.image, factors, non_negative=_is_magnitude(data)
-            )
-            residual, faithfulness = _faithfulness(problem, volume, factors, inside)
-            faithfulness["NoiseAloneStd"] = round(math.sqrt(math.prod(shares)), 4)
+            non_negative = _is_magnitude(data)
+            own = reconstruction.image.clamp_(min=0) if non_negative else reconstruction.image
+            compare = partial(Misfit.of, acquired=problem.acquired, operator=operator, sigma=problem.sigma, mask=inside)
+            before = compare(own)
+            volume, lam = _agree_with_data(chosen, problem, own, factors, non_negative=non_negative)
+            after = compare(volume) if lam > 0 else before
+            move = Move.of(own, volume, reconstruction.std, operator, sigma=problem.sigma, mask=inside)
+            residual, beyond_grid = after.residual.cpu().numpy(), after.beyond_grid_std
         facts = {
             "Version": __version__,
             "Model": chosen.name,
@@ -187,8 +192,16 @@ def super_resolve(
             "NoiseRange": [noise.lowest, noise.highest],
             "NoisePercent": 100 * sigma / scale,
             "Lambda": lam,
-            "DataConsistency": faithfulness,
-            "Warnings": [*notes, *_warnings(grid, target, profile, faithfulness, with_mask=mask is not None)],
+            "DataConsistency": {
+                "ResidualStd": after.std,
+                "FractionBeyond3": after.fraction_beyond3,
+                "BeyondGridStd": beyond_grid,
+                # Below 1 in zero-filled scans.
+                "NoiseAloneStd": round(math.sqrt(math.prod(shares)), 4),
+                "Model": before.record(),
+                "Projection": move.record(),
+            },
+            "Warnings": [*notes, *_warnings(grid, target, profile, beyond_grid, with_mask=mask is not None)],
         }
         output = volume.mul_(scale).cpu().numpy()
         facts |= _uncertainty_facts(reconstruction.std, operator, inside)
@@ -214,8 +227,6 @@ def _agree_with_data(
     """Project onto the data and onto the non-negative images in turn, until both hold or nearly so."""
     problem.progress("project", 0.0)
     lam = 0.0
-    if non_negative:
-        volume = volume.clamp_(min=0)
     if model.card.projected:
         for _ in range(_PROJECTIONS if non_negative else 1):
             projection = project(volume, problem.acquired, factors, sigma=problem.sigma, mask=problem.mask)
@@ -228,28 +239,6 @@ def _agree_with_data(
     return volume, lam
 
 
-def _faithfulness(
-    problem: Problem, volume: torch.Tensor, factors: Factors, inside: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """Residual of what is really written, and its figures inside the mask.
-
-    ``NoiseAloneStd`` is the standard deviation of a map of noise alone: below 1 in zero-filled scans.
-    ``ResidualStd`` and ``FractionBeyond3`` are about what the output grid can represent. An input that is finer than
-    the output has detail (and noise) that it cannot: ``BeyondGridStd``, 0 elsewhere. The map holds both.
-    """
-    residual = (problem.acquired - problem.operator.forward(volume)).div_(problem.sigma)
-    within = residual
-    if factors.share < 1:
-        within = factors.from_left(factors.to_left(residual))
-    beyond = (residual - within).cpu().numpy()[inside]
-    representable = within.cpu().numpy()[inside] / math.sqrt(factors.share)
-    return residual.cpu().numpy(), {
-        "ResidualStd": _rms(representable),
-        "FractionBeyond3": float(np.mean(np.abs(representable) > 3)),
-        "BeyondGridStd": _rms(beyond),
-    }
-
-
 def _uncertainty_facts(
     std: torch.Tensor | None, operator: AcquisitionOperator, inside: NDArray[np.bool_]
 ) -> dict[str, Any]:
@@ -258,10 +247,6 @@ def _uncertainty_facts(
         return {}
     median = float(np.median(operator.forward(std).cpu().numpy()[inside]))
     return {"Uncertainty": {"MedianPercent": 100 * median}}
-
-
-def _rms(values: NDArray[np.floating]) -> float:
-    return float(np.sqrt(np.mean(np.square(values), dtype=np.float64)))
 
 
 def _load(image: SpatialImage | str | Path) -> tuple[SpatialImage, str, tuple[str, ...]]:
@@ -321,7 +306,7 @@ def _is_magnitude(data: NDArray[np.float32]) -> bool:
     return bool(np.mean(data < 0) < _FEW_NEGATIVE)
 
 
-def _warnings(grid: Grid, target: Grid, psf: PSF, faithfulness: Mapping[str, float], *, with_mask: bool) -> list[str]:
+def _warnings(grid: Grid, target: Grid, psf: PSF, beyond_grid: float, *, with_mask: bool) -> list[str]:
     warnings = []
     finer = [
         f"{axis} ({zoom:.3g} mm)"
@@ -331,14 +316,14 @@ def _warnings(grid: Grid, target: Grid, psf: PSF, faithfulness: Mapping[str, flo
     if finer:
         warnings.append(
             f"the input is finer than the output of {target.zooms[0]:.3g} mm along {', '.join(finer)}: what the output "
-            f"cannot hold is {faithfulness['BeyondGridStd']:.2g} times the noise"
+            f"cannot hold is {beyond_grid:.2g} times the noise"
         )
     for axis, profile, zoom in zip("ijk", psf.axes, grid.zooms, strict=True):
         if profile.kind != "kspace" and profile.fwhm < 0.75 * zoom:
             gap = zoom - profile.fwhm
             warnings.append(f"gaps of {gap:.2g} mm between the slices along {axis}: what lies there is not measured")
     if not with_mask:
-        warnings.append("no brain mask: noise and faithfulness were measured in the foreground")
+        warnings.append("no brain mask: noise and data consistency were measured in the foreground")
     return warnings
 
 
