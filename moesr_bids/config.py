@@ -90,6 +90,8 @@ class Settings:
         Bias field and registration with few iterations: for tests.
     report_format : str
         ``folder``: pages refer to ``sub-X/figures``; ``single``: they hold their pictures.
+    derivatives : tuple of pathlib.Path
+        Roots of BIDS derivatives with brain masks of the user's own.
     gradient_coefficients : pathlib.Path, optional
         File of gradient coefficients or displacement field, or a folder of them named after scanners.
     gradunwarp : str
@@ -116,6 +118,7 @@ class Settings:
     omp_nthreads: int = 1
     mem_gb: float = 8.0
     sloppy: bool = False
+    derivatives: tuple[Path, ...] = ()
     gradient_coefficients: Path | None = None
     gradunwarp: str = "auto"
     gradunwarp_nojac: bool = False
@@ -147,6 +150,7 @@ class Settings:
         values["output-spaces"] = [str(space) for space in self.output_spaces]
         if self.gradient_coefficients is not None:
             values["gradient-coefficients"] = str(self.gradient_coefficients)
+        values["derivatives"] = [str(path) for path in self.derivatives]
         return values
 
     @classmethod
@@ -174,10 +178,12 @@ class Settings:
             raise ValueError(f"{unknown[0]} is no setting of this version")
         spaces = tuple(OutputSpace.parse(str(text)) for text in values.pop("output_spaces", ()))
         coefficients = values.pop("gradient_coefficients", None)
+        derivatives = tuple(map(Path, values.pop("derivatives", ())))
         return cls(
             **{
                 **values,
                 **({"output_spaces": spaces} if spaces else {}),
+                "derivatives": derivatives,
                 "gradient_coefficients": Path(coefficients) if coefficients else None,
                 "sr": sr,
                 **others,

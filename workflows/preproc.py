@@ -20,6 +20,7 @@ _GRADIENTS_TEXT = (
     "Where the scanner had not done it, gradient nonlinearity was corrected with the spherical-harmonic coefficients "
     "[@gradients] or the displacement field of the scanner, in one interpolation by cubic B-splines [@ants]. "
 )
+_GIVEN_TEXT = ", unless one had been made before"
 
 
 def ants_inputs(settings: Settings) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def init_preproc_wf(*, plan: ImagePlan, name: str = "preproc_wf") -> LiterateWor
         "Each image was checked for a plausible header and finite voxels and kept on its own grid. "
         f"{_GRADIENTS_TEXT if asked else ''}"
         "A brain mask was obtained from tissue classes carried over from the ICBM 152 template by affine and "
-        "low-resolution deformable registration [@mni; @ants]. "
+        f"low-resolution deformable registration [@mni; @ants]{_GIVEN_TEXT if settings.derivatives else ''}. "
         "Intensity non-uniformity was corrected with N4 [@n4] inside the mask. "
     )
     ants = ants_inputs(settings)
@@ -71,12 +72,14 @@ def init_preproc_wf(*, plan: ImagePlan, name: str = "preproc_wf") -> LiterateWor
         Conform(
             in_file=str(plan.image.path),
             metadata=dict(plan.image.metadata),
-            warnings=[*plan.image.warnings, *(() if decided.corrects else decided.warnings)],
+            warnings=[*plan.image.warnings, *(() if decided.corrects else decided.warnings), *plan.mask.warnings],
         ),
         name="conform",
         mem_gb=cost.preproc_memory_gb,
     )
     brain_mask = Node(BrainMask(random_seed=ants["random_seed"]), name="brain_mask", mem_gb=cost.preproc_memory_gb)
+    if plan.mask.file is not None:
+        brain_mask.inputs.trait_set(given_file=str(plan.mask.file), given_name=plan.mask.name)
     n4 = Node(
         N4BiasField(sloppy=settings.sloppy, **ants),
         name="n4",

@@ -18,6 +18,7 @@ from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.cost import Cost
 from moesr_bids.bids.derivatives import DERIVATIVES, Output, outputs_of
 from moesr_bids.bids.gradients import GradientPlan, is_coefficients, plan_gradunwarp
+from moesr_bids.bids.masks import MaskPlan, plan_mask
 from moesr_bids.bids.names import file_name
 from moesr_bids.config import Settings
 from moesr_bids.sr.grid import Grid
@@ -43,11 +44,20 @@ class ScanPlan:
         Its file and metadata.
     gradients : GradientPlan
         What is done about gradient nonlinearity.
+    mask : MaskPlan
+        The brain mask that it comes with, if any.
 
     """
 
     image: RawImage
     gradients: GradientPlan
+    mask: MaskPlan = attrs.field(factory=MaskPlan)
+
+    @classmethod
+    def of(cls, image: RawImage, settings: Settings) -> ScanPlan:
+        """Decide what is done with a scan."""
+        gradients = plan_gradunwarp(image, settings)
+        return cls(image=image, gradients=gradients, mask=plan_mask(image, settings, unwarped=gradients.corrects))
 
     @cached_property
     def grid(self) -> Grid | None:
@@ -106,6 +116,11 @@ class ImagePlan:
     def gradients(self) -> GradientPlan:
         """What is done about gradient nonlinearity."""
         return self.scans[0].gradients
+
+    @property
+    def mask(self) -> MaskPlan:
+        """The brain mask that the scan comes with, if any."""
+        return self.scans[0].mask
 
     @property
     def card(self) -> ModelCard:
@@ -209,11 +224,11 @@ def plan_image(image: RawImage, settings: Settings) -> ImagePlan:
     """
 
     def scan(of: RawImage | None) -> ScanPlan | None:
-        return None if of is None else ScanPlan(image=of, gradients=plan_gradunwarp(of, settings))
+        return None if of is None else ScanPlan.of(of, settings)
 
     return ImagePlan(
         settings=settings,
-        scans=(ScanPlan(image=image, gradients=plan_gradunwarp(image, settings)),),
+        scans=(ScanPlan.of(image, settings),),
         reference=scan(image.reference),
         instead_of=scan(image.instead_of),
     )

@@ -203,6 +203,8 @@ class BrainMask:
 
     Attributes
     ----------
+    source, source_sha256 : str
+        The mask that the user gave: its data set, and its path there.
     in_view : float
         Share of the brain inside the field of view.
     doubts : tuple of str
@@ -215,6 +217,8 @@ class BrainMask:
     volume_ml: float
     dice: float | None = None
     mutual_information: float | None = None
+    source: str | None = None
+    source_sha256: str | None = None
     in_view: float | None = None
     attempts: int | None = None
     doubts: tuple[str, ...] = ()

@@ -35,6 +35,8 @@ def settings_hash(plan: ImagePlan, input_sha256: str) -> str:
         "gradients": [plan.gradients.action, _coefficients(plan.scans[0])],
         "reference": _digest(plan.reference),
     }
+    # Told only where there is one: what was made before such masks were known stays as it is.
+    facts |= {"mask": digest} if (digest := plan.mask.digest()) else {}
     return plan.settings.output_hash(facts)
 
 
@@ -54,7 +56,8 @@ def _digest(reference: ScanPlan | None) -> list[str | None] | None:
     decided = reference.gradients
     strength = reference.image.metadata.get("MagneticFieldStrength")  # it sets the bias field of the reference
     told = [decided.action, decided.patient_position, str(decided.slice_axis)]
-    return [voxels, *told, _coefficients(reference), str(strength)]
+    mask = reference.mask.digest()
+    return [voxels, *told, _coefficients(reference), str(strength), *([mask] if mask else [])]
 
 
 def session_reference(plan: ImagePlan) -> SessionReference:

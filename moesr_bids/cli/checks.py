@@ -183,6 +183,14 @@ def _check_sampling(settings: Settings) -> None:
         raise UsageError(str(error)) from None
 
 
+def _check_derivatives(settings: Settings) -> None:
+    for root in settings.derivatives:
+        if not root.is_dir():
+            raise UsageError(f"--derivatives {root}: no such folder")
+        if not any(root.glob("sub-*")):
+            raise UsageError(f"--derivatives {root}: has no sub-* folder; name the root of BIDS derivatives")
+
+
 def _check_gradients(settings: Settings) -> None:
     source = settings.gradient_coefficients
     if source is None:
@@ -255,6 +263,7 @@ def check_settings(settings: Settings) -> None:
     _check_participants(settings)
     _check_choices(settings)
     _check_gradients(settings)
+    _check_derivatives(settings)
     _check_templates(settings)
     if not settings.dry_run:
         _check_writable(settings)

@@ -90,6 +90,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of a PyBIDS database: read when there, else written; runs over all participants start faster",
     )
 
+    data.add_argument(
+        "--derivatives",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="BIDS derivatives with brain masks of your own (desc-brain_mask, as fMRIPrep makes), on the grid of an "
+        "image or in its space; they are used instead of one that is found",
+    )
+
     gradients = parser.add_argument_group("gradient nonlinearity")
     gradients.add_argument(
         "--gradient-coefficients",
@@ -265,6 +275,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         omp_nthreads=min(args.omp_nthreads or min(nprocs, 8), nprocs),
         mem_gb=args.mem_gb or 0.9 * available_memory_gb(),
         sloppy=args.sloppy,
+        derivatives=tuple(dict.fromkeys(map(_absolute, args.derivatives))),
         gradient_coefficients=args.gradient_coefficients and _absolute(args.gradient_coefficients),
         gradunwarp=args.gradunwarp,
         gradunwarp_nojac=args.gradunwarp_nojac,

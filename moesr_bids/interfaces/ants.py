@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, traits
 from nipype.interfaces.base.support import Bunch
 from nipype.utils.filemanip import fname_presuffix
 
+from moesr_bids.digests import sha256
+from moesr_bids.errors import ImageError
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.interfaces.processes import end_with
 from moesr_bids.resources import measured
@@ -41,6 +45,8 @@ class MaskedInputSpec(ThreadedInputSpec):
 
 class _BrainMaskInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="3-D structural image, with or without skull")
+    given_file = File(exists=True, desc="brain mask of the user's own, in the space of the image")
+    given_name = traits.Str("", usedefault=True, desc="how the record calls it")
     random_seed = traits.Int(1, usedefault=True, desc="seed of the metric's sampling")
 
 
@@ -65,7 +71,8 @@ class BrainMask(RecordedInterface):
 
         try:
             with ProcessPoolExecutor(1, get_context("spawn"), end_with, (os.getpid(),)) as pool:
-                task = pool.submit(_extract_brain, self.inputs.in_file, runtime.cwd, self.inputs.random_seed)
+                given = self.inputs.given_file or None
+                task = pool.submit(_extract_brain, self.inputs.in_file, runtime.cwd, self.inputs.random_seed, given)
                 found, peak_memory_gb = task.result()
         except BrokenExecutor:
             raise MemoryError(
@@ -81,16 +88,29 @@ class BrainMask(RecordedInterface):
         self._results["out_mask"] = str(mask_file)
         self._results["out_tissues"] = str(tissue_file)
         self._results["initial_xfm"] = str(transform)
-        return {**found.facts(), "PeakMemoryGB": peak_memory_gb}
+        source = {"Source": self.inputs.given_name, "SourceSHA256": sha256(Path(given))} if given else {}
+        return {**found.facts(), **source, "PeakMemoryGB": peak_memory_gb}
 
 
-def _extract_brain(path: str, folder: str, seed: int) -> tuple[Any, float]:
+def _extract_brain(path: str, folder: str, seed: int, given: str | None) -> tuple[Any, float]:
     """Return the brain of an image and the peak memory of finding it, in GiB."""
     from moesr_bids.preproc.brainmask import extract_brain
 
     with measured() as used:
-        found = extract_brain(nib.load(path), work_dir=Path(folder), threads=1, seed=seed)
+        mask = None if given is None else _mask(given)
+        found = extract_brain(nib.load(path), work_dir=Path(folder), threads=1, seed=seed, given=mask)
     return found, used.peak_memory_gb
+
+
+def _mask(path: str) -> nib.Nifti1Image:
+    """Read a mask, squeezed to three dimensions."""
+    try:
+        image = nib.squeeze_image(nib.load(path))
+        return nib.Nifti1Image(np.asanyarray(image.dataobj, dtype=np.float32), image.affine)
+    except (OSError, EOFError, ValueError, ImageFileError) as error:
+        raise ImageError(
+            f"{path}: the brain mask cannot be read ({error}); mend it or leave --derivatives out"
+        ) from None
 
 
 class _N4BiasFieldInputSpec(MaskedInputSpec):

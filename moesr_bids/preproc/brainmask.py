@@ -7,6 +7,7 @@ that does not look like a brain is refused.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -104,6 +105,7 @@ class MaskLimits:
 
 SURE = MaskLimits(volume_ml=(600.0, 2100.0), overlap=0.85, information=0.1, in_view=0.6)
 """A mask within these is taken as it is; the smallest volume is a toddler's, the largest a very large adult's."""
+_ANY = MaskLimits(volume_ml=(0.0, math.inf), overlap=0.0, information=-math.inf, in_view=0.0)
 HEAD = MaskLimits(volume_ml=(300.0, 2600.0), overlap=0.5, information=0.045, in_view=0.2)
 """An image beyond these shows no head."""
 
@@ -129,6 +131,8 @@ class BrainMask:
         Rounds of starting positions that were needed.
     doubts : tuple of str
         Why the mask should be looked at: figures outside of `SURE`.
+    given : bool
+        Whether the mask was given, not found.
 
     """
 
@@ -142,6 +146,7 @@ class BrainMask:
     in_view: float
     attempts: int = 1
     doubts: tuple[str, ...] = ()
+    given: bool = False
 
     def figures(self) -> dict[str, float]:
         """Return what is held against `MaskLimits`."""
@@ -155,8 +160,9 @@ class BrainMask:
     def facts(self) -> dict[str, Any]:
         """Return what the sidecar tells."""
         kind = "skull-stripped input" if self.stripped else "whole head"
+        found = f"atlas tissue classes after affine and SyN alignment, {kind}"
         return {
-            "Method": f"atlas tissue classes after affine and SyN alignment, {kind}",
+            "Method": "given by the user" if self.given else found,
             "SkullStripped": self.stripped,
             "VolumeML": round(self.volume_ml, 1),
             "Dice": round(self.overlap, 3),
@@ -222,10 +228,12 @@ def extract_brain(
     seed: int = 1,
     sure: MaskLimits = SURE,
     head: MaskLimits = HEAD,
+    given: Nifti1Image | None = None,
 ) -> BrainMask:
     """Find the brain in a T1w, T2w or FLAIR image.
 
-    The first mask within `sure` is returned; without one, the best of those within `head`, with its doubts.
+    The first mask within `sure` is returned; without one, the best of those within `head`, with its doubts. A given
+    mask is the result, and the template is aligned to what lies inside of it.
 
     Parameters
     ----------
@@ -239,33 +247,44 @@ def extract_brain(
         Seed of the metric's sampling; with one thread the same seed gives the same mask.
     sure, head : MaskLimits
         What raises no doubt, and what a head has at least.
+    given : Nifti1Image, optional
+        Brain mask of the user's own, on any grid in the image's world space.
 
     Raises
     ------
     ImageError
         If the image itself cannot be used (not 3-D, not finite, constant, sheared).
     BrainMaskError
-        If there is no head in the image: no attempt gave a mask within `head`.
+        If there is no head in the image: no attempt gave a mask within `head`; or a given mask holds nothing of it.
 
     """
     use_threads(threads)
-    scene = _prepare(image)
+    scene, own = _prepare(image), None
+    stripped = scene.foreground.stripped
+    if given is not None:
+        own = _on_grid_of(image, given)
+        coarse = resample_to(own.astype(np.float32), image.affine, scene.data.shape, scene.affine)
+        scene, head = _within(scene, coarse), _ANY
     doubtful: list[BrainMask] = []
     reasons: list[str] = []
     with tempfile.TemporaryDirectory(prefix="brainmask_", dir=work_dir or Path.cwd()) as folder:
         for attempt, (variant, starts) in enumerate(_attempts(scene), 1):
             try:
-                found = _attempt(image, variant, starts, Path(folder), seed, head)
+                found = _attempt(image, variant, starts, Path(folder), seed, head, own)
             except (AlignmentError, BrainMaskError) as error:
                 reasons.append(f"attempt {attempt}: {error}")
                 continue
-            found = attrs.evolve(found, attempts=attempt, doubts=tuple(sure.problems(found.figures())))
+            doubts = tuple(sure.problems(found.figures()))
+            found = attrs.evolve(found, attempts=attempt, doubts=doubts)
+            if own is not None:
+                found = attrs.evolve(found, stripped=stripped, given=True)
             if not found.doubts:
                 return found
             doubtful.append(found)
     if doubtful:
         return max(doubtful, key=lambda found: found.credence)
-    raise BrainMaskError("no head was found in the image (" + "; ".join(reasons) + ")")
+    what = "no head was found in the image" if own is None else "the template cannot be laid onto the brain of the mask"
+    raise BrainMaskError(f"{what} ({'; '.join(reasons)})")
 
 
 def _prepare(image: Nifti1Image) -> _Scene:
@@ -274,6 +293,30 @@ def _prepare(image: Nifti1Image) -> _Scene:
     region = foreground.region & (data > 0.1 * foreground.signal)
     data = np.maximum(data, 0) / np.exp(estimate_log_field(data, affine, region, COARSE_BIAS))
     data = np.clip(data / np.percentile(data[foreground.region], 98), 0, 1.5).astype(np.float32)
+    return _scene(data, affine, foreground)
+
+
+def _within(scene: _Scene, mask: FloatArray) -> _Scene:
+    """Return the scene with nothing but the brain of a mask, on the working grid."""
+    region = mask >= 0.5
+    if not region.any():
+        raise BrainMaskError("the given mask holds next to nothing of the image")
+    data = np.where(region, scene.data, 0)
+    signal = float(np.percentile(data[region], 98))
+    data = np.clip(data / max(signal, 1e-6), 0, 1.5).astype(np.float32)
+    volume = float(region.sum()) * WORKING_MM**3 / 1000
+    return _scene(data, scene.affine, Foreground(region, 1.0, volume, dip=0.0, stripped=True))
+
+
+def _on_grid_of(image: Nifti1Image, mask: Nifti1Image) -> BoolArray:
+    """Return a mask on the grid of an image: as it is, or by linear interpolation cut at one half."""
+    inside = image_data(mask) > 0
+    if inside.shape == image.shape and np.allclose(mask.affine, image.affine, atol=1e-3):
+        return inside
+    return resample_to(inside.astype(np.float32), mask.affine, image.shape, image.affine) >= 0.5
+
+
+def _scene(data: FloatArray, affine: NDArray[np.float64], foreground: Foreground) -> _Scene:
     coarse, coarse_affine = resample_isotropic(data, affine, ATLAS_MM)
     share, _ = resample_isotropic(foreground.region.astype(np.float32), affine, ATLAS_MM)
     return _Scene(
@@ -296,17 +339,20 @@ def _attempts(scene: _Scene) -> Iterator[tuple[_Scene, list[Start]]]:
 
 
 def _attempt(
-    image: Nifti1Image, scene: _Scene, starts: list[Start], folder: Path, seed: int, head: MaskLimits
+    image: Nifti1Image,
+    scene: _Scene,
+    starts: list[Start],
+    folder: Path,
+    seed: int,
+    head: MaskLimits,
+    given: BoolArray | None = None,
 ) -> BrainMask:
     best = _search(scene, starts, folder, seed)
     if problems := head.problems({"information": best.information, "in_view": best.in_view}):
         raise BrainMaskError(", ".join(problems))
     soft, template_mask, tissues = _segment(scene, best, folder, seed)
-    mask = soft >= 0.5
-    own = resample_to(soft, scene.affine, image.shape, image.affine) >= 0.5
-    if scene.foreground.stripped:
-        own = _trim(own, np.asanyarray(image.dataobj) != 0)
-    own = largest_component(own)
+    mask = soft >= 0.5 if given is None else scene.foreground.region
+    own = _own_mask(image, scene, soft) if given is None else given
     found = BrainMask(
         mask=like(own, image, np.uint8),
         tissues=Nifti1Image(np.moveaxis(tissues, 0, -1), scene.affine),
@@ -320,6 +366,14 @@ def _attempt(
     if problems := head.problems(found.figures()):
         raise BrainMaskError(", ".join(problems))
     return found
+
+
+def _own_mask(image: Nifti1Image, scene: _Scene, soft: FloatArray) -> BoolArray:
+    """Return the mask on the grid of the image."""
+    own = resample_to(soft, scene.affine, image.shape, image.affine) >= 0.5
+    if scene.foreground.stripped:
+        own = _trim(own, np.asanyarray(image.dataobj) != 0)
+    return largest_component(own)
 
 
 def _search(scene: _Scene, starts: list[Start], folder: Path, seed: int) -> _Candidate:

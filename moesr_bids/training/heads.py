@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from attrs import frozen
 from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -73,7 +74,7 @@ def load_head_map(path: Path, scan: Path | None = None) -> HeadMap:
     try:
         image = nib.as_closest_canonical(nib.load(path))
         raw = np.asanyarray(image.dataobj)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+    except (ImageFileError, OSError, EOFError) as error:
         raise ImageError(f"{path}: not a readable label map ({error})") from error
     zooms = voxel_sizes(image.affine)
     if raw.ndim != 3 or zooms.max() > 1.02 * zooms.min():

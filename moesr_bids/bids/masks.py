@@ -1,0 +1,113 @@
+"""Brain masks of the user's own, from BIDS derivatives such as those of fMRIPrep or SynthStrip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import attrs
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from moesr_bids.bids.collect import NIFTI_EXTENSIONS, RawImage
+from moesr_bids.bids.sidecars import read_sidecar
+from moesr_bids.config import Settings
+from moesr_bids.digests import sha256
+
+# Entities of a mask that do not say which scan it belongs to.
+_OWN = ("sub", "space", "res", "den", "desc", "label")
+_ENDING = "_mask"
+_ORIGINAL = "orig"
+# fMRIPrep and others name the mask of the T1w without its suffix, and leave its space out.
+_DEFAULT_SUFFIX = "T1w"
+
+
+@attrs.frozen(kw_only=True)
+class MaskPlan:
+    """The brain mask that an image comes with.
+
+    Attributes
+    ----------
+    file : pathlib.Path, optional
+        The mask, if there is one.
+    name : str
+        Data set and path below it, as a sidecar tells it.
+    warnings : tuple of str
+        For the user.
+
+    """
+
+    file: Path | None = None
+    name: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def digest(self) -> str | None:
+        """Return the SHA-256 of the mask's file; None without one."""
+        return None if self.file is None else sha256(self.file)
+
+
+def plan_mask(image: RawImage, settings: Settings, *, unwarped: bool = False) -> MaskPlan:
+    """Find the brain mask of an image in the folders of ``--derivatives``, which count in their order.
+
+    It is named ``desc-brain_mask`` or ``label-brain_mask``, is of the same participant, and of no other session,
+    acquisition or run. A mask on the image's grid is taken; another one only if it is in the image's space by its name:
+    of ``space-T2w`` for a T2w, and without ``space`` for a T1w.
+
+    Parameters
+    ----------
+    image : RawImage
+    settings : Settings
+        ``derivatives`` are roots of data sets.
+    unwarped : bool
+        Whether gradient nonlinearity will be corrected: then no mask of the raw image fits.
+
+    """
+    for root in settings.derivatives:
+        found = [path for path in _candidates(root, image) if _fits(path, image)]
+        if not found:
+            continue
+        best = max(found, key=lambda path: (_on_grid(path, image), len(_entities(path)), path.name))
+        name = f"{_dataset_name(root)}: {best.relative_to(root).as_posix()}"
+        if unwarped:
+            return MaskPlan(warnings=(f"{name} is not used: it was made before gradient nonlinearity was corrected",))
+        return MaskPlan(file=best, name=name)
+    return MaskPlan()
+
+
+def _candidates(root: Path, image: RawImage) -> Iterator[Path]:
+    """Yield the brain masks of a participant."""
+    for path in sorted((root / f"sub-{image.participant}").rglob(f"*{_ENDING}.nii*")):
+        entities = _entities(path)
+        brain = "brain" in (entities.get("desc"), entities.get("label"))
+        if brain and path.name.endswith(NIFTI_EXTENSIONS) and not path.name.startswith("."):
+            yield path
+
+
+def _entities(path: Path) -> dict[str, str]:
+    parts: Sequence[str] = path.name.split(".", 1)[0].split("_")[:-1]
+    return dict(part.split("-", 1) for part in parts if "-" in part)
+
+
+def _fits(path: Path, image: RawImage) -> bool:
+    entities = _entities(path)
+    of_scan = {key: label for key, label in entities.items() if key not in _OWN}
+    if any(image.entities.get(key) != label for key, label in of_scan.items()):
+        return False
+    if _on_grid(path, image):
+        return True
+    space = entities.get("space", _ORIGINAL)
+    return space == image.suffix or (space == _ORIGINAL and image.suffix == _DEFAULT_SUFFIX)
+
+
+def _on_grid(path: Path, image: RawImage) -> bool:
+    try:
+        mask, scan = nib.load(path), nib.load(image.path)
+    except (OSError, ImageFileError):
+        return False  # what cannot be read is told where it is used
+    return mask.shape == scan.shape[:3] and bool(np.allclose(mask.affine, scan.affine, atol=1e-3))
+
+
+def _dataset_name(root: Path) -> str:
+    description = read_sidecar(root / "dataset_description.json")
+    return str(description.get("Name") or root.name)
