@@ -29,7 +29,7 @@ MOESR = [sys.executable, "-m", "moesr_bids.cli.moesr"]
 LAUNCHER = f"{sys.executable} -m moesr_bids.cli.main"
 LABELS = [f"{number:02d}" for number in range(1, 13)]
 KILLED, REQUEUED, TOO_LONG, TOO_LARGE, BAD = "02", "03", "05", "07", "09"
-RUNS = 12  # images of the participant who takes too long
+RUNS = 6  # images of the participant who takes too long
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +109,11 @@ def test_a_cohort_in_which_everything_happens(dataset: Path, site: dict[str, str
     scontrol(site, "update", f"jobid={index[TOO_LARGE]}", "MinMemoryNode=500")
     begun = {label: log_folder(out) / f"{index[label]}.out" for label in LABELS}
     for label in (KILLED, REQUEUED):
-        wait_until(lambda label=label: begun[label].exists() and "conform done" in begun[label].read_text(), seconds=90)
+        status_file = out / "logs" / "status" / f"sub-{label}_run-01_T1w.json"
+        wait_until(lambda path=status_file: path.exists() and '"running"' in path.read_text(), seconds=300)
     subprocess.run(["scancel", "--full", "--signal=KILL", index[KILLED]], env=site, check=True)
     scontrol(site, "requeue", index[REQUEUED])
-    wait_until(lambda: group not in jobs(site), seconds=480)
+    wait_until(lambda: group not in jobs(site), seconds=1500)
     time.sleep(60)  # only then a silent task counts as killed
 
     told = status(out, site)
@@ -131,7 +132,7 @@ def test_a_cohort_in_which_everything_happens(dataset: Path, site: dict[str, str
     array, group = submit(dataset, out, site, "--only-failed")
     folder = log_folder(out) / "002"
     assert [path.read_text().split() for path in folder.glob("*.txt")] == [[KILLED, TOO_LONG, TOO_LARGE]]
-    wait_until(lambda: group not in jobs(site), seconds=420)
+    wait_until(lambda: group not in jobs(site), seconds=1200)
     told = status(out, site)
     assert told.returncode == 1
     found = states(out, site)
