@@ -1,7 +1,7 @@
 """A cohort of thousands: how long status, group page, submission and the start of a task take.
 
-A few participants are processed; what they left is copied under the names of all others. The last ones of the list are not
-done: some have failed, some ran out of memory, some are missing.
+A few participants are processed; what they left is copied under the names of all others. The last ones of the list are
+not done: some have failed, some ran out of memory, some are missing.
 
     python -m benchmarks.cohort FOLDER [--participants 5000]
 """
