@@ -13,12 +13,13 @@ RUN apt-get update && apt-get install --yes --no-install-recommends ca-certifica
 
 # What changes seldom comes first. PyTorch is most of the image.
 WORKDIR /source
-COPY constraints.txt pyproject.toml ./
+COPY constraints.txt ./
 RUN python3 -m venv /opt/moesr \
  && /opt/moesr/bin/pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
  && /opt/moesr/bin/python -c "import sys, torch; cuda = torch.version.cuda is not None; \
 sys.exit(cuda != ('$VARIANT' == 'cuda') and f'PyTorch {torch.__version__} is not of the variant $VARIANT: give the \
 address of the wheels of PyTorch for it, --build-arg TORCH_INDEX=...')"
+COPY pyproject.toml ./
 RUN python3 -c "import tomllib; \
 print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" > requirements.txt \
  && /opt/moesr/bin/pip install --constraint constraints.txt --requirement requirements.txt

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from moesr_bids.cluster import submission
 from moesr_bids.cluster.progress import plan_path, plan_text, read_cohort, read_plan
 from moesr_bids.cluster.tasks import Task, log_folder
 from moesr_bids.config import Settings
+from moesr_bids.console import tell
 
 _CPUS = 4
 _UNLIMITED = "1000G"  # what an image needs shows when nothing limits it
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace, others: Sequence[str]) -> int:
         submission.loads(images, settings, before), chunk=options.chunk, largest=submission.largest_array()
     )
     if not arrays:
-        print("moesr slurm: the options select no image", file=sys.stderr)
+        tell("moesr slurm", "the options select no image")
         return 2
     _write_plan(settings.output_dir, images)
     earlier = [path for path in log_folder(settings.output_dir).iterdir() if path.is_dir()]
@@ -111,7 +111,7 @@ def _settings(options: argparse.Namespace, others: Sequence[str]) -> Settings:
     own = ["--dry-run", "--nprocs", str(_CPUS), "--mem", _UNLIMITED]
     settings = parse_settings([str(options.bids_dir), str(options.output_dir), "participant", *own, *others])
     if settings.sr.device == "auto":
-        print("moesr slurm: tasks run on CPUs; --device cuda asks for a GPU each")
+        tell("moesr slurm", "tasks run on CPUs; --device cuda asks for a GPU each")
     return settings
 
 
@@ -139,5 +139,5 @@ def main(options: argparse.Namespace, others: Sequence[str]) -> int:
     try:
         return run(options, others)
     except (ValueError, OSError) as error:
-        print(f"moesr slurm: {error}", file=sys.stderr)
+        tell("moesr slurm", str(error))
         return 1

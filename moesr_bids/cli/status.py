@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from moesr_bids.cluster.progress import DONE, STATES, Cohort, read_cohort
+from moesr_bids.console import tell
 
 
 def add_parser(commands: Any) -> None:
@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the state of the cohort; return 0 if all images are done."""
     if not (options.output_dir / "logs").is_dir():
-        print(f"moesr status: {options.output_dir} is no output folder of moesr-bids (no logs/)", file=sys.stderr)
+        tell("moesr status", f"{options.output_dir} is no output folder of moesr-bids (no logs/)")
         return 2
     cohort = read_cohort(options.output_dir, options.bids_dir)
     if options.list:
