@@ -37,6 +37,8 @@ _XFORM_CODES = range(6)
 # Voxel sizes are float32 in one place of a header and products of them in another.
 _ZOOM_TOLERANCE = 0.01
 _POSITION_TOLERANCE_MM = 0.05
+MAX_SHEAR = 0.05
+"""Largest cosine of the angle between two axes of an image that is not refused."""
 _CHUNK_BYTES = 1 << 20
 
 

@@ -23,10 +23,10 @@ from moesr_bids.preproc.images import resample_to
 from moesr_bids.reports.departures import APART_MM, PLACES, largest_places, plot_departures
 from moesr_bids.reports.experts import COLOURS, plot_experts
 from moesr_bids.reports.figures import plot_bias, plot_mask, plot_uncertainty
-from moesr_bids.reports.planes import Box, Volume, bounding_box, plane, plane_of_other
+from moesr_bids.reports.planes import Volume, bounding_box, plane, plane_of_other
 from moesr_bids.reports.residual import plot_residual
 from moesr_bids.reports.slider import plot_registration, plot_slider
-from moesr_bids.reports.spectrum import axis_spectrum, effective_resolution, measured_up_to, plot_spectrum
+from moesr_bids.reports.spectrum import measured_up_to, plot_spectrum
 from moesr_bids.reports.zooms import plot_zooms
 from tests.reports_data import save, sr_record, write_volumes
 
@@ -293,42 +293,6 @@ def test_figures_survive_a_constant_image_and_an_empty_mask(tmp_path: Path) -> N
         plot_spectrum(constant, constant, constant, tmp_path / "spectrum.png", PSF_1_MM),
     ]
     assert all(figure.stat().st_size > 1000 for figure in figures)
-
-
-@pytest.mark.parametrize("cutoff", [0.2, 0.3])
-def test_effective_resolution_is_where_the_signal_sinks_into_the_noise(cutoff: float) -> None:
-    random = np.random.default_rng(0)
-    signal = random.normal(scale=10, size=(60, 60, 60))
-    spectrum = np.fft.rfft(signal, axis=2)
-    spectrum[..., np.fft.rfftfreq(60, 1.0) > cutoff] = 0  # along the last axis nothing is finer
-    image = np.fft.irfft(spectrum, 60, axis=2) + random.normal(scale=1, size=signal.shape)
-    volume = Volume(image.astype(np.float32), np.eye(4))
-    box = Box((0, 0, 0), image.shape)
-    twice_the_noise = (2.0, 2.0, 2.0)
-    sizes = effective_resolution(volume, box, twice_the_noise)
-    assert sizes[:2] == pytest.approx((1, 1))  # at most the voxels
-    assert sizes[2] == pytest.approx(0.5 / cutoff, rel=0.1)
-    noise = Volume(random.normal(size=signal.shape).astype(np.float32), np.eye(4))
-    assert all(np.isnan(effective_resolution(noise, box, twice_the_noise)))
-
-
-def test_spectrum_of_a_wave_lies_at_its_frequency_and_keeps_its_power() -> None:
-    zoom, period, count = 1.25, 8.0, 96
-    place = zoom * np.arange(count)
-    random = np.random.default_rng(0)
-    data = np.broadcast_to(np.sin(2 * np.pi * place / period), (6, 7, count)) * 3
-    data = data + random.normal(size=data.shape)
-    volume = Volume(data.astype(np.float32), np.diag([1, 1, zoom, 1]))
-    frequency, power = axis_spectrum(volume, Box((0, 0, 0), data.shape), 2)
-    assert frequency[-1] == pytest.approx(0.5 / zoom)
-    assert frequency[np.argmax(power)] == pytest.approx(1 / period, abs=frequency[1])
-    # Parseval: the integral over both signs of the frequency is the variance.
-    assert 2 * np.trapezoid(power, frequency) == pytest.approx(data.var(), rel=0.1)
-    # Another sampling of the same field has the same density.
-    coarse = Volume(volume.data[..., ::2], np.diag([1, 1, 2 * zoom, 1]))
-    other, there = axis_spectrum(coarse, Box((0, 0, 0), coarse.data.shape), 2)
-    assert there[np.argmax(there)] == pytest.approx(power.max(), rel=0.15)
-    assert other[np.argmax(there)] == pytest.approx(1 / period, abs=frequency[1])
 
 
 def test_what_was_measured_ends_where_the_scan_was_zero_filled(tmp_path: Path) -> None:

@@ -133,6 +133,6 @@ def test_the_latest_rating_of_the_output_that_is_there_counts(tmp_path: Path) ->
 def test_what_is_no_table_of_ratings_is_refused(tmp_path: Path) -> None:
     add_finished(tmp_path, "sub-01_T1w")
     (tmp_path / "ratings.tsv").write_text("image\trating\nsub-01_T1w\tkeep\n")
-    with pytest.raises(ValueError, match=r"ratings.tsv, line 2: no column participant_id"):
+    with pytest.raises(ValueError, match=r"ratings\.tsv: no column participant_id"):
         build_group(tmp_path)
     assert not (tmp_path / "group.html").exists()

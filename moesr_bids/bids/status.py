@@ -5,13 +5,12 @@ A file per image lets many jobs write at once without locks; the table is made a
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -126,12 +125,15 @@ def write_table(output_dir: Path, *, unless_younger_s: float = 0.0) -> Path:
     # The clock of a file server may be ahead.
     if unless_younger_s and path.exists() and abs(time.time() - path.stat().st_mtime) < unless_younger_s:
         return path
-    stream = io.StringIO()
-    writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for status in read_statuses(output_dir):
-        row = attrs.asdict(status)
-        writer.writerow(["n/a" if row[name] is None else " ".join(str(row[name]).split()) for name in COLUMNS])
-    write_text(path, stream.getvalue())
+    import pandas as pd  # it takes its time, and many commands write no table
+
+    statuses = [attrs.asdict(status) for status in read_statuses(output_dir)]
+    rows = [{name: _one_line(status[name]) for name in COLUMNS} for status in statuses]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    write_text(path, table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n"))
     write_text(path.with_suffix(".json"), data_dictionary(COLUMNS))
     return path
+
+
+def _one_line(value: Any) -> Any:
+    return " ".join(value.split()) if isinstance(value, str) else value

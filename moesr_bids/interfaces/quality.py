@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, traits
 from nipype.interfaces.base.support import Bunch
+from scipy import ndimage
 
 from moesr_bids.bids.record import SRRecord
 from moesr_bids.bids.schema import make
@@ -20,14 +21,14 @@ class _ImageQualityInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="bias-corrected image, own grid")
     mask_file = File(exists=True, mandatory=True, desc="brain mask, own grid")
     bias_file = File(exists=True, mandatory=True, desc="natural logarithm of the bias field, own grid")
-    atlas_file = File(exists=True, mandatory=True, desc="white matter, grey matter and fluid of the atlas, 4-D")
+    atlas_file = File(exists=True, mandatory=True, desc="white matter, grey matter and CSF of the atlas, 4-D")
     sr_file = File(exists=True, mandatory=True, desc="super-resolved image, target grid")
     sr_mask_file = File(exists=True, mandatory=True, desc="brain mask, target grid")
     sr_record = traits.Dict(mandatory=True, desc="what super-resolution recorded: the noise of the input")
 
 
 class _ImageQualityOutputSpec(RecordedOutputSpec):
-    tissue_file = File(exists=True, desc="1 white matter, 2 grey matter, 3 fluid of the super-resolved image, uint8")
+    tissue_file = File(exists=True, desc="1 white matter, 2 grey matter, 3 CSF of the super-resolved image, uint8")
 
 
 class ImageQuality(RecordedInterface):
@@ -37,6 +38,7 @@ class ImageQuality(RecordedInterface):
     output_spec = _ImageQualityOutputSpec
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
+        from moesr_bids.preproc.images import resample_to
         from moesr_bids.preproc.quality import image_quality, inu, regions
         from moesr_bids.preproc.tissues import tissue_labels, tissue_probabilities
 
@@ -50,7 +52,7 @@ class ImageQuality(RecordedInterface):
         mask = _canonical(self.inputs.sr_mask_file)[0] > 0
         probabilities = tissue_probabilities(data, fine_affine, mask, atlas)
         # Air, head and frame are those of the input, since the output has no exact zeros.
-        around = _nearest(around, affine, data.shape, fine_affine)
+        around = resample_to(around.astype(np.float32), affine, data.shape, fine_affine, order=0).astype(np.uint8)
         after = image_quality(data, mask, probabilities, around)
         finest = self._effective_resolution()
         out_file = Path(runtime.cwd) / "tissues.nii.gz"
@@ -60,18 +62,20 @@ class ImageQuality(RecordedInterface):
 
     def _effective_resolution(self) -> dict[str, list[float | None]]:
         """Along right, anterior, superior, in input and output: what stands out of the noise of the input."""
-        from moesr_bids.reports.planes import Volume, bounding_box
-        from moesr_bids.reports.spectrum import effective_resolution
+        from moesr_bids.sr.metrics import effective_resolution
 
-        before, after = (Volume.load(Path(file)) for file in (self.inputs.in_file, self.inputs.sr_file))
-        density: Any = make(SRRecord, self.inputs.sr_record).noise_std ** 2 * before.zooms
+        noise = make(SRRecord, self.inputs.sr_record).noise_std
+        density = noise**2 * nib.affines.voxel_sizes(_canonical(self.inputs.in_file)[1])
         found = {}
         # The spectrum of the input holds its noise as well, that of the output next to none.
-        for side, volume, mask, thresholds in (
-            ("Input", before, self.inputs.mask_file, 2 * density),
-            ("Output", after, self.inputs.sr_mask_file, density),
+        for side, file, mask_file, share in (
+            ("Input", self.inputs.in_file, self.inputs.mask_file, 2.0),
+            ("Output", self.inputs.sr_file, self.inputs.sr_mask_file, 1.0),
         ):
-            sizes = effective_resolution(volume, bounding_box(Volume.load(Path(mask))), thresholds)
+            data, affine = _canonical(file)
+            zooms = nib.affines.voxel_sizes(affine)
+            brain = ndimage.find_objects((_canonical(mask_file)[0] > 0).astype(np.uint8))
+            sizes = effective_resolution(data[brain[0]] if brain else data, list(zooms), list(share * density))
             found[side] = [round(size, 3) if math.isfinite(size) else None for size in sizes]
         return found
 
@@ -80,11 +84,3 @@ def _canonical(path: str) -> tuple[Any, Any]:
     """Read an image with its axes nearest to right, anterior, superior, as MRIQC does."""
     image = nib.as_closest_canonical(nib.load(path))
     return np.asanyarray(image.dataobj, dtype=np.float32), image.affine
-
-
-def _nearest(labels: Any, affine: Any, shape: tuple[int, ...], target_affine: Any) -> Any:
-    """Carry labels to another grid by the nearest voxel."""
-    from scipy import ndimage
-
-    matrix = np.linalg.inv(affine) @ target_affine
-    return ndimage.affine_transform(labels, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=0, mode="nearest")

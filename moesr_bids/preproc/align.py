@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import mutual_info_score
 
 from moesr_bids.preproc.images import RAS_TO_LPS
 
@@ -350,7 +351,5 @@ def mutual_information(first: NDArray[np.floating], second: NDArray[np.floating]
         if high <= low:
             return 0.0
         codes.append(np.clip((values - low) / (high - low) * bins, 0, bins - 1).astype(int))
-    joint = np.bincount(codes[0] * bins + codes[1], minlength=bins * bins).reshape(bins, bins) / codes[0].size
-    outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    filled = joint > 0
-    return float((joint[filled] * np.log(joint[filled] / outer[filled])).sum())
+    joint = np.bincount(codes[0] * bins + codes[1], minlength=bins * bins).reshape(bins, bins)
+    return float(mutual_info_score(None, None, contingency=joint))

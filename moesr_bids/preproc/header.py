@@ -16,13 +16,12 @@ from nibabel.spatialimages import SpatialImage
 from scipy import ndimage
 
 from moesr_bids.errors import ImageError
-from moesr_bids.nifti import largest_shift, open_image, read_voxels, xform_code
+from moesr_bids.nifti import MAX_SHEAR, largest_shift, open_image, read_voxels, xform_code
 
 VOXEL_SIZE_MM = (0.2, 10.0)
 FIELD_OF_VIEW_MM = (60.0, 600.0)
 MIN_VOXELS = 8
 # Shears above this share of a voxel axis are no rounding: such a header cannot be told apart from a wrong one.
-MAX_SHEAR = 0.05
 
 
 @attrs.frozen

@@ -25,7 +25,7 @@ BoolArray = NDArray[np.bool_]
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Largest cosine between two voxel axes that ITK still takes for a rotation.
-MAX_SHEAR = 1e-3
+ITK_SHEAR = 1e-3
 
 
 def use_threads(threads: int) -> None:
@@ -67,7 +67,7 @@ def check_affine(affine: NDArray[np.float64]) -> None:
     """Refuse an affine (4 x 4, voxel to world RAS mm) that an ITK image cannot hold exactly."""
     directions = affine[:3, :3] / voxel_sizes(affine)
     shear = np.abs(directions.T @ directions - np.eye(3)).max()
-    if not np.isfinite(shear) or shear > MAX_SHEAR:
+    if not np.isfinite(shear) or shear > ITK_SHEAR:
         raise ImageError(f"the voxel axes are not at right angles (cosine {shear:.3g}): resample the image first")
 
 

@@ -12,13 +12,15 @@ from moesr_bids.preproc.images import BoolArray, FloatArray
 from moesr_bids.preproc.refine import RefineSettings, blurred, classify
 
 TISSUES = ("wm", "gm", "csf")
-"""Order of the classes; in a map of labels the first is 1."""
+"""Order of the classes."""
+WHITE, GREY, CSF = range(1, 4)
+"""Their values in a map of labels."""
 
 
 def tissue_probabilities(
     data: FloatArray, affine: NDArray[np.float64], mask: BoolArray, atlas: Nifti1Image
 ) -> FloatArray:
-    """Return how probably each voxel of a mask is white matter, grey matter and fluid.
+    """Return how probably each voxel of a mask is white matter, grey matter and CSF.
 
     Expectation maximisation on the image's own intensities, with the atlas as prior
     (see `moesr_bids.preproc.refine`): which class is bright is learned from where the atlas has it.
@@ -32,7 +34,7 @@ def tissue_probabilities(
     mask : ndarray of bool, shape (i, j, k)
         Brain.
     atlas : Nifti1Image
-        Shares of white matter, grey matter and fluid deformed to the image, shape (i, j, k, 3), on any grid.
+        Shares of white matter, grey matter and CSF deformed to the image, shape (i, j, k, 3), on any grid.
 
     Returns
     -------
@@ -50,7 +52,7 @@ def tissue_probabilities(
 
 
 def tissue_labels(probabilities: FloatArray, mask: BoolArray) -> NDArray[np.uint8]:
-    """Return the most probable class of each voxel: 1 white matter, 2 grey matter, 3 fluid, 0 none or other."""
+    """Return the most probable class of each voxel: 1 white matter, 2 grey matter, 3 CSF, 0 none or other."""
     labels = np.zeros(mask.shape, dtype=np.uint8)
     likely = np.argmax(probabilities, axis=0) + 1
     labels[mask] = np.where(probabilities.sum(axis=0) >= 0.5, likely, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pandas as pd
 from markupsafe import Markup
 
 from moesr_bids.atomic import write_text
@@ -302,12 +302,8 @@ def _cell(value: Any) -> str:
 
 
 def _table(records: Sequence[ImageRecord]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
-    writer.writerow([column.name for column in COLUMNS])
-    for record in records:
-        writer.writerow([_cell(column.value(record)) for column in COLUMNS])
-    return stream.getvalue()
+    table = pd.DataFrame({column.name: [_cell(column.value(record)) for record in records] for column in COLUMNS})
+    return table.to_csv(sep="\t", index=False, lineterminator="\n", quoting=csv.QUOTE_NONE)
 
 
 def _row(out_dir: Path, record: ImageRecord, columns: Sequence[Column]) -> dict[str, Any]:

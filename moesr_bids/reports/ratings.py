@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
+import pandas as pd
 
 from moesr_bids.atomic import write_text
+from moesr_bids.bids.dataset import data_dictionary
 from moesr_bids.reports.derivatives import ImageRecord
 from moesr_bids.reports.values import NOT_AVAILABLE
 
@@ -51,13 +52,14 @@ def read_ratings(paths: Iterable[Path]) -> dict[str, Rating]:
     found: dict[str, Rating] = {}
     for path in paths:
         try:
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-        except (UnicodeDecodeError, csv.Error) as error:
+            table = pd.read_csv(
+                path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8-sig"
+            )
+        except (ValueError, pd.errors.ParserError) as error:
             raise ValueError(f"{path}: not a table of ratings ({error})") from None
-        for number, row in enumerate(rows, 2):
-            if missing := [name for name in COLUMNS if row.get(name) is None]:
-                raise ValueError(f"{path}, line {number}: no column {missing[0]}; save the ratings from the page again")
+        if missing := [name for name in COLUMNS if name not in table]:
+            raise ValueError(f"{path}: no column {missing[0]}; save the ratings from the page again")
+        for row in table.fillna(NOT_AVAILABLE).to_dict("records"):
             rating = Rating(*(row[name] for name in ("rating", "comment", "settings_hash", "rated")))
             if row["image"] not in found or found[row["image"]].rated <= rating.rated:
                 found[row["image"]] = rating
@@ -66,9 +68,8 @@ def read_ratings(paths: Iterable[Path]) -> dict[str, Rating]:
 
 def write_dictionaries(paths: Iterable[Path]) -> None:
     """Write the data dictionary beside each table."""
-    text = json.dumps({name: {"Description": words} for name, words in COLUMNS.items()}, indent=2) + "\n"
     for path in paths:
-        write_text(path.with_suffix(".json"), text)
+        write_text(path.with_suffix(".json"), data_dictionary(COLUMNS))
 
 
 def with_ratings(records: Iterable[ImageRecord], ratings: dict[str, Rating]) -> tuple[list[ImageRecord], list[str]]:

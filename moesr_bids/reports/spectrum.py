@@ -2,83 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nb
 import numpy as np
-import numpy.typing as npt
-from scipy import fft
-from scipy.signal import windows
 
 from moesr_bids.bids.record import AxisProfile
 from moesr_bids.reports.drawing import new_figure, save
-from moesr_bids.reports.planes import Box, Volume, bounding_box, box_on
+from moesr_bids.reports.planes import Volume, bounding_box, box_on
+from moesr_bids.sr.metrics import axis_spectrum
 
 _NAMES = ("left to right", "posterior to anterior", "inferior to superior")
 _DECADES = 7.0
-
-
-def axis_spectrum(volume: Volume, box: Box, axis: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Power spectral density along an axis, the mean over the lines of a box.
-
-    Parameters
-    ----------
-    volume : Volume
-        Image.
-    box : Box
-        Voxels to take lines from.
-    axis : int
-        Axis of the lines.
-
-    Returns
-    -------
-    frequency : numpy.ndarray
-        Cycles per mm, from 0 to the Nyquist frequency.
-    power : numpy.ndarray
-        Two-sided density (Welch 1967, one Hann-windowed segment per line), intensity squared times mm.
-
-    """
-    lines = np.moveaxis(volume.data[box.slices], axis, -1)
-    count, spacing = lines.shape[-1], float(volume.zooms[axis])
-    window = (windows.hann(count, sym=False) if count > 2 else np.ones(count)).astype(np.float32)
-    # Each line's mean is anatomy at frequency 0; windowed, it would leak into its neighbours.
-    lines = lines - lines.mean(axis=-1, keepdims=True)
-    power = np.square(np.abs(fft.rfft(lines * window, axis=-1))).reshape(-1, count // 2 + 1)
-    power = power.mean(axis=0, dtype=np.float64)
-    return fft.rfftfreq(count, spacing), power * spacing / np.square(window).sum()
-
-
-def effective_resolution(volume: Volume, box: Box, thresholds: Sequence[float]) -> tuple[float, ...]:
-    """Size of the finest detail that stands out along each axis: half the period of its frequency.
-
-    That frequency is the highest one up to which the power spectral density stays above a threshold. It is at most the
-    Nyquist frequency, whose detail is a voxel.
-
-    Parameters
-    ----------
-    volume : Volume
-        Image.
-    box : Box
-        Voxels to take lines from.
-    thresholds : sequence of float
-        Density per axis, intensity squared times mm. White noise has its variance times the spacing of the voxels; with
-        twice that as the threshold, a signal in such noise is at least as strong as the noise.
-
-    Returns
-    -------
-    tuple of float
-        mm per axis; NaN where nothing stands out.
-
-    """
-    sizes = []
-    for axis, threshold in enumerate(thresholds):
-        frequency, power = axis_spectrum(volume, box, axis)
-        hidden = np.flatnonzero(power[1:] <= threshold)
-        last = int(hidden[0]) if hidden.size else len(power) - 1
-        sizes.append(0.5 / float(frequency[last]) if last > 0 else math.nan)
-    return tuple(max(size, float(zoom)) for size, zoom in zip(sizes, volume.zooms, strict=True))
 
 
 def measured_up_to(image: Path, psf: Sequence[AxisProfile]) -> tuple[float, ...]:
@@ -142,7 +78,7 @@ def plot_spectrum(
         for volume, where, colour, name in zip(
             (before, after), boxes, ("#b03060", "#1f5fa8"), ("input", "output"), strict=True
         ):
-            frequency, power = axis_spectrum(volume, where, axis)
+            frequency, power = axis_spectrum(volume.data[where.slices], float(volume.zooms[axis]), axis)
             if len(power) > 1 and power[1:].max() > 0:
                 axes.semilogy(frequency[1:], np.maximum(power[1:], 1e-12), color=colour, linewidth=1.4, label=name)
                 highest = max(highest, float(power[1:].max()))

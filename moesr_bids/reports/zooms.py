@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from moesr_bids.preproc.tissues import GREY, WHITE
 from moesr_bids.reports.planes import PLANES, Box, Volume, bounding_box, intensity_window
 from moesr_bids.reports.slider import Comparison
 
 WINDOW_MM = 36.0
-WHITE, GREY = 1, 2
 RIM_MM = 8.0  # cortex: grey matter no deeper under the brain's surface than this
 DEEP_MM = 5.0  # deep white matter: no nearer to other tissue than this
 LOWER_SHARE = 0.4  # of the brain's height: cerebellum and temporal poles, whose folds are finer or disturbed
@@ -101,7 +101,7 @@ def _grey_scale(image: Volume, labels: Volume) -> tuple[float, float]:
 
 
 def regions(labels: Volume) -> list[Region]:
-    """Find cortex, deep white matter and grey-white junction in tissue labels (1 white, 2 grey, 3 fluid)."""
+    """Find cortex, deep white matter and grey-white junction in tissue labels (1 white, 2 grey, 3 CSF)."""
     white, grey = labels.data == WHITE, labels.data == GREY
     zooms = tuple(labels.zooms)
     brain = ndimage.binary_fill_holes(labels.data > 0)

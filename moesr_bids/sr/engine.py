@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import ImageError
-from ..nifti import length_unit, open_image, read_voxels, xform_code
+from ..nifti import MAX_SHEAR, length_unit, open_image, read_voxels, xform_code
 from ..resources import available_memory_gb, measured
 from .consistency import Misfit, Move
 from .cost import window_voxels
@@ -37,7 +37,6 @@ from .zerofilling import measured_shares, zero_filled
 
 _WAY_OUT = "a coarser --resolution"
 _PERCENTILE = 99.0
-_LARGEST_SHEAR = 0.05  # cosine of the angle between two axes
 _FEW_NEGATIVE = 0.01  # share of voxels; images of signed values have more, in air alone or everywhere
 # Each projection undoes part of the other one; after some turns what is left is small.
 _PROJECTIONS = 4
@@ -263,7 +262,7 @@ def _checked_data(image: SpatialImage, name: str) -> NDArray[np.float32]:
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise ImageError(f"{name}: the affine is not invertible; repair the header")
     directions = image.affine[:3, :3] / nib.affines.voxel_sizes(image.affine)
-    if np.abs(directions.T @ directions - np.eye(3)).max() > _LARGEST_SHEAR:
+    if np.abs(directions.T @ directions - np.eye(3)).max() > MAX_SHEAR:
         raise ImageError(f"{name}: the axes of the affine are not at right angles; convert the image again")
     if isinstance(image, nib.Nifti1Image) and length_unit(image.header) in ("meter", "micron"):
         raise ImageError(f"{name}: voxel sizes are not in mm; convert the image again")

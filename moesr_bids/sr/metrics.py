@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.signal import welch
 from skimage.metrics import structural_similarity
 
 _PERCENTILE = 99.9
@@ -160,6 +161,71 @@ def lesion_geometry(
             shifts.append(float(np.linalg.norm(here - there)))
     shift = float(np.median(shifts)) if shifts else math.nan
     return shift, float(volumes[1] / volumes[0]) if volumes[0] else math.nan
+
+
+def axis_spectrum(
+    data: NDArray[np.floating], spacing: float, axis: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Power spectral density along an axis, the mean over all lines.
+
+    Parameters
+    ----------
+    data
+        Image, or a box of it, shape (i, j, k).
+    spacing
+        Distance of voxels along the axis, mm.
+    axis
+        Axis of the lines.
+
+    Returns
+    -------
+    frequency
+        Cycles per mm, from 0 to the Nyquist frequency.
+    power
+        Two-sided density (Welch 1967, one Hann-windowed segment per line without its mean), intensity squared times mm.
+    """
+    lines = np.moveaxis(data, axis, -1)
+    count = lines.shape[-1]
+    # A Hann window of one or two samples is nought.
+    window = "hann" if count > 2 else "boxcar"
+    frequency, power = welch(
+        lines, 1 / spacing, window, nperseg=count, detrend="constant", return_onesided=False, axis=-1
+    )
+    kept = count // 2 + 1
+    power = power[..., :kept].reshape(-1, kept).mean(axis=0, dtype=np.float64)
+    return np.abs(frequency[:kept]), power
+
+
+def effective_resolution(
+    data: NDArray[np.floating], zooms: Sequence[float], thresholds: Sequence[float]
+) -> tuple[float, ...]:
+    """Size of the finest detail that stands out along each axis: half the period of its frequency.
+
+    That frequency is the highest one up to which the power spectral density stays above a threshold. It is at most the
+    Nyquist frequency, whose detail is a voxel.
+
+    Parameters
+    ----------
+    data
+        Box of an image, shape (i, j, k).
+    zooms
+        Voxel sizes, mm.
+    thresholds
+        Density per axis, intensity squared times mm. White noise has its variance times the spacing of the voxels; with
+        twice that as the threshold, a signal in such noise is at least as strong as the noise.
+
+    Returns
+    -------
+    sizes
+        mm per axis; NaN where nothing stands out.
+    """
+    sizes = []
+    for axis, (zoom, threshold) in enumerate(zip(zooms, thresholds, strict=True)):
+        frequency, power = axis_spectrum(data, zoom, axis)
+        hidden = np.flatnonzero(power[1:] <= threshold)
+        last = int(hidden[0]) if hidden.size else len(power) - 1
+        sizes.append(0.5 / float(frequency[last]) if last > 0 else math.nan)
+    return tuple(max(size, float(zoom)) for size, zoom in zip(sizes, zooms, strict=True))
 
 
 def _same_shape(*arrays: NDArray[np.generic]) -> None:
