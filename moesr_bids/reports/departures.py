@@ -70,9 +70,9 @@ def plot_departures(input_path: Path, output_path: Path, mask_path: Path, out_fi
         box, index = window_around(after, places[column], axis)
         for row, (name, volume) in enumerate((("input, interpolated", linear), ("output", after))):
             show(panels[row, column], volume, axis, index, box, cmap="gray", vmin=low, vmax=high)
-            label_panel(panels[row, column], name, left_right=axis != 0)
+            label_panel(panels[row, column], name, axis)
         drawn = show(panels[2, column], difference, axis, index, box, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        label_panel(panels[2, column], _where(after, places[column]))
+        label_panel(panels[2, column], _where(after, places[column]), axis)
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=panels[2].tolist(), shrink=0.8, pad=0.01, extend="both")
         bar.set_label("output − input, % of the brightest", color="white", fontsize=9)

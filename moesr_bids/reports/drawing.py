@@ -62,10 +62,10 @@ def draw_outline(axes: Axes, mask: Volume, axis: int, index: int, box: Box, colo
         axes.contour(*pixel_centres(mask, axis, pixels), pixels, levels=[0.5], colors=[color], linewidths=1.0)
 
 
-def label_panel(axes: Axes, text: str, *, left_right: bool = False) -> None:
-    """Write a title above a slice and, on request, mark the patient's left and right."""
+def label_panel(axes: Axes, text: str, axis: int) -> None:
+    """Write a title above a slice and mark the patient's left and right, which a sagittal slice has not."""
     axes.set_title(text, color="white", fontsize=8, pad=2)
-    if left_right:
+    if axis != 0:
         for x, letter, side in ((0.01, "L", "left"), (0.99, "R", "right")):
             mark = axes.text(x, 0.5, letter, transform=axes.transAxes, color="white", fontsize=9, va="center", ha=side)
             mark.set_path_effects([withStroke(linewidth=1.5, foreground="black")])

@@ -66,7 +66,7 @@ def plot_experts(
     for column, (axis, index) in enumerate(slices):
         where = f"{PLANES[axis]} {index}"
         show(panels[0, column], image, axis, index, box, cmap="gray", vmin=low, vmax=high)
-        label_panel(panels[0, column], where, left_right=axis != 0)
+        label_panel(panels[0, column], where, axis)
         weights = [plane(volumes[f"gate-{name}"], axis, index, box) for name in experts]
         drawn_gate = panels[1, column].imshow(
             _blend(weights, _grey(image, axis, index, box, low, high)),
@@ -74,10 +74,10 @@ def plot_experts(
             interpolation="nearest",
         )
         drawn_gate.axes.set_axis_off()
-        label_panel(panels[1, column], "gate")
+        label_panel(panels[1, column], "gate", axis)
         for row, (name, change) in enumerate(changes.items(), start=2):
             drawn = show(panels[row, column], change, axis, index, box, cmap="RdBu_r", vmin=-limit, vmax=limit)
-            label_panel(panels[row, column], f"{name} alone")
+            label_panel(panels[row, column], f"{name} alone", axis)
     figure.legend(
         handles=[Patch(color=colour, label=name) for colour, name in zip(COLOURS, experts, strict=True)],
         loc="outside upper center",

@@ -58,7 +58,7 @@ def plot_mask(image_path: Path, mask_path: Path, out_file: Path, *, columns: int
         for axes, index in zip(panels[axis], brain.positions(axis, columns, inset=0.08), strict=True):
             show(axes, image, axis, index, field_of_view, cmap="gray", vmin=low, vmax=high)
             draw_outline(axes, mask, axis, index, field_of_view)
-            label_panel(axes, f"{PLANES[axis]} {index}", left_right=axis != 0)
+            label_panel(axes, f"{PLANES[axis]} {index}", axis)
     return save(figure, out_file)
 
 
@@ -121,7 +121,7 @@ def plot_bias(
         where = f"{PLANES[axis]} {index}"
         for row, volume, text in ((0, uncorrected, "before"), (1, uncorrected, "field"), (2, corrected, "after")):
             show(panels[row, column], volume, axis, index, box, **grey)
-            label_panel(panels[row, column], f"{text}, {where}", left_right=axis != 0)
+            label_panel(panels[row, column], f"{text}, {where}", axis)
         colored = show(panels[1, column], percent, axis, index, box, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.55)
         pixels = plane(percent, axis, index, box)
         lines = panels[1, column].contour(
@@ -178,7 +178,7 @@ def plot_gradunwarp(
         for row, volume, text in ((0, acquired, "acquired"), (1, unwarped, "corrected")):
             axes = panels[row, column]
             show(axes, volume, axis, index, box, cmap="gray", vmin=low, vmax=high)
-            label_panel(axes, f"{text}, {PLANES[axis]} {index}", left_right=axis != 0)
+            label_panel(axes, f"{text}, {PLANES[axis]} {index}", axis)
             pixels = plane(distance, axis, index, box)
             centres = pixel_centres(distance, axis, pixels)
             lines = axes.contour(*centres, pixels, levels=levels, colors="#f0e442", linewidths=0.6)
@@ -240,8 +240,8 @@ def plot_uncertainty(
             above, below = panels[2 * axis, column], panels[2 * axis + 1, column]
             show(above, image, axis, index, box, cmap="gray", vmin=low, vmax=high)
             shown = show(below, percent, axis, index, box, cmap="magma", vmin=0, vmax=limit)
-            label_panel(above, f"{PLANES[axis]} {index}", left_right=axis != 0)
-            label_panel(below, "uncertainty", left_right=axis != 0)
+            label_panel(above, f"{PLANES[axis]} {index}", axis)
+            label_panel(below, "uncertainty", axis)
     bar = figure.colorbar(shown, ax=panels, shrink=0.5, pad=0.01, extend="max")
     bar.set_label("standard deviation of the error, % of the brightest", color="white", fontsize=8)
     bar.ax.tick_params(colors="white", labelsize=8)

@@ -58,7 +58,7 @@ def plot_residual(
         for axes, index in zip(panels[axis], brain.positions(axis, columns), strict=True):
             shown = show(axes, residual, axis, index, box, cmap="RdBu_r", vmin=-RESIDUAL_LIMIT, vmax=RESIDUAL_LIMIT)
             draw_outline(axes, mask, axis, index, box, color="black")
-            label_panel(axes, f"{PLANES[axis]} {index}")
+            label_panel(axes, f"{PLANES[axis]} {index}", axis)
     bar = map_part.colorbar(shown, ax=panels, orientation="horizontal", shrink=0.6, aspect=40, pad=0.02, extend="both")
     bar.set_label("input − A(output), in units of the noise", color="white", fontsize=9)
     bar.ax.tick_params(colors="white", labelsize=8)
