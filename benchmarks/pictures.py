@@ -17,7 +17,7 @@ from attrs import evolve
 from PIL import Image
 
 from benchmarks.phantom import ACQUISITIONS, acquire, make_truth
-from moesr_bids.reports.drawing import label_panel, new_figure, save
+from moesr_bids.reports.drawing import new_figure, save
 from moesr_bids.reports.experts import plot_experts
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.models import weights_path
@@ -90,7 +90,7 @@ def draw_chain(network: MixtureNetwork, scanned: Example, out_file: Path) -> Pat
             plane = image[0, 0, :, _CUBE // 2].T.flip(0)
             axes.imshow(plane, cmap="gray", vmin=0, vmax=1.05, interpolation="nearest")
             axes.set_axis_off()
-            label_panel(axes, name)
+            axes.set_title(name, color="white", fontsize=8, pad=2)
     return save(figure, out_file)
 
 

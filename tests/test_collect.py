@@ -10,16 +10,20 @@ from typing import Any
 
 import attrs
 import pytest
+import torch
 
 from moesr_bids.bids.collect import RawImage, collect_images
 from moesr_bids.bids.crashes import crash_files, crashes_by_image
 from moesr_bids.bids.plan import plan_image
 from moesr_bids.bids.provenance import sidecars
+from moesr_bids.bids.resume import settings_hash
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.sidecars import read_metadata, sidecar_files
 from moesr_bids.bids.status import ImageStatus, read_statuses, write_status, write_table
 from moesr_bids.config import OutputSpace, Settings
 from moesr_bids.run.outcomes import forget_what_is_gone, statuses_without_images
+from moesr_bids.sr.models.network import NetworkShape, ResidualNetwork
+from moesr_bids.sr.weights import write_weights
 from tests.reports_data import record
 
 FILES = (
@@ -289,6 +293,43 @@ def test_status_table_has_a_row_per_image_and_one_line_reasons(tmp_path: Path) -
     ]
     assert lines[2].split("\t") == ["sub-02", "n/a", "n/a", "failed", "collect", "a b c", "n/a", "n/a"]
     assert len(read_statuses(tmp_path)) == 2
+
+
+def tiny_weights(path: Path, seed: int) -> Path:
+    """Write the weights of a network that nobody trained."""
+    torch.manual_seed(seed)
+    write_weights(path, ResidualNetwork(NetworkShape(channels=4, blocks=1, embedding=4)), {"kind": "student"})
+    return path
+
+
+def test_the_settings_hash_follows_all_that_decides_an_output(settings: Settings, tmp_path: Path) -> None:
+    raw = collect_images(settings)[0]
+    path = tiny_weights(tmp_path / "w.safetensors", 0)
+    learned = attrs.evolve(settings, sr=attrs.evolve(settings.sr, model=str(path)))
+    sr = attrs.evolve(settings.sr, resolution=1.0)
+    other_seed = attrs.evolve(settings.sr, random_seed=7)
+    hashes = {
+        "input": settings_hash(plan_image(raw, settings), "1"),
+        **{
+            name: settings_hash(plan_image(image, chosen), "0")
+            for name, image, chosen in (
+                ("as it is", raw, settings),
+                ("metadata", attrs.evolve(raw, metadata={"SliceThickness": 5}), settings),
+                ("other metadata", attrs.evolve(raw, metadata={"SliceThickness": 4}), settings),
+                ("reference", attrs.evolve(raw, reference=collect_images(settings)[1]), settings),
+                ("model", raw, learned),
+                ("sloppy", raw, attrs.evolve(settings, sloppy=True)),
+                ("spaces", raw, attrs.evolve(settings, output_spaces=())),
+                ("resolution", raw, attrs.evolve(settings, sr=sr)),
+                ("seed", raw, attrs.evolve(settings, sr=other_seed)),
+            )
+        },
+    }
+    tiny_weights(path, 1)  # others under the same name
+    hashes["weights"] = settings_hash(plan_image(raw, learned), "0")
+    assert len(set(hashes.values())) == len(hashes), hashes
+    same = attrs.evolve(settings, nprocs=7, mem_gb=3.0, work_dir=tmp_path / "elsewhere", participant_label=("01",))
+    assert settings_hash(plan_image(raw, same), "0") == hashes["as it is"]
 
 
 def test_a_template_that_bids_does_not_list_is_referred_to(settings: Settings) -> None:

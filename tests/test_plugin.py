@@ -15,8 +15,9 @@ import pytest
 from nipype.interfaces.utility import Function, Merge
 from nipype.pipeline.engine import Node, Workflow
 
+from moesr_bids.config import Settings
 from moesr_bids.interfaces.processes import end_with
-from moesr_bids.workflows.execution import read_plugin
+from moesr_bids.workflows.execution import configure_nipype, read_plugin
 from moesr_bids.workflows.plugin import RobustMultiProc, Workers
 
 
@@ -45,6 +46,7 @@ def make_workflow(folder: Path, times: int) -> Workflow:
         "stop_on_first_crash": "false",
         "create_report": "false",
     }
+    folder.mkdir(exist_ok=True)
     for name, deaths, seconds in (("killed", times, 0.3), ("innocent", 0, 3.0)):
         node = Node(Function(function=die, output_names=["tries"]), name=name)
         node.inputs.trait_set(marker=str(folder / name), times=deaths, seconds=seconds)
@@ -143,6 +145,17 @@ def test_nothing_outlives_what_was_killed(tmp_path: Path, victim: str) -> None:
         _, alive = psutil.wait_procs([worker, child], timeout=10)
         assert not alive
         run.wait(timeout=20)
+
+
+@pytest.mark.timeout(60)
+def test_a_percent_sign_in_a_path_does_no_harm(tmp_path: Path) -> None:
+    """Nipype's configuration would take it for the beginning of a variable."""
+    folder = tmp_path / "out 50%(x)s"
+    places = {"bids_dir": tmp_path, "output_dir": folder / "out", "work_dir": folder / "work"}
+    configure_nipype(Settings(**places, analysis_level="participant"))
+    with pytest.raises(RuntimeError, match="lack of memory"):
+        run(make_workflow(folder, times=99))
+    assert len(list((folder / "crash").glob("crash-*killed*.txt"))) == 1
 
 
 def test_plugin_file(tmp_path: Path) -> None:

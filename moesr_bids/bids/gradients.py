@@ -13,6 +13,7 @@ import numpy as np
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.config import GRADIENT_EXTENSIONS, Settings
+from moesr_bids.nifti import open_image
 
 _SCANNER_SPACE = 1  # NIfTI xform code of scanner-based coordinates
 _SLICE_AXES = {"i": 0, "j": 1, "k": 2}
@@ -115,7 +116,7 @@ def _by_scanner(plan: GradientPlan, image: RawImage) -> GradientPlan:
 
 def _in_scanner_space(plan: GradientPlan, image: RawImage) -> GradientPlan:
     try:
-        header = nib.load(image.path).header
+        header = open_image(image.path)[0].header
         code = int(header["sform_code"]) or int(header["qform_code"])
     except Exception:  # Whatever is wrong, the header check reports it with its reason.
         return plan
@@ -137,7 +138,7 @@ def _slice_axis(image: RawImage) -> tuple[int, tuple[str, ...]]:
     if stated in _SLICE_AXES:
         return _SLICE_AXES[stated], ()
     try:
-        affine = nib.load(image.path).affine
+        affine = open_image(image.path)[0].affine
     except Exception:  # As above.
         return _SLICE_AXES["k"], ()
     zooms = nib.affines.voxel_sizes(affine)

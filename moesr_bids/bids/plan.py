@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
-import nibabel as nib
 import numpy as np
 
 from moesr_bids.bids.collect import RawImage
@@ -21,6 +20,7 @@ from moesr_bids.bids.gradients import GradientPlan, is_coefficients, plan_gradun
 from moesr_bids.bids.masks import MaskPlan, plan_mask
 from moesr_bids.bids.names import file_name
 from moesr_bids.config import Settings
+from moesr_bids.nifti import open_image
 from moesr_bids.sr.grid import Grid
 from moesr_bids.sr.models import get_model
 from moesr_bids.sr.psf import PSF
@@ -63,7 +63,7 @@ class ScanPlan:
     def grid(self) -> Grid | None:
         """Grid on which it was stored; None when the header cannot be read."""
         try:
-            header = nib.load(self.image.path)
+            header, _ = open_image(self.image.path)
             return Grid(header.shape[:3], header.affine)
         except Exception:  # Whatever is wrong, the header check reports it with its reason.
             return None
@@ -80,7 +80,7 @@ class ScanPlan:
         if file is None or is_coefficients(file):
             return 0
         try:
-            return math.prod(nib.load(file).shape[:3])
+            return math.prod(open_image(file)[0].shape[:3])
         except Exception:  # Whatever is wrong, the step that reads it reports it.
             return 0
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from itertools import groupby
 
 import attrs
-import nibabel as nib
 
 from moesr_bids.bids.collect import RawImage
+from moesr_bids.nifti import open_image
 
 
 def with_references(images: Sequence[RawImage], failed: Collection[RawImage] = ()) -> list[RawImage]:
@@ -68,7 +68,7 @@ def _references(images: Sequence[RawImage], failed: Collection[RawImage]) -> dic
 
 def _rank(image: RawImage) -> tuple[bool, float, str]:
     try:
-        coarsest = max(float(zoom) for zoom in nib.load(image.path).header.get_zooms()[:3])
+        coarsest = max(float(zoom) for zoom in open_image(image.path)[0].header.get_zooms()[:3])
     except Exception:  # Whatever is wrong, the header check says so; here it is only the last choice.
         coarsest = float("inf")
     return image.suffix != "T1w", round(coarsest, 3), image.relative
