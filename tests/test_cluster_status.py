@@ -102,9 +102,10 @@ def cohort(tmp_path: Path) -> Path:
     for status in reasons.values():
         write_status(tmp_path, status)
     ends = {"05": OOM, "06": TIME_LIMIT, "07": PREEMPTED, "08": "", "11": "moesr end: exit 2\n"}
+    ends |= {"12": "moesr end: exit 1\n"}
     for label, text in ends.items():
         task_file(tmp_path, f"7_{int(label)}", f"moesr task: 8192M 90 min: {label}\n{text}")
-    labels = [*reasons, "10", "11"]
+    labels = [*reasons, "10", "11", "12"]
     plan_path(tmp_path).write_text(plan_text((f"sub-{x}", f"sub-{x}/anat/sub-{x}_T1w.nii.gz") for x in labels))
     return tmp_path
 
@@ -114,7 +115,7 @@ STATES = {
     **dict.fromkeys(("03", "09", "11"), "failed"),
     **dict.fromkeys(("04", "05"), "out of memory"),
     "06": "out of time",
-    "07": "stopped",
+    **dict.fromkeys(("07", "12"), "stopped"),
     "08": "running",
     "10": "missing",
 }
@@ -123,8 +124,8 @@ STATES = {
 def test_each_image_has_its_state_and_who_has_to_run_again_is_known(cohort: Path) -> None:
     found = read_cohort(cohort)
     assert {state.participant_id.removeprefix("sub-"): state.state for state in found.images} == STATES
-    assert found.to_submit().keys() == {"04", "05", "06", "07", "10"}
-    assert found.to_submit(faulty=True).keys() == {"03", "04", "05", "06", "07", "09", "10", "11"}
+    assert found.to_submit().keys() == {"04", "05", "06", "07", "10", "12"}
+    assert found.to_submit(faulty=True).keys() == {"03", "04", "05", "06", "07", "09", "10", "11", "12"}
     assert found.to_submit()["05"] == {"out of memory"}
     assert found.reasons()["failed", "conform: <path>: it is constant"] == 2
 
@@ -134,11 +135,11 @@ def test_the_command_counts_lists_and_its_exit_code_tells_whether_all_are_done(
 ) -> None:
     assert main(["status", str(cohort)]) == 1
     told = capsys.readouterr().out
-    assert told.startswith(f"{cohort}: 2 of 11 images done, 11 participants\n")
+    assert told.startswith(f"{cohort}: 2 of 12 images done, 12 participants\n")
     assert "2  done: 0.0 h in all, 1.0 min an image (longest 1.0), up to 2.0 GB\n" in told
-    assert "the task was killed at 8 GB" in told and "5 participants to run again" in told
+    assert "the task was killed at 8 GB" in told and "6 participants to run again" in told
     assert main(["status", str(cohort), "--list"]) == 1
-    assert capsys.readouterr().out.split() == ["04", "05", "06", "07", "10"]
+    assert capsys.readouterr().out.split() == ["04", "05", "06", "07", "10", "12"]
     for label in STATES:
         write_status(cohort, image(label, "done"))
     assert main(["status", str(cohort)]) == 0

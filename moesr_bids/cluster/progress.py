@@ -12,7 +12,7 @@ from attrs import frozen
 
 from moesr_bids.bids.source import raw_folder
 from moesr_bids.bids.status import ImageStatus, read_statuses
-from moesr_bids.cluster.tasks import OUT_OF_MEMORY, OUT_OF_TIME, RUNNING, STOPPED, Task, last_tasks, log_folder
+from moesr_bids.cluster.tasks import ENDED, OUT_OF_MEMORY, OUT_OF_TIME, RUNNING, STOPPED, Task, last_tasks, log_folder
 
 DONE, FAILED, MISSING = "done", "failed", "missing"
 STATES = (DONE, RUNNING, FAILED, OUT_OF_MEMORY, OUT_OF_TIME, STOPPED, MISSING)
@@ -128,6 +128,8 @@ def _unfinished(task: Task | None) -> tuple[str, str]:
         return OUT_OF_MEMORY, f"the task was killed at {task.memory_gb:g} GB"
     if task.end == OUT_OF_TIME:
         return OUT_OF_TIME, f"the task was ended at {task.minutes} min"
+    if task.end == ENDED:
+        return STOPPED, f"its task ended with code {task.code} and left it"
     return STOPPED, "the task was killed, pre-empted or cancelled"
 
 
