@@ -137,6 +137,22 @@ def test_who_ran_out_of_memory_gets_more_and_who_is_done_is_left_out(
     assert read_task(log).end == OUT_OF_MEMORY  # type: ignore[union-attr]
 
 
+def test_submission_keeps_the_jobs_and_chains_the_group_level(
+    dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    # In place of SLURM's: it tells how it was called. The real one is used by make test-slurm.
+    sbatch.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/calls\nwc -l < {tmp_path}/calls\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    assert main(["slurm", str(dataset), str(tmp_path / "out"), "--submit"]) == 0
+    assert capfd.readouterr().out.endswith("submitted: 1:2,3\n")
+    folder = submission_of(tmp_path / "out")
+    assert sorted(path.read_text().strip() for path in folder.glob("*.job")) == ["1", "2"]
+    assert (tmp_path / "calls").read_text().splitlines()[-1] == "--parsable --dependency=afterany:1:2 group.sbatch"
+
+
 def test_a_cohort_on_gpus_is_planned_where_there_is_none(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     image = tmp_path / "moesr bids.sif"

@@ -71,18 +71,43 @@ def test_a_task_that_has_not_begun_is_none_and_the_last_one_counts(tmp_path: Pat
     assert found["01"].memory_gb == 12 and found["01"].end == ENDED
 
 
-@pytest.mark.parametrize(("queue", "end"), [("7_1", RUNNING), ("9_9", STOPPED), (None, RUNNING)])
+def answer_of_squeue(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a queue in place of SLURM's."""
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(f"#!/bin/sh\necho '{text}'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:/usr/bin:/bin")
+
+
+@pytest.mark.parametrize(
+    ("queue", "end"), [("7_1 RUNNING", RUNNING), ("9_9 RUNNING", STOPPED), ("", STOPPED), (None, RUNNING)]
+)
 def test_a_task_that_is_gone_from_the_queue_without_a_word_has_stopped(
     queue: str | None, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if queue:
-        squeue = tmp_path / "bin" / "squeue"
-        squeue.parent.mkdir()
-        squeue.write_text(f"#!/bin/sh\necho {queue}\n")
-        squeue.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin" if queue else str(tmp_path / "none"))
+    if queue is None:
+        monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    else:
+        answer_of_squeue(queue, tmp_path, monkeypatch)
     task_file(tmp_path, "7_1", BEGIN, age_s=3600)
     assert last_tasks(tmp_path)["01"].end == end
+
+
+def test_who_waits_in_the_queue_is_not_submitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_of_squeue("7_1 PENDING\n7_3 PENDING", tmp_path, monkeypatch)
+    out = tmp_path / "out"
+    submission = tasks.log_folder(out) / "001"
+    submission.mkdir(parents=True)
+    (submission / "1-4G.txt").write_text("01 02\n03\n04\n")
+    (submission / "1-4G.job").write_text("7;cluster\n")
+    task_file(out, "7_1", BEGIN + PREEMPTED)  # and put back
+    task_file(out, "7_2", BEGIN.replace("01 02", "03") + PREEMPTED)
+    write_status(out, image("04", "failed", reason="MemoryError: before"))
+    plan_path(out).write_text(plan_text((f"sub-{x}", f"sub-{x}/anat/sub-{x}_T1w.nii.gz") for x in ("01", "03", "04")))
+    cohort = read_cohort(out)
+    assert [state.state for state in cohort.images] == ["queued", "stopped", "queued"]
+    assert cohort.to_submit().keys() == {"03"}
 
 
 @pytest.fixture

@@ -12,10 +12,20 @@ from attrs import frozen
 
 from moesr_bids.bids.source import raw_folder
 from moesr_bids.bids.status import ImageStatus, read_statuses
-from moesr_bids.cluster.tasks import ENDED, OUT_OF_MEMORY, OUT_OF_TIME, RUNNING, STOPPED, Task, last_tasks, log_folder
+from moesr_bids.cluster.tasks import (
+    ENDED,
+    OUT_OF_MEMORY,
+    OUT_OF_TIME,
+    QUEUED,
+    RUNNING,
+    STOPPED,
+    Task,
+    last_tasks,
+    log_folder,
+)
 
 DONE, FAILED, MISSING = "done", "failed", "missing"
-STATES = (DONE, RUNNING, FAILED, OUT_OF_MEMORY, OUT_OF_TIME, STOPPED, MISSING)
+STATES = (DONE, RUNNING, QUEUED, FAILED, OUT_OF_MEMORY, OUT_OF_TIME, STOPPED, MISSING)
 PLAN_COLUMNS = ("participant_id", "image")
 _MEMORY = re.compile(r"MemoryError|out of memory|too little (?:memory|of the GPU's memory)", re.IGNORECASE)
 _REFUSED = 2  # exit code of moesr-bids for options and input that it does not take
@@ -73,7 +83,7 @@ class Cohort:
             Also those who failed for a reason of their own, which is likely to be there still.
 
         """
-        leave = {DONE, RUNNING, *(() if faulty else (FAILED,))}
+        leave = {DONE, RUNNING, QUEUED, *(() if faulty else (FAILED,))}
         found: dict[str, set[str]] = {}
         for image in self.images:
             if image.state not in leave:
@@ -111,6 +121,8 @@ def _state(status: ImageStatus, task: Task | None) -> ImageState:
     state, reason = FAILED, f"{status.step}: {status.reason}"
     if status.state in ("done", "skipped"):
         state, reason = DONE, ""
+    elif task is not None and task.end == QUEUED:
+        state, reason = QUEUED, ""
     elif status.state == "failed" and _MEMORY.search(status.reason):
         state = OUT_OF_MEMORY
     elif status.state in ("running", "waiting") or status.step == "run":
@@ -122,8 +134,8 @@ def _state(status: ImageStatus, task: Task | None) -> ImageState:
 
 def _unfinished(task: Task | None) -> tuple[str, str]:
     """Return state and reason of an image that was begun or waits, by how its task ended."""
-    if task is None or task.end == RUNNING:
-        return RUNNING, ""
+    if task is None or task.end in (RUNNING, QUEUED):
+        return (QUEUED if task and task.end == QUEUED else RUNNING), ""
     if task.end == OUT_OF_MEMORY:
         return OUT_OF_MEMORY, f"the task was killed at {task.memory_gb:g} GB"
     if task.end == OUT_OF_TIME:

@@ -214,7 +214,7 @@ def write_submission(folder: Path, arrays: Sequence[TaskArray], settings: Settin
         )
         scripts[-1].write_text(text, encoding="utf-8")
     (folder / "group.sbatch").write_text(_template("group.sbatch.j2").render(**common), encoding="utf-8")
-    submit = _template("submit.sh.j2").render(folder=str(folder), scripts=[script.name for script in scripts])
+    submit = _template("submit.sh.j2").render(folder=str(folder), scripts=[script.stem for script in scripts])
     (folder / "submit.sh").write_text(submit, encoding="utf-8")
     return scripts
 

@@ -11,9 +11,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-RUNNING, ENDED = "running", "ended"
+QUEUED, RUNNING, ENDED = "queued", "running", "ended"
 OUT_OF_MEMORY, OUT_OF_TIME, STOPPED = "out of memory", "out of time", "stopped"
 
 _BEGIN = re.compile(r"^moesr task: (\d+)M (\d+) min: (.*)$", re.MULTILINE)
@@ -41,7 +41,7 @@ class Task:
     memory_gb, minutes : float, int
         What was asked for.
     end : str
-        `RUNNING`, `ENDED`, `OUT_OF_MEMORY`, `OUT_OF_TIME` or `STOPPED`.
+        `QUEUED`, `RUNNING`, `ENDED`, `OUT_OF_MEMORY`, `OUT_OF_TIME` or `STOPPED`.
     code : int or None
         Exit code of ``moesr-bids``, if it came to its end.
     written : float
@@ -96,23 +96,41 @@ def _text(path: Path) -> str:
 
 
 def last_tasks(output_dir: Path) -> dict[str, Task]:
-    """Return the last task of each participant, by label. A task that is gone from the queue without a word stopped."""
+    """Return the last task of each participant, by label.
+
+    The queue is asked where it can be: a task that waits there, also one that was put back, is queued, and one that is
+    gone from there without a word stopped.
+    """
     tasks = [task for path in log_folder(output_dir).glob("*_*.out") if (task := read_task(path))]
-    queued = _queued() if any(task.end == RUNNING for task in tasks) else None
+    submitted = _submitted(output_dir)
+    queue = _queue() if tasks or submitted else None
     found: dict[str, Task] = {}
     for task in sorted(tasks, key=lambda task: task.written):
-        gone = queued is not None and task.job not in queued and time.time() - task.written > _SILENT_S
+        gone = queue is not None and task.job not in queue and time.time() - task.written > _SILENT_S
         if task.end == RUNNING and gone:
-            task = Task(task.job, task.labels, task.memory_gb, task.minutes, STOPPED, None, task.written)
+            task = evolve(task, end=STOPPED)
         found |= dict.fromkeys(task.labels, task)
+    for job, labels in submitted.items():
+        if (queue or {}).get(job) == "PENDING":
+            found |= dict.fromkeys(labels, Task(job, labels, 0.0, 0, QUEUED, None, time.time()))
     return found
 
 
-def _queued() -> set[str] | None:
-    """Return the tasks in SLURM's queue; None where it cannot be asked."""
-    command = ["squeue", "--noheader", "--array", "--format=%i"]
+def _submitted(output_dir: Path) -> dict[str, tuple[str, ...]]:
+    """Return the participants of each task that ``submit.sh`` submitted, by ``<array job>_<index>``."""
+    found = {}
+    for path in log_folder(output_dir).glob("*/*.job"):
+        job = path.read_text(encoding="utf-8").strip().partition(";")[0]  # a name of the cluster may follow
+        lines = path.with_suffix(".txt").read_text(encoding="utf-8").splitlines()
+        found |= {f"{job}_{index}": tuple(line.split()) for index, line in enumerate(lines, start=1)}
+    return found
+
+
+def _queue() -> dict[str, str] | None:
+    """Return the state of each task in SLURM's queue; None where it cannot be asked."""
+    command = ["squeue", "--noheader", "--array", "--format=%i %T"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
-    return set(asked.stdout.split())
+    return dict(line.split() for line in asked.stdout.splitlines() if len(line.split()) == 2)
