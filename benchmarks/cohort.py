@@ -17,9 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import attrs
-
 from benchmarks.phantom import Acquisition, acquire, make_truth
+from moesr_bids.bids.schema import inner_path
 from moesr_bids.bids.status import ImageStatus, write_status
 from moesr_bids.cluster.tasks import log_folder
 
@@ -72,11 +71,11 @@ def copy_derivatives(out: Path, participants: int) -> None:
             else:
                 os.link(path, target)
     last = labels(participants)[len(done) :]
-    status = ImageStatus(participant_id="", image="", state="failed", step="conform")
     for label in last[:FAILED]:
-        name = f"sub-{label}/anat/sub-{label}_T1w.nii.gz"
-        told = {"participant_id": f"sub-{label}", "image": name, "reason": f"/data/{name}: the image is constant"}
-        write_status(out, attrs.evolve(status, **told))
+        name = inner_path(f"sub-{label}/anat/sub-{label}_T1w.nii.gz")
+        reason = f"/data/{name}: the image is constant"
+        status = ImageStatus(participant_id=f"sub-{label}", image=name, state="failed", step="conform", reason=reason)
+        write_status(out, status)
     log_folder(out).mkdir(parents=True, exist_ok=True)
     for number, label in enumerate(last[FAILED : FAILED + OUT_OF_MEMORY], start=1):
         text = f"moesr task: 4096M 90 min: {label}\nslurmstepd: error: Detected 1 oom_kill event in StepId=1.batch.\n"

@@ -118,7 +118,7 @@ def last_tasks(output_dir: Path) -> dict[str, Task]:
 
 def _submitted(output_dir: Path) -> dict[str, tuple[str, ...]]:
     """Return the participants of each task that ``submit.sh`` submitted, by ``<array job>_<index>``."""
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for path in log_folder(output_dir).glob("*/*.job"):
         job = path.read_text(encoding="utf-8").strip().partition(";")[0]  # a name of the cluster may follow
         lines = path.with_suffix(".txt").read_text(encoding="utf-8").splitlines()
