@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import nibabel as nib
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from moesr_bids.errors import ImageError
 from moesr_bids.interfaces.ants import BrainMask, N4BiasField
 from moesr_bids.preproc import brainmask
 from moesr_bids.preproc.atlas import load_atlas
-from moesr_bids.preproc.brainmask import HEAD, SURE, BrainMaskError, dice, extract_brain
+from moesr_bids.preproc.brainmask import BrainMaskError, dice, extract_brain
 from moesr_bids.preproc.foreground import find_foreground, starting_positions
 from moesr_bids.preproc.images import resample_to
+from moesr_bids.preproc.likeness import HEAD, SURE, likeness
 from moesr_bids.preproc.refine import refine_surface
 from moesr_bids.preproc.template import load_template
 
@@ -72,16 +74,33 @@ def flat_flair() -> tuple[nib.Nifti1Image, np.ndarray]:
     return nib.Nifti1Image(image, affine), resample_to(inside.astype(np.float32), atlas.affine, shape, affine) >= 0.5
 
 
-def test_a_head_with_little_contrast_is_doubtful_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_with_little_contrast_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = brainmask._attempts
     monkeypatch.setattr(brainmask, "_attempts", lambda scene: [next(iter(first(scene)))])
     image, truth = flat_flair()
-    found = extract_brain(image, work_dir=tmp_path)
-    assert HEAD.information < found.information < SURE.information
+    found = extract_brain(image, work_dir=tmp_path, sure=attrs.evolve(SURE, likeness=0.2))
+    assert found.information < 0.1
+    assert not SURE.problems(found.figures())
     assert dice(np.asarray(found.mask.dataobj) > 0, truth) > 0.9
+    # It is taken with its doubts, whatever is held to be sure.
     (doubt,) = found.doubts
     assert "little in common with a brain" in doubt
     assert found.facts()["Doubts"] == [doubt]
+
+
+@pytest.mark.parametrize("blur", [0, 1, 3, 8])
+def test_noise_has_no_likeness(blur: float) -> None:
+    atlas = load_atlas(3.0)
+    inside = atlas.mask >= 0.5
+    within = ndimage.binary_erosion(inside, iterations=2)
+    noise = ndimage.gaussian_filter(np.random.default_rng(2).normal(size=inside.shape), blur).astype(np.float32)
+    noise /= noise.std()
+    depth = ndimage.distance_transform_edt(inside).astype(np.float32)
+    for image in (noise, depth + noise):
+        assert likeness(atlas.brain, image, inside, within, 3.0) < HEAD.likeness
+    # A brain of unknown contrast under as much noise has it.
+    brain = np.choose(np.argmax(atlas.tissues, axis=0), (1.0, 0.0, 3.0)) * inside
+    assert likeness(atlas.brain, (brain + 0.5 * noise).astype(np.float32), inside, within, 3.0) > SURE.likeness
 
 
 def test_unusable_images_are_refused_at_once(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ class GradientNonlinearity:
 
 @attrs.frozen(kw_only=True)
 class BrainMask:
-    """The brain mask: volume in ml, Dice coefficient and mutual information with the template.
+    """The brain mask: volume in ml, Dice coefficient, mutual information and likeness with the template.
 
     Attributes
     ----------
@@ -217,6 +217,7 @@ class BrainMask:
     volume_ml: float
     dice: float | None = None
     mutual_information: float | None = None
+    likeness: float | None = None
     source: str | None = None
     source_sha256: str | None = None
     in_view: float | None = None

@@ -7,9 +7,8 @@ that does not look like a brain is refused.
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ from moesr_bids.preproc.images import (
     to_ants,
     use_threads,
 )
+from moesr_bids.preproc.likeness import ANYTHING, HEAD, SURE, MaskLimits, likeness
 from moesr_bids.preproc.refine import RefineSettings, refine_surface
 
 ATLAS_MM = 3.0
@@ -60,54 +60,6 @@ FINALISTS = 3
 
 class BrainMaskError(RuntimeError):
     """No trustworthy brain mask was found; the message says why."""
-
-
-@attrs.frozen
-class MaskLimits:
-    """Figures that a mask must have.
-
-    Attributes
-    ----------
-    volume_ml : tuple of float
-        Smallest and largest brain.
-    overlap : float
-        Dice coefficient with the template's mask after the affine transform, inside the field of view.
-    information : float
-        Mutual information (nats) with the template well inside the brain (6 mm from its surface), where a ball has
-        none.
-    in_view : float
-        Share of the template's brain inside the field of view.
-
-    """
-
-    volume_ml: tuple[float, float]
-    overlap: float
-    information: float
-    in_view: float
-
-    def problems(self, figures: Mapping[str, float]) -> list[str]:
-        """Say which figures are outside; those that are not known yet are not judged."""
-        found = []
-        if (information := figures["information"]) < self.information:
-            found.append(
-                f"the image has little in common with a brain (mutual information {information:.3f}, "
-                f"expected: at least {self.information})"
-            )
-        if (in_view := figures["in_view"]) < self.in_view:
-            found.append(f"only {in_view:.0%} of the brain would lie inside the field of view")
-        low, high = self.volume_ml
-        if not low <= (volume := figures.get("volume_ml", low)) <= high:
-            found.append(f"the mask has {volume:.0f} mL (expected: {low:.0f} to {high:.0f})")
-        if (overlap := figures.get("overlap", 1.0)) < self.overlap:
-            found.append(f"mask and template overlap badly (Dice {overlap:.2f}, expected: at least {self.overlap})")
-        return found
-
-
-SURE = MaskLimits(volume_ml=(600.0, 2100.0), overlap=0.85, information=0.1, in_view=0.6)
-"""A mask within these is taken as it is; the smallest volume is a toddler's, the largest a very large adult's."""
-_ANY = MaskLimits(volume_ml=(0.0, math.inf), overlap=0.0, information=-math.inf, in_view=0.0)
-HEAD = MaskLimits(volume_ml=(300.0, 2600.0), overlap=0.5, information=0.045, in_view=0.2)
-"""An image beyond these shows no head."""
 
 
 @attrs.frozen(eq=False)
@@ -125,8 +77,10 @@ class BrainMask:
         Affine transform from world mm of the image to world mm (RAS) of the embedded template.
     stripped : bool
         Whether the image had no skull to begin with.
-    volume_ml, overlap, information, in_view : float
+    volume_ml, overlap, likeness, in_view : float
         See `MaskLimits`.
+    information : float
+        Mutual information with the template well inside the brain, nats.
     attempts : int
         Rounds of starting positions that were needed.
     doubts : tuple of str
@@ -143,6 +97,7 @@ class BrainMask:
     volume_ml: float
     overlap: float
     information: float
+    likeness: float
     in_view: float
     attempts: int = 1
     doubts: tuple[str, ...] = ()
@@ -150,12 +105,12 @@ class BrainMask:
 
     def figures(self) -> dict[str, float]:
         """Return what is held against `MaskLimits`."""
-        return {name: getattr(self, name) for name in ("volume_ml", "overlap", "information", "in_view")}
+        return {name: getattr(self, name) for name in ("volume_ml", "overlap", "likeness", "in_view")}
 
     @property
     def credence(self) -> tuple[int, float]:
         """What to choose by among masks that are all in doubt."""
-        return -len(self.doubts), self.information * self.overlap
+        return -len(self.doubts), self.likeness * self.overlap
 
     def facts(self) -> dict[str, Any]:
         """Return what the sidecar tells."""
@@ -167,6 +122,7 @@ class BrainMask:
             "VolumeML": round(self.volume_ml, 1),
             "Dice": round(self.overlap, 3),
             "MutualInformation": round(self.information, 3),
+            "Likeness": round(self.likeness, 3),
             "InView": round(self.in_view, 3),
             "Attempts": self.attempts,
             "Doubts": list(self.doubts),
@@ -211,6 +167,7 @@ class _Candidate:
     transform: Path
     edge_information: float
     information: float
+    likeness: float
     in_view: float
     ratio: float
 
@@ -264,7 +221,7 @@ def extract_brain(
     if given is not None:
         own = _on_grid_of(image, given)
         coarse = resample_to(own.astype(np.float32), image.affine, scene.data.shape, scene.affine)
-        scene, head = _within(scene, coarse), _ANY
+        scene, head = _within(scene, coarse), ANYTHING
     doubtful: list[BrainMask] = []
     reasons: list[str] = []
     with tempfile.TemporaryDirectory(prefix="brainmask_", dir=work_dir or Path.cwd()) as folder:
@@ -348,7 +305,7 @@ def _attempt(
     given: BoolArray | None = None,
 ) -> BrainMask:
     best = _search(scene, starts, folder, seed)
-    if problems := head.problems({"information": best.information, "in_view": best.in_view}):
+    if problems := head.problems({"likeness": best.likeness, "in_view": best.in_view}):
         raise BrainMaskError(", ".join(problems))
     soft, template_mask, tissues = _segment(scene, best, folder, seed)
     mask = soft >= 0.5 if given is None else scene.foreground.region
@@ -361,6 +318,7 @@ def _attempt(
         volume_ml=float(own.sum()) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000,
         overlap=dice(mask, template_mask),
         information=best.information,
+        likeness=best.likeness,
         in_view=best.in_view,
     )
     if problems := head.problems(found.figures()):
@@ -410,7 +368,8 @@ def _judge(scene: _Scene, pair: Pair, transform: Path) -> _Candidate:
     within = ndimage.binary_erosion(brain, iterations=2) & seen
     edge, inner = (mutual_information(scene.target[part], warped[part]) for part in (near, within))
     ratio = float(np.linalg.det(read_affine(transform)[:3, :3]))
-    return _Candidate(transform, edge, inner, float((brain & seen).sum() / brain.sum()), ratio)
+    detail = likeness(scene.target, warped, brain & seen, within, ATLAS_MM)
+    return _Candidate(transform, edge, inner, detail, float((brain & seen).sum() / brain.sum()), ratio)
 
 
 def _segment(scene: _Scene, best: _Candidate, folder: Path, seed: int) -> tuple[FloatArray, BoolArray, FloatArray]:
