@@ -28,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -36,11 +37,12 @@ import numpy as np
 import psutil
 
 from benchmarks.phantom import Acquisition, build
+from moesr_bids.interfaces.processes import end_with
 
 OPTIONS = ("--skip-bids-validation", "--sloppy", "--resolution", "3", "--model", "cubic", "--device", "cpu")
 KINDS = ("worker", "run", "both")
 # Steps that a round does again, of each image, with their odds. Publication is done again in any case.
-STEPS = {None: 3, "warp_MNI152NLin2009aSym": 5, "super_resolve": 2}
+STEPS = {None: 9, "warp_MNI152NLin2009aSym": 18, "super_resolve": 1}
 COLUMNS = ("round", "kind", "seconds", "victims", "half_written", "lost", "innocent_failed")
 _STEP_FOLDER = re.compile(r"/moesr_wf/\w+?_wf/(\w+?_wf)/(?:\w+_wf/)?(\w+)")
 
@@ -192,8 +194,12 @@ def kill(run: psutil.Process, kind: str, rng: random.Random) -> list[str]:
 
 
 def killed_run(folders: Folders, kind: str, wait: float, rng: random.Random) -> tuple[list[str], int]:
-    """Run, kill after a time, and return what was hit and the exit code."""
-    with subprocess.Popen(folders.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+    """Run, kill after a time, and return what was hit and the exit code.
+
+    Half of the runs that lost a worker go on to their end; the others are killed some time later.
+    """
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(folders.command(), **quiet, preexec_fn=partial(end_with, os.getpid())) as started:
         run = psutil.Process(started.pid)
         victims: list[str] = []
         end = time.monotonic() + wait
@@ -204,6 +210,11 @@ def killed_run(folders: Folders, kind: str, wait: float, rng: random.Random) -> 
                 if kind != "worker":
                     break
             time.sleep(0.02)
+        if kind == "worker" and rng.random() < 0.5:
+            with suppress(subprocess.TimeoutExpired):
+                return victims, started.wait(rng.uniform(0, 10))
+            with suppress(psutil.Error):
+                victims += kill(run, "run", rng)
         return victims, started.wait()
 
 
