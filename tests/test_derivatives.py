@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import attrs
@@ -13,11 +14,17 @@ from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.derivatives import DERIVATIVES, descriptions, documentation
 from moesr_bids.bids.plan import ImagePlan, plan_image
 from moesr_bids.bids.provenance import sidecars
+from moesr_bids.bids.resume import finished_record
+from moesr_bids.bids.status import write_table
 from moesr_bids.config import OutputSpace, Settings
+from moesr_bids.interfaces.publish import _earlier_outputs
+from moesr_bids.reports.group import build_group
+from moesr_bids.reports.individual import build_participant_report
+from moesr_bids.run.outcomes import forget_what_is_gone
 from moesr_bids.sr.options import SROptions
 from moesr_bids.workflows.image import init_image_wf
 from tests.app import node_of
-from tests.reports_data import record
+from tests.reports_data import moesr, record
 
 TEMPLATE = "MNI152NLin2009aSym"
 
@@ -100,3 +107,42 @@ def test_the_documentation_has_the_table() -> None:
     text = Path(__file__).parents[1].joinpath("docs/usage.md").read_text(encoding="utf-8")
     assert text.partition("<!-- derivatives -->\n")[2].partition("<!-- end of derivatives -->")[0] == documentation()
     assert list(descriptions()) == ["moesr", "uncertainty", "gate", "residual", "preproc", "brain", "jacobian"]
+
+
+DAMAGED = {
+    "Outputs is a number": {"Moesr": moesr(Outputs=5)},
+    "Moesr is a list": {"Moesr": [1, 2]},
+    "Outputs lead out": {"Moesr": moesr(Outputs=["sub-1/anat/a.nii.gz", "../precious.txt"])},
+    "Outputs are absolute": {"Moesr": moesr(Outputs=["/etc/passwd"])},
+    "empty": {},
+    "a list": [],
+    "null": None,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_sidecar_counts_as_not_done_and_removes_nothing(plan: ImagePlan, content: object) -> None:
+    out = plan.settings.output_dir
+    marker = out / plan.main.sidecar_path
+    marker.parent.mkdir(parents=True)
+    marker.write_text(json.dumps(content))
+    precious = out.parent / "precious.txt"
+    precious.touch()
+    assert finished_record(plan) is None
+    assert _earlier_outputs(marker, out) == set(), "what a publication removes"
+    status = out / "logs" / "status" / f"{plan.image.stem}.json"
+    status.parent.mkdir(parents=True)
+    status.write_text("{}")
+    forget_what_is_gone(plan.settings, [plan.image])
+    write_table(out)
+    build_group(out)
+    build_participant_report(out, f"sub-{plan.image.participant}")
+    assert precious.exists()
+
+
+def test_a_sidecar_whose_outputs_lie_inside_says_what_a_publication_removes(plan: ImagePlan) -> None:
+    out = plan.settings.output_dir
+    marker = out / plan.main.sidecar_path
+    marker.parent.mkdir(parents=True)
+    marker.write_text(json.dumps({"Moesr": moesr(Outputs=["sub-1/anat/old.nii.gz"])}))
+    assert _earlier_outputs(marker, out) == {out / "sub-1/anat/old.nii.gz"}
