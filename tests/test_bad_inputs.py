@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -318,3 +319,13 @@ def faulty_voxels(draw: st.DrawFn) -> Scan:
 @given(faulty_voxels())
 def test_faulty_voxels_give_the_right_image_elsewhere_or_one_sentence(scan: Scan) -> None:
     outcomes(scan)
+
+
+def test_the_table_of_the_documentation_names_tests_that_are_there() -> None:
+    here = Path(__file__).parent
+    named = re.findall(
+        r"(test_\w+\.py)::(test_\w+)", (here.parent / "docs" / "bad_inputs.md").read_text(encoding="utf-8")
+    )
+    assert len(named) > 40
+    missing = [test for file, test in named if f"def {test}(" not in (here / file).read_text(encoding="utf-8")]
+    assert missing == []
