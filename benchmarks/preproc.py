@@ -165,7 +165,7 @@ def registration_table(scans: Sequence[Scan], folder: Path, threads: int) -> Ite
             yield f"{scan.name}: {error}"
             continue
         yield (
-            f"{scan.name}: {time.perf_counter() - start:.1f} s, masks overlap by {result.overlap:.3f}, Jacobian "
+            f"{scan.name}: {time.perf_counter() - start:.1f} s, masks overlap by {result.dice:.3f}, Jacobian "
             f"{result.jacobian[0]:.2f} to {result.jacobian[1]:.2f}"
         )
         affine = write_composite([inverse(result.matrix)], folder / f"{scan.name}_affine.h5")

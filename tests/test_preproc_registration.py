@@ -85,7 +85,7 @@ def test_known_affine_is_recovered(template: Template, truth: np.ndarray, found:
     seen = apply_affine(inverse(truth), brain)
     error = np.linalg.norm(apply_affine(found.matrix, seen) - brain, axis=1)
     assert error.max() < 1.0
-    assert found.overlap > 0.97
+    assert found.dice > 0.97
     assert found.attempts == 1
 
 

@@ -63,7 +63,9 @@ class GradientPlan:
 
 
 def plan_gradunwarp(image: RawImage, settings: Settings) -> GradientPlan:
-    """Decide; nothing is guessed: an image whose sidecar says nothing is left alone, with a warning.
+    """Decide how gradient nonlinearity of an image is corrected.
+
+    Nothing is guessed: an image whose sidecar says nothing is not corrected, and a warning says so.
 
     Parameters
     ----------

@@ -19,12 +19,13 @@ def with_references(images: Sequence[RawImage], failed: Collection[RawImage] = (
     images : sequence of RawImage
         All images of the run.
     failed : collection of RawImage
-        Those that cannot be a reference. Who would have had one of them says so in `RawImage.instead_of`.
+        Images that cannot be a reference. `RawImage.instead_of` names such an image where it would be chosen.
 
     Returns
     -------
     list of RawImage
-        In the same order; `RawImage.reference` is None for references themselves and for images that are alone.
+        The same images in the same order. `RawImage.reference` is None for a reference itself, and for the only image
+        of a session.
 
     """
     best, usable = _references(images, ()), _references(images, failed)
@@ -44,7 +45,7 @@ def with_references(images: Sequence[RawImage], failed: Collection[RawImage] = (
 
 
 def registered_by_itself(image: RawImage, why: str) -> RawImage:
-    """Return an image that does not fit its reference, to be registered by itself."""
+    """Return the image without its reference, which it could not be aligned to, and with the reason."""
     assert image.reference is not None
     told = f"not aligned to {image.reference.stem}, but registered by itself: {why}"
     # The first choice is what the next run compares with.

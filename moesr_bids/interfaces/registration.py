@@ -167,14 +167,16 @@ class JoinTransforms(RecordedInterface):
             named(inputs.in_file, f"_from-{template.name}_xfm", runtime.cwd, ".h5"),
         )
         image = nib.load(inputs.in_file)
-        overlap, information = judge_registration(image, nib.load(inputs.mask_file), template, to_template, **options)
+        dice, mutual_information = judge_registration(
+            image, nib.load(inputs.mask_file), template, to_template, **options
+        )
         self._results.update(out_to_template=str(to_template), out_from_template=str(from_template))
         self._results.update(_shown(image, template, to_template, folder))
         return {
             "Template": template.name,
             "Transform": "rigid to the reference image of the session, then its affine and SyN",
-            "Dice": round(overlap, 3),
-            "MutualInformation": round(information, 3),
+            "Dice": round(dice, 3),
+            "MutualInformation": round(mutual_information, 3),
         }
 
 

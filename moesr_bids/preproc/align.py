@@ -319,7 +319,7 @@ def agreement(
 
     Returns
     -------
-    overlap, information : float
+    dice, mutual_information : float
         Dice coefficient of the brains, and mutual information in the fixed brain, nats; 0 and 0 where next to nothing
         of that brain was scanned.
 
@@ -335,10 +335,10 @@ def agreement(
     seen = brain >= 0
     first, second = brain >= 0.5, fixed_brain & seen
     total = int(first.sum()) + int(second.sum())
-    overlap = 2 * int((first & second).sum()) / total if total else 0.0
+    dice = 2 * int((first & second).sum()) / total if total else 0.0
     if second.sum() < SMALLEST_SAMPLE:
         return 0.0, 0.0
-    return overlap, mutual_information(fixed[second], signal[second])
+    return dice, mutual_information(fixed[second], signal[second])
 
 
 def mutual_information(first: NDArray[np.floating], second: NDArray[np.floating], bins: int = HISTOGRAM_BINS) -> float:

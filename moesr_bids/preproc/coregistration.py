@@ -48,7 +48,7 @@ class Coregistration:
         From world mm of the reference to world mm (RAS) of the image.
     centre : ndarray, shape (3,)
         Centre of the reference's brain, world mm.
-    overlap, information : float
+    dice, mutual_information : float
         See `RegistrationLimits`.
 
     """
@@ -57,8 +57,8 @@ class Coregistration:
     from_reference: Path
     matrix: NDArray[np.float64]
     centre: NDArray[np.float64]
-    overlap: float
-    information: float
+    dice: float
+    mutual_information: float
 
     def facts(self) -> dict[str, Any]:
         """Return what the sidecar tells: the movement is that of the brain's centre, relative to the headers."""
@@ -68,8 +68,8 @@ class Coregistration:
             "Transform": "rigid (6 parameters)",
             "RotationDegrees": round(float(np.rad2deg(angle)), 2),
             "TranslationMM": round(float(np.linalg.norm(moved)), 2),
-            "Dice": round(self.overlap, 3),
-            "MutualInformation": round(self.information, 3),
+            "Dice": round(self.dice, 3),
+            "MutualInformation": round(self.mutual_information, 3),
         }
 
 
@@ -126,7 +126,7 @@ def coregister(
         From world mm of the reference to world mm of the image, by way of a template: its rotation and the brains'
         centres are taken.
     threads, seed, settings, limits
-        As for `register`; only the limits of overlap and information count.
+        As for `register`; only the limits of the Dice coefficient and the mutual information count.
 
     Raises
     ------
@@ -151,13 +151,13 @@ def coregister(
             best = _align(pair, [np.eye(4), _rigid(initial, fixed.centre, moving.centre)], fixed, moving, settings)
         except AlignmentError as error:
             raise RegistrationError(f"alignment to the session's reference failed ({error})") from error
-        overlap, information = _judge(pair, best, fixed, moving)
-        if problem := limits.problem(overlap, information):
+        dice, mutual_information = _judge(pair, best, fixed, moving)
+        if problem := limits.problem(dice, mutual_information):
             raise RegistrationError(f"alignment to the session's reference failed: {problem}; is it the same person?")
         matrix = read_affine(best)
         write_composite([matrix], folder / "to.h5").replace(to_reference)
         write_composite([inverse(matrix)], folder / "from.h5").replace(from_reference)
-    return Coregistration(to_reference, from_reference, matrix, fixed.centre, overlap, information)
+    return Coregistration(to_reference, from_reference, matrix, fixed.centre, dice, mutual_information)
 
 
 def _align(
@@ -175,9 +175,9 @@ def _align(
         except AlignmentError as error:  # the two do not even touch from there
             reasons.append(str(error))
             continue
-        overlap, information = _judge(pair, coarse, fixed, moving)
-        # Between few common voxels there is information by chance.
-        found.append((overlap >= _TOUCHING, information, coarse))
+        dice, mutual_information = _judge(pair, coarse, fixed, moving)
+        # Few common voxels share information by chance.
+        found.append((dice >= _TOUCHING, mutual_information, coarse))
     if not found:
         raise AlignmentError("; ".join(reasons))
     best = max(found, key=lambda item: item[:2])[2]

@@ -54,26 +54,26 @@ class RegistrationLimits:
 
     Attributes
     ----------
-    overlap : float
+    dice : float
         Dice coefficient of the brain masks on the template's grid, inside the image's field of view.
-    information : float
+    mutual_information : float
         Mutual information (nats) inside the template's brain.
     volume_ratio : tuple of float
         Volume of the image's brain relative to the template's.
 
     """
 
-    overlap: float = 0.85
-    information: float = 0.06
+    dice: float = 0.85
+    mutual_information: float = 0.06
     volume_ratio: tuple[float, float] = (0.35, 1.25)
 
-    def problem(self, overlap: float, information: float) -> str:
+    def problem(self, dice: float, mutual_information: float) -> str:
         """Say what is too low, with both figures; nothing if neither is."""
-        if overlap >= self.overlap and information >= self.information:
+        if dice >= self.dice and mutual_information >= self.mutual_information:
             return ""
         return (
-            f"masks overlap by {overlap:.2f} (Dice, at least {self.overlap}), "
-            f"mutual information {information:.3f} (at least {self.information})"
+            f"masks overlap by {dice:.2f} (Dice, at least {self.dice}), "
+            f"mutual information {mutual_information:.3f} (at least {self.mutual_information})"
         )
 
 
@@ -113,9 +113,9 @@ class Registration:
         The affine part as a matrix from world mm of the image to world mm (RAS) of the template.
     jacobian : tuple of float
         Least and largest determinant of the Jacobian of the deformation in the template's brain; positive: no fold.
-    overlap : float
+    dice : float
         Dice coefficient of the masks, see `RegistrationLimits`.
-    information : float
+    mutual_information : float
         Mutual information, nats.
     attempts : int
         Rounds of starting positions that were needed.
@@ -128,8 +128,8 @@ class Registration:
     from_template: Path
     matrix: NDArray[np.float64]
     jacobian: tuple[float, float]
-    overlap: float
-    information: float
+    dice: float
+    mutual_information: float
     attempts: int
     template: str
 
@@ -139,8 +139,8 @@ class Registration:
             "Template": self.template,
             "Transform": "affine (12 parameters) and symmetric normalisation (SyN)",
             "JacobianRange": list(self.jacobian),
-            "Dice": round(self.overlap, 3),
-            "MutualInformation": round(self.information, 3),
+            "Dice": round(self.dice, 3),
+            "MutualInformation": round(self.mutual_information, 3),
             "Attempts": self.attempts,
         }
         if self.jacobian[0] <= 0:
@@ -246,8 +246,8 @@ def register(
                 from_template=from_template,
                 matrix=inverse(forward),
                 jacobian=found.jacobian,
-                overlap=found.overlap,
-                information=found.information,
+                dice=found.dice,
+                mutual_information=found.mutual_information,
                 attempts=attempt,
                 template=template.name,
             )
@@ -284,7 +284,7 @@ def warp_to_template(image: Nifti1Image, grid: Grid, transform: Path, order: str
 def judge_registration(
     image: Nifti1Image, mask: Nifti1Image, template: Template, transform: Path, *, threads: int = 1
 ) -> tuple[float, float]:
-    """Return overlap and mutual information of a transform made elsewhere, as of `Registration`.
+    """Return Dice coefficient and mutual information of a transform made elsewhere, as of `Registration`.
 
     Raises
     ------
@@ -296,10 +296,10 @@ def judge_registration(
     limits = RegistrationLimits()
     task = _prepare(image, mask, template)
     with tempfile.TemporaryDirectory(prefix="judge_", dir=transform.absolute().parent) as name:
-        overlap, information = _judge(task, task.pair(Path(name), 1), [transform])
-    if problem := limits.problem(overlap, information):
+        dice, mutual_information = _judge(task, task.pair(Path(name), 1), [transform])
+    if problem := limits.problem(dice, mutual_information):
         raise RegistrationError(f"registration to {template.name} failed: {problem}")
-    return overlap, information
+    return dice, mutual_information
 
 
 def _prepare(image: Nifti1Image, mask: Nifti1Image, template: Template) -> _Task:
@@ -356,8 +356,8 @@ class _Found:
     warp: Path
     inverse_warp: Path
     jacobian: tuple[float, float]
-    overlap: float
-    information: float
+    dice: float
+    mutual_information: float
 
 
 def _attempt(
@@ -378,21 +378,23 @@ def _attempt(
         candidates.append((_judge(task, pair, [transform]), transform))
     candidates.sort(key=lambda item: item[0][1], reverse=True)
     best = pair.affine("fine_", candidates[0][1], settings.affine, kinds=("Affine",), sampling=0.25)
-    overlap, information = _judge(task, pair, [best])
+    dice, mutual_information = _judge(task, pair, [best])
     ratio = float(np.linalg.det(read_affine(best)[:3, :3]))
     if not limits.volume_ratio[0] <= ratio <= limits.volume_ratio[1]:
         raise RegistrationError(f"the brain would be {ratio:.2f} times the template's volume")
     # A deformation would hide that the affine transform is wrong, so the limits are its own.
-    if overlap < limits.overlap:
-        raise RegistrationError(f"the masks overlap badly (Dice {overlap:.2f}, at least {limits.overlap} is needed)")
-    if information < limits.information:
+    if dice < limits.dice:
+        raise RegistrationError(f"the masks overlap badly (Dice {dice:.2f}, at least {limits.dice} is needed)")
+    if mutual_information < limits.mutual_information:
         raise RegistrationError(
-            f"image and template have little in common (mutual information {information:.3f}, "
-            f"at least {limits.information} is needed)"
+            f"image and template have little in common (mutual information {mutual_information:.3f}, "
+            f"at least {limits.mutual_information} is needed)"
         )
     affine, warp, inverse_warp = pair.deform("syn_", best, settings.deformation)
-    overlap, information = _judge(task, pair, [warp, affine])
-    return _Found(affine, warp, inverse_warp, _jacobian_range(pair, warp, task.template_brain), overlap, information)
+    dice, mutual_information = _judge(task, pair, [warp, affine])
+    return _Found(
+        affine, warp, inverse_warp, _jacobian_range(pair, warp, task.template_brain), dice, mutual_information
+    )
 
 
 def _jacobian_range(pair: Pair, warp: Path, inside: BoolArray) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from scipy import ndimage
 from moesr_bids.preproc.images import resample_to
 from moesr_bids.reports.drawing import label_panel, new_figure, save, show
 from moesr_bids.reports.planes import Volume, bounding_box, box_on, intensity_window
-from moesr_bids.reports.zooms import telling_plane, window_around
+from moesr_bids.reports.zooms import plane_showing_slices, window_around
 
 PLACES = 4
 APART_MM = 20.0
@@ -56,7 +56,7 @@ def plot_departures(input_path: Path, output_path: Path, mask_path: Path, out_fi
     low, high = intensity_window(after, box_on(mask, after, bounding_box(mask)), inside)
     difference = after.with_data(100 * (after.data - linear.data) / high)
     places = largest_places(difference, inside)
-    axis = telling_plane(before)
+    axis = plane_showing_slices(before)
     figure = new_figure(12.0, 9.2)
     panels = figure.subplots(3, PLACES, squeeze=False)
     shares = [abs(float(difference.data[place])) for place in places]

@@ -64,7 +64,7 @@ def _finest(record: Record) -> str:
     )
 
 
-def _estimate(record: Record) -> str:
+def _sampling_words(record: Record) -> str:
     how = record.sampling
     if how and how.estimate == "sample":
         return (
@@ -135,7 +135,7 @@ def summary_rows(record: Record) -> list[tuple[str, str]]:
         ("Point-spread function per axis", psf(record.psf)),
         ("Why this function", stated(record.psf_reason)),
         ("Model", f"{record.model} (weights {record.weights_sha256[:12]})"),
-        ("Estimate", _estimate(record)),
+        ("Estimate", _sampling_words(record)),
         ("Noise", f"{number(record.noise_percent, 3)} % of the brain's brightest (99th percentile)"),
         *_consistency(record),
         (

@@ -83,7 +83,7 @@ def plot_zooms(input_path: Path, output_path: Path, tissue_path: Path, out_html:
     return compared.write(
         out_html,
         levels,
-        start=telling_plane(before),
+        start=plane_showing_slices(before),
         choice="Plane",
         caption=f"Windows of {WINDOW_MM:g} mm: of all in a plane those with most cortex, most deep white matter (at "
         f"least {DEEP_MM:g} mm from other tissue) and most grey-white junction, in the upper part of the brain. Both "
@@ -162,7 +162,7 @@ def window_around(grid: Volume, middle: tuple[int, int, int], axis: int) -> tupl
     return Box((low[0], low[1], low[2]), (high[0], high[1], high[2])), middle[axis]
 
 
-def telling_plane(before: Volume) -> int:
+def plane_showing_slices(before: Volume) -> int:
     """Return the axis across the plane that holds the input's coarsest axis, upright; axial for isotropic voxels."""
     zooms = before.zooms
     thick = zooms.max() > 1.1 * zooms.min()
