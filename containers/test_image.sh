@@ -48,9 +48,9 @@ limited() {
         if [ "$shm" = 0 ]; then mount -t tmpfs -o size=1m,ro tmpfs /dev/shm
         else mount -t tmpfs -o size="$shm"m,mode=1777 tmpfs /dev/shm; fi
         exec setpriv --reuid $uid --regid $uid --clear-groups env --ignore-environment \
-            PATH="$PATH" USER=someone MOESR_BIDS_CONTAINER_TAG="$(basename "$0")" \
+            PATH="$PATH" USER=someone \
             PYTHONPATH=/work/hostile PYTHONUSERBASE=/work/user LD_LIBRARY_PATH=/work/hostile/lib PYTHONSTARTUP=/none \
-            ch-run --no-passwd --unset-env=HOME --unset-env=MOESR_BIDS_CONTAINER_TAG --set-env="$folder/environment" \
+            ch-run --no-passwd --unset-env=HOME --set-env="$folder/environment" \
             --bind "$data:/data" --bind "$folder/out:/out" --bind "$folder:/work" "$folder/image" -- "$@"
     ' moesr "$shm" "$@"
 }
