@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import resource
@@ -118,6 +119,18 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def semaphore_problem() -> str:
+    """Say what to do where processes cannot wait for each other: Python's semaphores are files in /dev/shm."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        return (
+            f"/dev/shm, which parallel processes need, cannot be written ({error.strerror}); mount it writable, e.g. "
+            "`--tmpfs /dev/shm` of Docker, or `--bind` of a writable folder to /dev/shm of Apptainer"
+        )
+    return ""
 
 
 def available_memory_gb() -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import multiprocessing
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from moesr_bids.bids.sidecars import read_sidecar
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADIENT_EXTENSIONS, SUFFIXES, OutputSpace, Settings
 from moesr_bids.console import say
 from moesr_bids.errors import UsageError
+from moesr_bids.resources import semaphore_problem
 
 
 def read_filters(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
@@ -236,13 +236,8 @@ def _check_writable(settings: Settings) -> None:
 
 def _check_semaphores() -> None:
     """Refuse a machine on which processes cannot wait for each other: Python's semaphores are files in /dev/shm."""
-    try:
-        multiprocessing.Lock()
-    except OSError as error:
-        raise UsageError(
-            f"/dev/shm, which parallel processes need, cannot be written ({error.strerror}); mount it writable, e.g. "
-            "`--tmpfs /dev/shm` of Docker, or `--bind` of a writable folder to /dev/shm of Apptainer"
-        ) from None
+    if problem := semaphore_problem():
+        raise UsageError(problem)
 
 
 def check_settings(settings: Settings) -> None:

@@ -16,7 +16,15 @@ from pathlib import Path
 from attrs import frozen
 
 from moesr_bids.config import EMBEDDED_TEMPLATE
-from moesr_bids.resources import GIB, available_cpus, available_memory_gb, cpu_limits, cpu_name, memory_limits
+from moesr_bids.resources import (
+    GIB,
+    available_cpus,
+    available_memory_gb,
+    cpu_limits,
+    cpu_name,
+    memory_limits,
+    semaphore_problem,
+)
 
 LEAST_MEMORY_GB = 4.0  # a head at 0.7 mm does not fit into less
 LEAST_WORK_GB, LEAST_OUTPUT_GB, LEAST_TEMPORARY_GB = 2.0, 0.5, 0.03
@@ -183,8 +191,8 @@ def temporary_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
     except FileNotFoundError:
         yield Finding("temporary folder", "none", "no temporary folder can be written to; set TMPDIR to one that can")
     shared = Path("/dev/shm")
-    usable = shared.is_dir() and os.access(shared, os.W_OK)
-    yield Finding("/dev/shm", f"{shutil.disk_usage(shared).free / GIB:.2f} GB free" if usable else "not here")
+    told = f"{shutil.disk_usage(shared).free / GIB:.3f} GB free" if shared.is_dir() else "not here"
+    yield Finding("/dev/shm", told, semaphore_problem())
     home = environment.get("HOME", "")
     writable = bool(home) and os.access(home, os.W_OK)
     yield Finding("HOME", home + ("" if writable else " (not writable; nothing is kept there)") if home else "not set")
