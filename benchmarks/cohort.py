@@ -3,7 +3,7 @@
 A few participants are processed; what they left is copied under the names of all others. The last ones of the list are
 not done: some have failed, some ran out of memory, some are missing.
 
-    python -m benchmarks.cohort FOLDER [--participants 5000]
+    python -m benchmarks.cohort FOLDER [--participants 5000] [--slurm-minutes 20]
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.phantom import Acquisition, acquire, make_truth
+from benchmarks.slurm_site import jobs, slurm_site
 from moesr_bids.bids.schema import inner_path
 from moesr_bids.bids.status import ImageStatus, write_status
+from moesr_bids.cluster.progress import read_cohort
 from moesr_bids.cluster.tasks import log_folder
 
 MOESR = [sys.executable, "-m", "moesr_bids.cli.moesr"]
@@ -116,11 +119,25 @@ def seconds_to_first_step(raw: Path, out: Path, work: Path, label: str) -> float
     return seconds
 
 
+def run_tasks(raw: Path, out: Path, minutes: float) -> str:
+    """Submit who is not done to a SLURM of this machine for some minutes; tell how many images were made."""
+    before = read_cohort(out).counts()
+    command = [*MOESR, "slurm", str(raw), str(out), "--only-failed", "--submit", "--chunk", "1", "--nprocs", "1"]
+    with slurm_site(Path(tempfile.mkdtemp()), cpus=2, memory_mb=16000) as site:
+        subprocess.run([*command, "--command", " ".join(APP), *OPTIONS[:5]], env=site, check=True)
+        end = time.monotonic() + 60 * minutes
+        while time.monotonic() < end and jobs(site):
+            time.sleep(2)
+    after = read_cohort(out).counts()
+    return f"{after['done'] - before['done']} images by tasks of SLURM in {minutes:g} min; then {dict(after)}"
+
+
 def main() -> None:
     """Build the cohort and print the times."""
     parser = argparse.ArgumentParser(description="Measure a cohort of thousands.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--participants", type=int, default=5000)
+    parser.add_argument("--slurm-minutes", type=float, default=0.0, help="then run tasks on a SLURM of this machine")
     options = parser.parse_args()
     raw, out, work = (options.folder / name for name in ("raw", "out", "work"))
     shutil.rmtree(options.folder, ignore_errors=True)
@@ -137,7 +154,9 @@ def main() -> None:
     files = [path for path in out.rglob("*") if path.is_file()]
     print(f"{len(files)} files in {out}; group.html {(out / 'group.html').stat().st_size / 1e6:.1f} MB")
     for name, seconds in times.items():
-        print(f"{seconds:8.1f} s  {name}")
+        print(f"{seconds:8.1f} s  {name}", flush=True)
+    if options.slurm_minutes:
+        print(run_tasks(raw, out, options.slurm_minutes))
 
 
 if __name__ == "__main__":
