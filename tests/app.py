@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from moesr_bids.bids.collect import collect_images
 from moesr_bids.bids.plan import ImagePlan, plan_image
 from moesr_bids.bids.sessions import with_references
+from moesr_bids.cli.main import main
 from moesr_bids.cli.parser import parse_settings
 
 MODULE = [sys.executable, "-m", "moesr_bids.cli.main"]
@@ -25,6 +28,18 @@ def run_app(bids_dir: Path, out_dir: Path, *arguments: str, **kwargs: Any) -> su
         arguments = (*arguments, "--nprocs", "1")
     command = [*MODULE, str(bids_dir), str(out_dir), "participant", "-w", str(work_of(out_dir)), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
+
+
+def run_here(bids_dir: Path, out_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the participant level in this process: for what runs no step, such as a dry run or a refusal."""
+    command = [str(bids_dir), str(out_dir), "participant", "-w", str(work_of(out_dir)), *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main(command)
+        except SystemExit as end:  # of the parser
+            code = end.code if isinstance(end.code, int) else 1
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 def rerun(sidecar: Path) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,9 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
 # The files that take longest go first, or a worker would still be at one of them when the other has nothing left.
 _LONG = ("test_sessions", "test_app", "test_failures", "test_gradients", "test_preproc_brainmask", "test_sr_student")
 
+# Tests of these files go on from what those before them left in the work folder.
+_IN_ORDER = ("test_failures", "test_sessions")
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -27,6 +30,10 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long files first, in their order."""
+    """Put the long files first, in their order, and keep tests that share something costly on one worker."""
     rank = {name: number for number, name in enumerate(_LONG)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+    for item in items:
+        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+        if item.path.stem in _IN_ORDER or any(one[-1].scope == "module" for one in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -22,6 +22,7 @@ from tests.app import (
     outputs_of,
     plans_of,
     run_app,
+    run_here,
     statuses,
     validation_errors,
     work_of,
@@ -177,11 +178,11 @@ def test_second_run_skips_what_is_complete_and_redoes_the_rest(phantom: Path, fi
 
 
 def test_other_settings_are_planned_not_skipped(phantom: Path, finished: Path) -> None:
-    same = run_app(phantom / "bids", finished, "--resolution", "1", "--dry-run")
+    same = run_here(phantom / "bids", finished, "--resolution", "1", "--dry-run")
     assert same.stdout.count("would be skipped") == 2
-    other = run_app(phantom / "bids", finished, "--resolution", "1", "--random-seed", "5", "--dry-run")
+    other = run_here(phantom / "bids", finished, "--resolution", "1", "--random-seed", "5", "--dry-run")
     assert "would be skipped" not in other.stdout
-    mixed = run_app(phantom / "bids", finished, "--resolution", "0.8", "--dry-run")
+    mixed = run_here(phantom / "bids", finished, "--resolution", "0.8", "--dry-run")
     assert mixed.returncode == 2
     assert "of another resolution; choose another output folder for 0.8 mm" in mixed.stderr
 
@@ -217,14 +218,14 @@ def test_rerun_says_what_it_does_not_find(finished: Path, tmp_path: Path, capsys
 
 
 def test_dry_run_writes_nothing(phantom: Path, tmp_path: Path) -> None:
-    done = run_app(phantom / "bids", tmp_path / "out", "--dry-run")
+    done = run_here(phantom / "bids", tmp_path / "out", "--dry-run")
     assert done.returncode == 0
     assert "100 x 120 x 100 voxels of 2 x 2 x 2 mm -> 286 x 343 x 286 of 0.7 mm" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_options_leave_out_has_not_failed(phantom: Path, finished: Path) -> None:
-    done = run_app(phantom / "bids", finished, "--resolution", "1", "--suffixes", "FLAIR", "--skip-bids-validation")
+    done = run_here(phantom / "bids", finished, "--resolution", "1", "--suffixes", "FLAIR", "--skip-bids-validation")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "select no image of 2 participants: 01, 02" in done.stdout
     assert set(statuses(finished)) == {"sub-01_T1w", "sub-02_T1w"}
@@ -233,10 +234,10 @@ def test_what_the_options_leave_out_has_not_failed(phantom: Path, finished: Path
 def test_reports_only_and_boilerplate_only(phantom: Path, finished: Path, tmp_path: Path) -> None:
     report = finished / "sub-01.html"
     before = report.stat().st_mtime_ns
-    done = run_app(phantom / "bids", finished, "--resolution", "1", "--reports-only", "--participant-label", "01")
+    done = run_here(phantom / "bids", finished, "--resolution", "1", "--reports-only", "--participant-label", "01")
     assert done.returncode == 0, done.stdout + done.stderr
     assert report.stat().st_mtime_ns > before
-    done = run_app(phantom / "bids", tmp_path / "out", "--boilerplate-only")
+    done = run_here(phantom / "bids", tmp_path / "out", "--boilerplate-only")
     assert done.returncode == 0, done.stdout + done.stderr
     assert files_below(tmp_path / "out") == {
         *("dataset_description.json", ".bidsignore", "descriptions.tsv", "descriptions.json", "logs/CITATION.md"),

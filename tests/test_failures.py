@@ -27,6 +27,7 @@ from tests.app import (
     outputs_of,
     plans_of,
     run_app,
+    run_here,
     statuses,
     validation_errors,
     work_of,
@@ -301,7 +302,7 @@ def test_read_only_input_is_enough(phantom: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     for path in [copy, *copy.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    done = run_app(copy, tmp_path / "out", "--dry-run")
+    done = run_here(copy, tmp_path / "out", "--dry-run")
     assert done.returncode == 0
     done = run_app(copy, tmp_path / "out", "--resolution", "2", "--sloppy", "--clean-workdir")
     for path in [copy, *(p for p in copy.rglob("*") if p.is_dir())]:
@@ -314,7 +315,7 @@ def test_read_only_input_is_enough(phantom: Path, tmp_path: Path) -> None:
 
 def test_empty_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bids").mkdir()
-    done = run_app(tmp_path / "bids", tmp_path / "out")
+    done = run_here(tmp_path / "bids", tmp_path / "out")
     assert done.returncode == 2
     assert "holds no participant" in done.stderr
 

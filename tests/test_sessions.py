@@ -25,7 +25,17 @@ from moesr_bids.bids.schema import unstructured
 from moesr_bids.bids.sessions import registered_by_itself, with_references
 from moesr_bids.cli.rerun import read_recipe
 from moesr_bids.preproc.template import load_template
-from tests.app import expected_files, outputs_of, plans_of, rerun, run_app, statuses, validation_errors, work_of
+from tests.app import (
+    expected_files,
+    outputs_of,
+    plans_of,
+    rerun,
+    run_app,
+    run_here,
+    statuses,
+    validation_errors,
+    work_of,
+)
 
 TEMPLATE = "MNI152NLin2009aSym"
 OPTIONS = ("--device", "cpu", "--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
@@ -153,7 +163,7 @@ def test_a_broken_reference_does_not_stop_the_others(session: Path, finished: Pa
     with kept(path) as whole:
         path.write_bytes(whole[: len(whole) // 2])
         done = run_app(session / "bids", out, *OPTIONS, "--skip-bids-validation")
-        plan = run_app(session / "bids", out, *OPTIONS, "--dry-run").stdout
+        plan = run_here(session / "bids", out, *OPTIONS, "--dry-run").stdout
         # As long as the reference is broken in the same way, there is nothing to do again.
         assert "sub-01_FLAIR: complete, would be skipped" in plan
     assert done.returncode == 1
@@ -185,7 +195,7 @@ def test_an_image_that_does_not_fit_its_reference_is_registered_by_itself(sessio
     with kept(path):
         small.to_filename(path)
         done = run_app(session / "bids", out, *options)
-        plan = run_app(session / "bids", out, *options, "--dry-run").stdout
+        plan = run_here(session / "bids", out, *options, "--dry-run").stdout
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sub-01_FLAIR: coregister failed" in done.stdout
     assert {name: row["state"] for name, row in statuses(out).items()} == {"sub-01_T1w": "done", "sub-01_FLAIR": "done"}
@@ -209,7 +219,7 @@ def test_a_reference_that_was_killed_and_is_finished_now_serves(session: Path, f
     content["Moesr"]["SessionReference"] = unstructured(session_reference(alone))
     content["Moesr"]["SettingsHash"] = settings_hash(alone, content["Moesr"]["InputSHA256"])
     sidecar.write_text(json.dumps(content))
-    assert "sub-01_FLAIR: complete" in run_app(session / "bids", out, *OPTIONS, "--dry-run").stdout
+    assert "sub-01_FLAIR: complete" in run_here(session / "bids", out, *OPTIONS, "--dry-run").stdout
     done = run_app(session / "bids", out, *OPTIONS, "--skip-bids-validation")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "done again with their reference, which an earlier run had not: sub-01_FLAIR" in done.stdout
