@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.plan import plan_image
 from moesr_bids.bids.sessions import with_references
+from moesr_bids.bids.sidecars import read_metadata
 from moesr_bids.cli.moesr import main
 from moesr_bids.config import Settings
 from moesr_bids.errors import ImageError
@@ -319,6 +321,44 @@ def faulty_voxels(draw: st.DrawFn) -> Scan:
 @given(faulty_voxels())
 def test_faulty_voxels_give_the_right_image_elsewhere_or_one_sentence(scan: Scan) -> None:
     outcomes(scan)
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-9, 9),
+    st.floats(),
+    st.sampled_from(["", "3T", "2D", "3D", "k", "ORIGINAL\\PRIMARY\\ND", "DIS2D", "HFS", "n/a"]),
+    st.lists(st.one_of(st.floats(-1, 1), st.sampled_from(["DIS2D", "ND", "x", None])), max_size=6),
+    st.dictionaries(st.sampled_from("ab"), st.integers(), max_size=1),
+)
+KEYS = (
+    *("SliceThickness", "SpacingBetweenSlices", "MRAcquisitionType", "MagneticFieldStrength", "ImageType"),
+    *("NonlinearGradientCorrection", "SliceEncodingDirection", "ImageOrientationPatientDICOM", "PatientPosition"),
+    *("StationName", "Manufacturer", "ManufacturersModelName"),
+)
+
+
+@settings(max_examples=120, **PROFILE)
+@given(st.dictionaries(st.sampled_from(KEYS), ANYTHING))
+def test_any_metadata_can_be_planned_and_gives_the_image(metadata: dict[str, Any]) -> None:
+    """A plan that fails would end the run of all images."""
+    scan = Scan("sub-01_T1w.nii", as_file(clean(), AFFINE), metadata)
+    with on_disk(scan) as path:
+        root = path.parents[2]
+        path.with_name("sub-01_T1w.json").write_text(json.dumps(metadata))
+        told, warnings = read_metadata(path, root)
+        assert warnings == ()
+        image = RawImage(path=path, root=root, metadata=told)
+        coefficients = root.parent / "scanner.grad"
+        coefficients.touch()
+        places = {"bids_dir": root, "output_dir": root.parent / "out", "work_dir": root.parent / "work"}
+        chosen = Settings(**places, analysis_level="participant", sr=OPTIONS, gradient_coefficients=coefficients)
+        plan = plan_image(with_references([image])[0], chosen)
+        assert plan.cost.sr_memory_gb > 0
+        assert plan.gradients.action in {"none", "full", "through-plane"}
+        assert len(plan.outputs) > 5
+    assert is_right(super_resolve(nib.Nifti1Image(clean(), AFFINE), OPTIONS, metadata=told).image, scan)
 
 
 def test_the_table_of_the_documentation_names_tests_that_are_there() -> None:

@@ -206,6 +206,16 @@ def test_dangling_links_and_broken_sidecars_do_not_hide_images(settings: Setting
     assert "not readable JSON" in images["T2w"].warnings[0]
 
 
+def test_a_sidecar_that_was_not_fetched_is_told_as_such(settings: Settings) -> None:
+    image = settings.bids_dir / FILES[0]
+    image.with_name("sub-01_T1w.json").write_text("/annex/objects/MD5E-s100--1b.json\n")
+    (settings.bids_dir / "T1w.json").symlink_to(".git/annex/objects/none")
+    metadata, warnings = read_metadata(image, settings.bids_dir)
+    assert metadata == {}
+    assert len(warnings) == 2
+    assert all("was not used: the file's content was not fetched" in warning for warning in warnings)
+
+
 def test_metadata_is_inherited_and_the_nearer_file_wins(settings: Settings) -> None:
     root = settings.bids_dir
     image = root / FILES[3]

@@ -93,7 +93,7 @@ def plan_gradunwarp(image: RawImage, settings: Settings) -> GradientPlan:
 
 def _by_scanner(plan: GradientPlan, image: RawImage) -> GradientPlan:
     corrected = image.metadata.get("NonlinearGradientCorrection")
-    kinds = {str(part).upper() for part in image.metadata.get("ImageType") or ()}
+    kinds = _image_type(image)
     if "DIS3D" in kinds:
         return GradientPlan(action="none", reason="the scanner corrected it in three dimensions (ImageType DIS3D)")
     # Before NonlinearGradientCorrection, which converters set for a correction in two dimensions as well.
@@ -114,6 +114,13 @@ def _by_scanner(plan: GradientPlan, image: RawImage) -> GradientPlan:
             "--gradunwarp force corrects it all the same"
         )
     return _in_scanner_space(attrs.evolve(plan, reason=reason), image)
+
+
+def _image_type(image: RawImage) -> set[str]:
+    """Return the values of DICOM's Image Type, which some converters write as one text."""
+    stated = image.metadata.get("ImageType")
+    parts = stated.split("\\") if isinstance(stated, str) else stated
+    return {str(part).upper() for part in parts} if isinstance(parts, list) else set()
 
 
 def _in_scanner_space(plan: GradientPlan, image: RawImage) -> GradientPlan:
@@ -145,7 +152,7 @@ def _slice_axis(image: RawImage) -> tuple[int, tuple[str, ...]]:
         return _SLICE_AXES["k"], ()
     zooms = nib.affines.voxel_sizes(affine)
     directions = image.metadata.get("ImageOrientationPatientDICOM")
-    if isinstance(directions, list) and len(directions) == 6:
+    if isinstance(directions, list) and len(directions) == 6 and all(isinstance(x, int | float) for x in directions):
         # Of rows and columns; their normal is that of the slices however the file is stored. LPS to RAS.
         normal = np.cross(directions[:3], directions[3:]) * (-1, -1, 1)
         return int(np.abs(normal @ (affine[:3, :3] / zooms)).argmax()), ()

@@ -11,6 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from moesr_bids.errors import ImageError
+from moesr_bids.nifti import check_fetched
+
 
 def _entities(name: str) -> tuple[frozenset[str], str]:
     *entities, suffix = name.split(".", 1)[0].split("_")
@@ -78,7 +81,11 @@ def read_metadata(image: Path, root: Path) -> tuple[dict[str, Any], tuple[str, .
     files = sidecar_files(image, root)
     for path in files:
         try:
+            check_fetched(path)
             content = json.loads(path.read_text(encoding="utf-8"))
+        except ImageError as error:
+            warnings.append(f"sidecar {path.relative_to(root)} was not used: {str(error).removeprefix(f'{path}: ')}")
+            continue
         except (OSError, ValueError) as error:
             warnings.append(f"sidecar {path.relative_to(root)} was not used: it is not readable JSON ({error})")
             continue
