@@ -198,13 +198,14 @@ def killed_run(folders: Folders, kind: str, wait: float, rng: random.Random) -> 
 
     Half of the runs that lost a worker go on to their end; the others are killed some time later.
     """
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(folders.command(), **quiet, preexec_fn=partial(end_with, os.getpid())) as started:
+    end = partial(end_with, os.getpid())  # with this process, whatever ends it
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(folders.command(), stdout=quiet, stderr=quiet, preexec_fn=end) as started:
         run = psutil.Process(started.pid)
         victims: list[str] = []
-        end = time.monotonic() + wait
+        due = time.monotonic() + wait
         while started.poll() is None and not victims:
-            if time.monotonic() >= end:
+            if time.monotonic() >= due:
                 with suppress(psutil.Error):
                     victims = kill(run, kind, rng)
                 if kind != "worker":
