@@ -71,21 +71,27 @@ def test_images_are_taken_one_after_the_other(tmp_path: Path) -> None:
     workflow = Workflow(name="wf", base_dir=str(tmp_path))
     workflow.config["execution"] = {"poll_sleep_duration": "0.1", "create_report": "false"}
     for image in ("one", "two", "three"):
+        # The parts of an image are workflows of their own, as in the app.
         chain = Workflow(name=image)
+        early, late = Workflow(name="a_part"), Workflow(name="b_part")
         nodes = [Node(Merge(1), name=name) for name in ("a", "b", "c")]
-        chain.connect([(nodes[0], nodes[1], [("out", "in1")]), (nodes[1], nodes[2], [("out", "in1")])])
         nodes[0].inputs.in1 = image
-        workflow.add_nodes([chain])
+        early.connect([(nodes[0], nodes[1], [("out", "in1")])])
+        late.add_nodes([nodes[2]])
+        chain.connect([(early, late, [("b.out", "c.in1")])])
+        participant = Workflow(name=f"of_{image}")
+        participant.add_nodes([chain])
+        workflow.add_nodes([participant])
     ended: list[str] = []
     arguments = {
         "n_procs": 1,
         "memory_gb": 1,
         "n_gpu_procs": 0,
-        "status_callback": lambda node, status: ended.append(node.fullname.split(".")[1]) if status == "end" else None,
+        "status_callback": lambda node, status: ended.append(node.fullname.split(".")[2]) if status == "end" else None,
     }
     workflow.run(plugin=RobustMultiProc(plugin_args=arguments))
-    assert ended == sorted(ended)
-    assert len(ended) == 9
+    # By participant, of_one before of_three before of_two, and each to its end.
+    assert ended == ["one"] * 3 + ["three"] * 3 + ["two"] * 3
 
 
 @pytest.mark.timeout(60)
