@@ -15,6 +15,8 @@ from moesr_bids.bids.plan import plan_image
 from moesr_bids.bids.resume import settings_hash
 from moesr_bids.cli.parser import parse_settings
 from moesr_bids.config import Settings
+from moesr_bids.errors import ImageError
+from moesr_bids.interfaces.ants import _mask
 from moesr_bids.preproc import brainmask
 from moesr_bids.preproc.brainmask import dice, extract_brain
 from moesr_bids.preproc.template import load_template
@@ -97,6 +99,32 @@ def test_a_folder_without_participants_is_refused(tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit):
         parse_settings([str(raw.root), str(tmp_path / "o"), "participant", "--derivatives", str(tmp_path / "empty")])
     assert "has no sub-* folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"/annex/objects/x", b"no image", b"", None])
+def test_a_mask_that_cannot_be_read_is_told_where_it_is_used(tmp_path: Path, content: bytes | None) -> None:
+    """Not where runs are planned, which would stop all images."""
+    raw, settings = scene(tmp_path, "sub-01_T1w.nii.gz", ("sub-01_desc-brain_mask.nii.gz", GRID))
+    mask = tmp_path / "fmriprep" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
+    mask.unlink()
+    mask.symlink_to("nowhere") if content is None else mask.write_bytes(content)
+    assert plan_mask(raw, settings).file == mask
+    assert plan_image(raw, settings).outputs
+    with pytest.raises(ImageError, match=rf"{mask}: .*; or leave --derivatives out"):
+        _mask(str(mask))
+
+
+def test_a_scan_with_an_impossible_header_is_told_by_its_own_step(tmp_path: Path) -> None:
+    raw, settings = scene(tmp_path, "sub-01_T1w.nii", ("sub-01_desc-brain_mask.nii.gz", GRID))
+    content = bytearray(raw.path.read_bytes())
+    content[70:72] = b"\xe7\x03"  # data type 999
+    raw.path.write_bytes(content)
+    assert plan_image(raw, settings).outputs
+
+
+def test_hidden_files_are_no_masks(tmp_path: Path) -> None:
+    raw, settings = scene(tmp_path, "sub-01_T1w.nii.gz", ("._sub-01_desc-brain_mask.nii.gz", GRID))
+    assert plan_mask(raw, settings).file is None
 
 
 def test_a_given_mask_is_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import attrs
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
-from moesr_bids.bids.collect import NIFTI_EXTENSIONS, RawImage
+from moesr_bids.bids.collect import RawImage, is_nifti
 from moesr_bids.bids.sidecars import read_sidecar
 from moesr_bids.config import Settings
 from moesr_bids.digests import sha256
+from moesr_bids.errors import ImageError
+from moesr_bids.nifti import open_image
 
 # Entities of a mask that do not say which scan it belongs to.
 _OWN = ("sub", "space", "res", "den", "desc", "label")
@@ -80,7 +80,7 @@ def _candidates(root: Path, image: RawImage) -> Iterator[Path]:
     for path in sorted((root / f"sub-{image.participant}").rglob(f"*{_ENDING}.nii*")):
         entities = _entities(path)
         brain = "brain" in (entities.get("desc"), entities.get("label"))
-        if brain and path.name.endswith(NIFTI_EXTENSIONS) and not path.name.startswith("."):
+        if brain and is_nifti(path):
             yield path
 
 
@@ -102,8 +102,8 @@ def _fits(path: Path, image: RawImage) -> bool:
 
 def _on_grid(path: Path, image: RawImage) -> bool:
     try:
-        mask, scan = nib.load(path), nib.load(image.path)
-    except (OSError, ImageFileError):
+        (mask, _), (scan, _) = open_image(path), open_image(image.path)
+    except ImageError:
         return False  # what cannot be read is told where it is used
     return mask.shape == scan.shape[:3] and bool(np.allclose(mask.affine, scan.affine, atol=1e-3))
 

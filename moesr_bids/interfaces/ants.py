@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, traits
 from nipype.interfaces.base.support import Bunch
 from nipype.utils.filemanip import fname_presuffix
@@ -20,6 +18,7 @@ from moesr_bids.digests import sha256
 from moesr_bids.errors import ImageError
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.interfaces.processes import end_with
+from moesr_bids.nifti import open_image, read_voxels
 from moesr_bids.resources import measured
 
 
@@ -105,12 +104,11 @@ def _extract_brain(path: str, folder: str, seed: int, given: str | None) -> tupl
 def _mask(path: str) -> nib.Nifti1Image:
     """Read a mask, squeezed to three dimensions."""
     try:
-        image = nib.squeeze_image(nib.load(path))
-        return nib.Nifti1Image(np.asanyarray(image.dataobj, dtype=np.float32), image.affine)
-    except (OSError, EOFError, ValueError, ImageFileError) as error:
-        raise ImageError(
-            f"{path}: the brain mask cannot be read ({error}); mend it or leave --derivatives out"
-        ) from None
+        image, _ = open_image(Path(path))
+        voxels = read_voxels(image, path)
+    except ImageError as error:
+        raise ImageError(f"{error}; or leave --derivatives out") from None
+    return nib.squeeze_image(nib.Nifti1Image(voxels, image.affine))
 
 
 class _N4BiasFieldInputSpec(MaskedInputSpec):
