@@ -51,7 +51,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="participant: process images; group: tables and page over all finished participants",
     )
     parser.add_argument("--version", action="version", version=f"moesr-bids {__version__}")
+    _add_data(parser)
+    _add_gradients(parser)
+    _add_sr(parser)
+    _add_run(parser)
+    return parser
 
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose images."""
     data = parser.add_argument_group("which images")
     data.add_argument(
         "--participant-label",
@@ -100,6 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
         "image or in its space; they are used instead of one that is found",
     )
 
+
+def _add_gradients(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the correction of gradient nonlinearity."""
     gradients = parser.add_argument_group("gradient nonlinearity")
     gradients.add_argument(
         "--gradient-coefficients",
@@ -119,6 +130,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--gradunwarp-nojac", action="store_true", help="do not multiply by the Jacobian: intensities stay as they are"
     )
 
+
+def _add_sr(parser: argparse.ArgumentParser) -> None:
+    """Add the options of super-resolution and registration."""
     sr = parser.add_argument_group("super-resolution")
     SROptions.add_arguments(sr, of_app=True)
     sr.add_argument(
@@ -132,6 +146,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sr.add_argument("--sloppy", action="store_true", help="rough bias field and registration, but fast: for tests only")
 
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the options of resources and execution."""
     run = parser.add_argument_group("resources and execution")
     run.add_argument(
         "--nprocs",
@@ -188,7 +205,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="YAML with a Nipype plugin and its plugin_args instead of MultiProc",
     )
     run.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv for debugging")
-    return parser
 
 
 def _config_arguments(path: Path, parser: argparse.ArgumentParser) -> list[str]:
