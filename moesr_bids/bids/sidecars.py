@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from moesr_bids.errors import ImageError
-from moesr_bids.nifti import check_fetched
 
 
 def _entities(name: str) -> tuple[frozenset[str], str]:
@@ -76,6 +75,8 @@ def read_metadata(image: Path, root: Path) -> tuple[dict[str, Any], tuple[str, .
         One sentence for each file that could not be used, or for the lack of any.
 
     """
+    from moesr_bids.nifti import check_fetched  # it reads images, which --help need not
+
     metadata: dict[str, Any] = {}
     warnings: list[str] = []
     files = sidecar_files(image, root)
