@@ -231,3 +231,16 @@ def test_no_brain_is_an_error() -> None:
     image = nib.Nifti1Image(np.zeros((40, 40, 40), np.float32), np.diag([4.0, 4, 4, 1]))
     with pytest.raises(ImageError, match="no brain"):
         inference.segment(image, _Knows(SegmenterShape(features=(4, 4, 4, 4, 4, 4))))
+
+
+def test_a_scan_keeps_its_tissue(maps: Path, tmp_path: Path) -> None:
+    scan = tmp_path / "sub-01_T1w.nii.gz"
+    raw = nib.load(maps / "sub-01_dseg.nii.gz")
+    nib.Nifti1Image(100 * np.isin(np.asarray(raw.dataobj), (2, 41)).astype(np.float32), raw.affine).to_filename(scan)
+    head = load_head_map(maps / "sub-01_dseg.nii.gz", scan)
+    drawn = RandomHead(turned=0.0).draw(head, 48, ZOOM, np.random.default_rng(0), torch.device("cpu"))
+    images = RandomImage(cavity=1.0, lesions=1.0, bare=0.0, defaced=0.0, air=0.0, cut=0.0, thick=0.0, shading=0.0)
+    example = images.draw(drawn, ZOOM, np.random.default_rng(1), real=1.0)
+    white = sum(example.classes[NAMES[f"{side} white matter"]] for side in ("left", "right"))
+    assert float(example.image[0][white > 0.99].mean()) > 0.8
+    assert float(example.image[0][white < 0.01].mean()) < 0.1

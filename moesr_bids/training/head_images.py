@@ -114,10 +114,12 @@ class RandomImage:
         fine = zoom / OVERSAMPLING
         labels, classes = head.labels.clone(), head.classes.clone()
         generator = torch.Generator(labels.device).manual_seed(int(rng.integers(2**31)))
-        self._hurt(labels, classes, rng)
+        measured = head.image if rng.random() < real else None
+        if measured is None:  # a scan has the lesions that it has
+            self._hurt(labels, classes, rng)
         seen = self._remove(classes, fine, rng)
-        if head.image is not None and rng.random() < real:
-            image = head.image.clamp(0, 1.5)
+        if measured is not None:
+            image = measured.clamp(0, 1.5)
         else:
             means, spreads = self._palette(labels, head.classes, rng)
             waves = torch.randn(labels.shape, generator=generator, device=labels.device)
