@@ -309,3 +309,15 @@ def test_it_is_told_what_the_image_is_the_estimate_of(tmp_path: Path, facts: dic
     add_finished(tmp_path, "sub-01_T1w", **facts)
     html, _ = report(tmp_path, "01")
     assert words in html
+
+
+def test_a_brain_in_doubt_is_shown_first(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    add_finished(tmp_path, "sub-01_FLAIR", BrainMask=brain_mask(Doubts=["only 55% of <it>"]))
+    for key in ("sub-01_T1w", "sub-01_FLAIR"):
+        add_figures(tmp_path, key)
+    html, page = report(tmp_path, "01")
+    first = page.headings.index("Brain in doubt")
+    assert first < page.headings.index("Brain mask")
+    shown = html[html.index("only 55% of &lt;it&gt;. Does the outline") :]
+    assert shown.index("sub-01/figures/sub-01_desc-brainmask_FLAIR.png") < shown.index("T1w")

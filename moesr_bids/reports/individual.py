@@ -76,6 +76,22 @@ def _overview(participant: str, records: list[ImageRecord]) -> str:
     )
 
 
+def _doubtful_masks(figures: Path, records: list[ImageRecord]) -> list[SubReport]:
+    """Return a section with the contours of the brains that were found with doubts, or none."""
+    doubtful = []
+    for record in records:
+        doubts = record.moesr.brain_mask.doubts if record.moesr else ()
+        picture = figures / figure_name(record.key, "brainmask", ".png")
+        if doubts and picture.is_file():
+            doubtful.append(
+                {"key": record.key, "doubts": doubts, "picture": f"{figures.parent.name}/figures/{picture.name}"}
+            )
+    if not doubtful:
+        return []
+    html = render("doubts.html.j2", images=doubtful)
+    return [SubReport("Brain in doubt", reportlets=[Fragment("doubts-text", [(html, None)])])]
+
+
 def embed_figures(html: str, folder: Path) -> str:
     """Return a page with its picture files inside it, so that it can be moved and mailed alone.
 
@@ -144,7 +160,8 @@ def build_participant_report(out_dir: Path, participant: str, *, single_file: bo
         errors = SubReport("Errors", reportlets=[Fragment("errors-text", [(errors_text, None)])])
         # what failed is read first
         failed = not records or not all(record.complete for record in records)
-        report.sections = [errors, *report.sections, methods] if failed else [*report.sections, methods, errors]
+        sections = [*_doubtful_masks(figures, records), *report.sections, methods]
+        report.sections = [errors, *sections] if failed else [*sections, errors]
         report.generate_report()
         if single_file:
             temporary.write_text(embed_figures(temporary.read_text(encoding="utf-8"), out_dir), encoding="utf-8")
