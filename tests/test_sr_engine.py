@@ -43,6 +43,8 @@ RECORD_KEYS = {
     "NoiseStd",
     "NoiseRange",
     "NoisePercent",
+    "OutlierVoxels",
+    "BackgroundOffset",
     "Lambda",
     "DataConsistency",
     "Warnings",
@@ -133,7 +135,7 @@ def test_cubic_is_a_plain_baseline_and_mask_is_used(tmp_path: Path):
         (np.full((8, 8, 8), np.nan), "NaN"),
         (np.full((8, 8, 8), 3.0), "all voxels have the value 3"),
         (np.zeros((8, 8, 8, 2)), "3-D image"),
-        (-np.arange(512.0).reshape(8, 8, 8), "not positive"),
+        (-np.arange(512.0).reshape(8, 8, 8), "far below 0"),
     ],
 )
 def test_images_that_are_refused(tmp_path: Path, data: np.ndarray, message: str):

@@ -163,6 +163,8 @@ class SRRecord:
     noise_std: float
     noise_range: tuple[float, float] | None = None
     noise_percent: float
+    outlier_voxels: int = 0
+    background_offset: float = 0.0
     lambda_: float
     data_consistency: DataConsistency
     warnings: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from moesr_bids.bids.record import SRRecord
 from moesr_bids.bids.schema import make
+from moesr_bids.intensities import without_outliers
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 
 
@@ -83,4 +84,4 @@ class ImageQuality(RecordedInterface):
 def _canonical(path: str) -> tuple[Any, Any]:
     """Read an image with its axes nearest to right, anterior, superior, as MRIQC does."""
     image = nib.as_closest_canonical(nib.load(path))
-    return np.asanyarray(image.dataobj, dtype=np.float32), image.affine
+    return without_outliers(np.asanyarray(image.dataobj, dtype=np.float32)), image.affine

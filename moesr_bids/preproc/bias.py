@@ -16,6 +16,7 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from moesr_bids.errors import ImageError
+from moesr_bids.intensities import without_outliers
 from moesr_bids.preproc.align import quiet
 from moesr_bids.preproc.images import (
     BoolArray,
@@ -160,7 +161,7 @@ def estimate_log_field(
     zoom = max(settings.zoom, float(voxel_sizes(affine).min()))
     # Averages over the mask alone, so that the dark surroundings do not bleed into its rim.
     weight, low_affine = resample_isotropic(inside.astype(np.float32), affine, zoom)
-    low, _ = resample_isotropic(np.where(inside, data, np.float32(0)), affine, zoom)
+    low, _ = resample_isotropic(np.where(inside, without_outliers(data), np.float32(0)), affine, zoom)
     low_inside = weight > 0.5
     low = np.where(low_inside, low / np.maximum(weight, 0.5), 0)
     # N4 works on logarithms: voxels without signal carry no information on the field.

@@ -18,6 +18,7 @@ from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from moesr_bids.intensities import without_outliers
 from moesr_bids.preproc.align import (
     AlignmentError,
     Pair,
@@ -245,7 +246,7 @@ def extract_brain(
 
 
 def _prepare(image: Nifti1Image) -> _Scene:
-    data, affine = resample_isotropic(image_data(image), image.affine, WORKING_MM)
+    data, affine = resample_isotropic(without_outliers(image_data(image)), image.affine, WORKING_MM)
     foreground = find_foreground(data, affine)
     region = foreground.region & (data > 0.1 * foreground.signal)
     data = np.maximum(data, 0) / np.exp(estimate_log_field(data, affine, region, COARSE_BIAS))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from moesr_bids.intensities import without_outliers
 from moesr_bids.preproc.align import (
     AlignmentError,
     Pair,
@@ -84,7 +85,7 @@ class _Side:
     @classmethod
     def of(cls, image: Nifti1Image, mask: Nifti1Image) -> _Side:
         inside = (np.asanyarray(mask.dataobj) > 0).astype(np.float32)
-        data, affine = resample_isotropic(image_data(image), image.affine, WORKING_MM)
+        data, affine = resample_isotropic(without_outliers(image_data(image)), image.affine, WORKING_MM)
         brain, _ = resample_isotropic(inside, image.affine, WORKING_MM)
         if not (brain >= 0.5).any():
             raise RegistrationError("the brain mask is empty")

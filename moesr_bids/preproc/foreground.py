@@ -65,8 +65,8 @@ def find_foreground(data: FloatArray, affine: NDArray[np.float64]) -> Foreground
 
     """
     zoom = float(voxel_sizes(affine).mean())
-    top = float(data.max())
-    if not top > float(np.percentile(data, 1)):
+    low, top = (float(value) for value in np.percentile(data, (1, 99.9)))
+    if not top > low:
         raise ImageError("the image is constant")
     bright = data[data > 0.02 * top]
     signal = float(np.percentile(bright, 98))

@@ -16,6 +16,7 @@ from nibabel.spatialimages import SpatialImage
 from scipy import ndimage
 
 from moesr_bids.errors import ImageError
+from moesr_bids.intensities import Intensities
 from moesr_bids.nifti import MAX_SHEAR, largest_shift, open_image, read_voxels, xform_code
 
 VOXEL_SIZE_MM = (0.2, 10.0)
@@ -155,7 +156,9 @@ def conform(path: Path) -> ConformedImage:
     # Only now: what a file of few bytes unfolds to may be more than the memory.
     data = _finite(path, read_voxels(source, str(path)).reshape(shape[:3]), warnings)
     _check_contrast(path, data, warnings)
-    image = nib.Nifti1Image(data, affine)
+    values = Intensities.of(data, str(path))
+    warnings += values.notes
+    image = nib.Nifti1Image(values.raw, affine)
     code = xform_code(source)
     image.set_sform(affine, code)
     image.set_qform(affine, code)

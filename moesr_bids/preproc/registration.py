@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from moesr_bids.errors import ImageError
+from moesr_bids.intensities import without_outliers
 from moesr_bids.preproc.align import (
     AlignmentError,
     Pair,
@@ -269,7 +270,7 @@ def warp_to_template(image: Nifti1Image, grid: Grid, transform: Path, order: str
     """
     import ants
 
-    data = image_data(image)
+    data = without_outliers(image_data(image))
     with quiet():
         warped = ants.apply_transforms(
             to_ants(np.zeros(grid.shape, np.float32), grid.affine),
@@ -303,7 +304,7 @@ def judge_registration(
 
 
 def _prepare(image: Nifti1Image, mask: Nifti1Image, template: Template) -> _Task:
-    data = image_data(image)
+    data = without_outliers(image_data(image))
     inside = np.asanyarray(mask.dataobj) > 0
     if inside.shape != data.shape or not np.allclose(mask.affine, image.affine, atol=1e-3):
         raise ImageError("the mask is not on the grid of the image")

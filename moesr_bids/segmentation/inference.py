@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..errors import ImageError
+from ..intensities import without_outliers
 from ..preproc.images import image_data, resample_isotropic
 from ..sr.precision import fast_dtype
 from .labels import BACKGROUND, BRAIN, CSF
@@ -71,7 +72,7 @@ def segment(image: Nifti1Image, network: Segmenter) -> Segmentation:
         If the image cannot be used, or holds no brain.
 
     """
-    data = image_data(image)
+    data = without_outliers(image_data(image))
     to_ras = ornt_transform(io_orientation(image.affine), axcodes2ornt("RAS"))
     upright = np.ascontiguousarray(apply_orientation(data, to_ras))
     affine = image.affine @ nib.orientations.inv_ornt_aff(to_ras, data.shape)

@@ -148,7 +148,7 @@ class Move:
     ) -> Move:
         """Compare two images on the target grid; ``std`` is the predicted one, ``mask`` on the input grid."""
         grid = operator.target_grid
-        inside = torch.from_numpy(_nearest(mask, operator.input_grid, grid)).to(before.device)
+        inside = torch.from_numpy(operator.input_grid.nearest(mask, grid)).to(before.device)
         change = (after - before).mul_(inside)
         size = [max(1, round(STRUCTURE_MM / zoom)) for zoom in grid.zooms]
         means = functional.avg_pool3d(change[None, None], size, ceil_mode=True)[0, 0].abs().cpu().numpy()
@@ -195,15 +195,6 @@ def averaged(residual: NDArray[np.float32], mask: NDArray[np.bool_], zooms: Sequ
         variance = ndimage.convolve1d(variance, kernel**2, axis=axis, mode="constant")
     result[box] = np.where(mask[box], sums / np.sqrt(np.maximum(variance, np.finfo(np.float32).tiny)), 0)
     return result
-
-
-def _nearest(mask: NDArray[np.bool_], source: Grid, target: Grid) -> NDArray[np.bool_]:
-    """Bring a mask to a grid with the same axes and centre."""
-    for axis in range(3):
-        here, there = source.axis_positions(axis), target.axis_positions(axis)
-        places = np.clip(np.rint((there - here[0]) / (here[1] - here[0])).astype(int), 0, len(here) - 1)
-        mask = np.take(mask, places, axis=axis)
-    return mask
 
 
 def _world(grid: Grid, place: Sequence[float]) -> Point:

@@ -13,12 +13,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import ImageError
+from ..intensities import Intensities
 from ..nifti import MAX_SHEAR, length_unit, open_image, read_voxels, xform_code
 from ..resources import available_memory_gb, measured
 from .consistency import Misfit, Move
@@ -26,8 +27,8 @@ from .cost import window_voxels
 from .device import choose_device, device_name, full_memory_told
 from .grid import Grid
 from .models import get_model, refuse_unused
-from .models.base import Model, Problem, Progress
-from .noise import estimate_noise, foreground
+from .models.base import Model, Problem, Progress, Reconstruction
+from .noise import estimate_noise, fills_corners, foreground
 from .operator import AcquisitionOperator, Factors
 from .options import SROptions
 from .projection import project
@@ -126,7 +127,8 @@ def super_resolve(
         stages: list[dict[str, Any]] = []
         with _stage("prepare", stages):
             source, name, notes = _load(image)
-            data = _checked_data(source, name)
+            values = Intensities.of(_checked_data(source, name), name)
+            data = values.data
             grid = Grid.from_image(source)
             inside = foreground(data) if mask is None else _checked_mask(mask, source, name)
             profile = PSF.parse(options.psf, grid.zooms) if isinstance(options.psf, str) else options.psf
@@ -136,6 +138,7 @@ def super_resolve(
             shares = measured_shares(profile, grid.zooms)
             noise = estimate_noise(data, inside, zooms=grid.zooms, shares=shares)
             sigma = noise.std
+            inside &= ~values.outliers  # after the noise: each would cost it all that touches it
             told = {key: _checked_map(value, source, name) for key, value in (guidance or {}).items()}
             scale = float(np.percentile(data[inside], _PERCENTILE))
             if scale <= 0:
@@ -159,11 +162,12 @@ def super_resolve(
             window=window,
         )
         with _stage("reconstruct", stages):
-            reconstruction = chosen.reconstruct(problem)
+            reconstruction, lost = _usable(chosen.reconstruct(problem), name)
         with _stage("project", stages):
             factors = operator.factors()
             non_negative = _is_magnitude(data)
             own = reconstruction.image.clamp_(min=0) if non_negative else reconstruction.image
+            problem = _without_faults(problem, own, values.outliers)
             compare = partial(Misfit.of, acquired=problem.acquired, operator=operator, sigma=problem.sigma, mask=inside)
             before = compare(own)
             volume, lam = _agree_with_data(chosen, problem, own, factors, non_negative=non_negative)
@@ -190,6 +194,8 @@ def super_resolve(
             "NoiseStd": sigma,
             "NoiseRange": [noise.lowest, noise.highest],
             "NoisePercent": 100 * sigma / scale,
+            "OutlierVoxels": int(np.count_nonzero(values.outliers)),
+            "BackgroundOffset": values.offset,
             "Lambda": lam,
             "DataConsistency": {
                 "ResidualStd": after.std,
@@ -200,9 +206,14 @@ def super_resolve(
                 "Model": before.record(),
                 "Projection": move.record(),
             },
-            "Warnings": [*notes, *_warnings(grid, target, profile, beyond_grid, with_mask=mask is not None)],
+            "Warnings": [
+                *notes,
+                *values.notes,
+                *lost,
+                *_warnings(grid, target, profile, beyond_grid, None if mask is not None else inside),
+            ],
         }
-        output = volume.mul_(scale).cpu().numpy()
+        output = _with_faults(volume.mul_(scale).cpu().numpy(), values, operator)
         facts |= _uncertainty_facts(reconstruction.std, operator, inside)
         std = None if reconstruction.std is None else reconstruction.std.mul_(scale).cpu().numpy()
     facts |= {"Stages": stages, "Seconds": total.seconds, "PeakMemoryGB": max(s["PeakMemoryGB"] for s in stages)}
@@ -218,6 +229,44 @@ def super_resolve(
             for key, volume in reconstruction.maps.items()
         },
     )
+
+
+def _without_faults(problem: Problem, image: torch.Tensor, outliers: NDArray[np.bool_]) -> Problem:
+    """Give faulty voxels the values that the image has there: they weigh nothing in the projection."""
+    if not outliers.any():
+        return problem
+    faulty = torch.from_numpy(outliers).to(image.device)
+    return evolve(problem, acquired=torch.where(faulty, problem.operator.forward(image), problem.acquired))
+
+
+def _with_faults(
+    output: NDArray[np.float32], values: Intensities, operator: AcquisitionOperator
+) -> NDArray[np.float32]:
+    """Show faulty voxels of the input as they are."""
+    if values.outliers.any():
+        source, target = operator.input_grid, operator.target_grid
+        faulty = source.nearest(values.outliers, target)
+        output[faulty] = source.nearest(values.raw, target)[faulty]
+    return output
+
+
+def _usable(found: Reconstruction, name: str) -> tuple[Reconstruction, list[str]]:
+    """Leave out maps beside the image that are not finite, and say so: they never cost the image.
+
+    Raises
+    ------
+    ImageError
+        If the image itself is not finite.
+    """
+    if not found.image.isfinite().all():
+        raise ImageError(f"{name}: the model's image has voxels that are NaN or infinite; try another model")
+    lost = [key for key, volume in found.maps.items() if not volume.isfinite().all()]
+    maps = {key: volume for key, volume in found.maps.items() if key not in lost}
+    std = found.std
+    if std is not None and not std.isfinite().all():
+        std, lost = None, [*lost, "uncertainty"]
+    notes = [f"the map {key} has voxels that are NaN or infinite and was left out" for key in lost]
+    return evolve(found, std=std, maps=maps), notes
 
 
 def _agree_with_data(
@@ -305,7 +354,9 @@ def _is_magnitude(data: NDArray[np.float32]) -> bool:
     return bool(np.mean(data < 0) < _FEW_NEGATIVE)
 
 
-def _warnings(grid: Grid, target: Grid, psf: PSF, beyond_grid: float, *, with_mask: bool) -> list[str]:
+def _warnings(
+    grid: Grid, target: Grid, psf: PSF, beyond_grid: float, foreground_alone: NDArray[np.bool_] | None
+) -> list[str]:
     warnings = []
     finer = [
         f"{axis} ({zoom:.3g} mm)"
@@ -321,8 +372,13 @@ def _warnings(grid: Grid, target: Grid, psf: PSF, beyond_grid: float, *, with_ma
         if profile.kind != "kspace" and profile.fwhm < 0.75 * zoom:
             gap = zoom - profile.fwhm
             warnings.append(f"gaps of {gap:.2g} mm between the slices along {axis}: what lies there is not measured")
-    if not with_mask:
+    if foreground_alone is not None:
         warnings.append("no brain mask: noise and data consistency were measured in the foreground")
+        if fills_corners(foreground_alone):
+            warnings.append(
+                "the corners of the field of view are as bright as the head, as air is in MP2RAGE: scale and noise are "
+                "those of the air; give a brain mask"
+            )
     return warnings
 
 

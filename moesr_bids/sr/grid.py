@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -70,6 +71,14 @@ class Grid:
         """Voxel centres along one array axis in mm from the centre of the field of view."""
         n = self.shape[axis]
         return np.asarray((np.arange(n) - (n - 1) / 2) * self.zooms[axis], dtype=np.float64)
+
+    def nearest(self, volume: NDArray[Any], target: Grid) -> NDArray[Any]:
+        """Bring a volume on this grid to one with the same axes and centre: each voxel gets the value nearest to it."""
+        for axis in range(3):
+            here, there = self.axis_positions(axis), target.axis_positions(axis)
+            places = np.rint((there - here[0]) / self.zooms[axis]).astype(int)
+            volume = np.take(volume, np.clip(places, 0, len(here) - 1), axis=axis)
+        return volume
 
     def isotropic(self, resolution: float) -> Grid:
         """Isotropic grid with the same axes and the same centre of the field of view.

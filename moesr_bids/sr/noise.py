@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from attrs import frozen
@@ -35,6 +36,7 @@ _FEWEST_IN_CELL = 20_000
 _FEWEST_CALM = 1500  # voxels of a cell: a precision of some per cent
 _MAD_OF_NORMAL = 0.6745
 _WINDOW = 5
+_CORNER = 8  # of an axis
 _ANISOTROPIC = 1.5
 _FLOOR = 1e-3  # of the 99th percentile: below the quantisation of the 8-bit images that pass for noiseless
 _FLAT = 1e-4  # of the 99th percentile: places with less variation were clamped, not measured
@@ -221,13 +223,26 @@ def _seen_variance(share: float) -> float:
 
 
 def foreground(data: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Head or brain without a mask: above half of Otsu's threshold of the non-zero voxels, holes filled."""
+    """Head or brain without a mask: the largest part above half of Otsu's threshold of what is not 0, holes filled."""
     positive = data[data > 0]
     if positive.size == 0 or positive.min() == positive.max():
         return data != 0 if (data != 0).any() else np.ones(data.shape, dtype=bool)
     # Every fourth voxel is enough for a histogram.
     threshold = 0.5 * threshold_otsu(positive[:: max(1, positive.size // 2_000_000)])
-    return np.asarray(ndimage.binary_fill_holes(data > threshold), dtype=bool)
+    filled = ndimage.binary_fill_holes(data > threshold)
+    labels, count = ndimage.label(filled, np.ones((3, 3, 3)))
+    # What lies beside the head, as a capsule that marks a side, is no part of it.
+    return np.asarray(labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count else filled, dtype=bool)
+
+
+def fills_corners(inside: NDArray[np.bool_]) -> bool:
+    """Whether most corners of the field of view count as foreground: air is filled with noise, as in MP2RAGE."""
+    filled = 0
+    for corner in product((False, True), repeat=3):
+        sizes = [max(2, n // _CORNER) for n in inside.shape]
+        block = inside[tuple(slice(-n, None) if last else slice(n) for n, last in zip(sizes, corner, strict=True))]
+        filled += block.mean() > 0.5
+    return filled > 4
 
 
 def _eroded(mask: NDArray[np.bool_], along: Sequence[int]) -> NDArray[np.bool_]:

@@ -43,6 +43,7 @@ _BLUR = 7  # voxels: what is finer is detail
 _DETAIL_IN, _CORRECTION_IN, _MIDDLE, _DETAIL_OUT = 5.0, 10.0, 0.5, 0.2
 _LOG_SCALE_START = math.log(0.03)
 _LEAST_LOG_SCALE = -7.0
+_LARGEST_LOG_SCALE = 0.0  # an error as large as the brightest tissue: nothing is known of this voxel
 _TYPICAL_OCTAVES = {"isotropic": (0.0, 1.8), "slices": (0.8, 3.0)}  # of the factors that kernels start for
 
 
@@ -243,7 +244,7 @@ def network_output(features: torch.Tensor, tail: Callable[[torch.Tensor], torch.
     residual, log_scale = depth_to_space(cells).split(1, dim=1)
     # A smooth floor: no part of the head is free of error, and the likelihood must not run away.
     floored = functional.softplus(log_scale - _LEAST_LOG_SCALE) + _LEAST_LOG_SCALE
-    return NetworkOutput(residual * _DETAIL_OUT, floored)
+    return NetworkOutput(residual * _DETAIL_OUT, floored.clamp(max=_LARGEST_LOG_SCALE))
 
 
 def _spread(channels: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,182 @@
+"""Voxel values before anything is made of them: outliers, a background that is not 0, values that are no magnitudes.
+
+Everything here is robust: from ranks of the values, so that a few voxels, however bright, change nothing.
+"""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ImageError
+
+# Upper fence of the values: this many times the range between the middle and the brightest hundredth above it.
+_FAR = 6.0  # twice what arteries and fat have in real scans
+# A voxel that stands alone is an outlier from there on, if it is so many times as bright as all around it.
+_NEAR = 1.0
+_ALONE = 3.0
+_MOST_CANDIDATES = 20_000
+_LEAST_OFFSET = 0.1  # of the range of the values: noise of many coils lifts the background by less
+_BACKGROUND_SHARE = 0.1  # of the voxels, at the dark end: an image has a background
+_BORDER_SHARE = 0.33  # of the voxels on the faces of the field of view
+_BACKGROUND_WIDTH = 0.05  # of the range of the values
+_DEEPEST = 0.2  # of the brightest: signed noise of air does not go below
+_FEW = 0.01  # of the voxels
+_MOST_OUTLIERS = 0.0075  # of the voxels: more are no faults but the image
+
+
+@attrs.frozen(eq=False)
+class Intensities:
+    """Voxel values and what is odd about them.
+
+    Attributes
+    ----------
+    data : ndarray of float32
+        Background at 0; outliers replaced by the median of what is around them.
+    outliers : ndarray of bool
+        Where they are.
+    raw : ndarray of float32
+        Background at 0, outliers as they are.
+    offset : float
+        What was subtracted to bring the background to 0.
+    """
+
+    data: NDArray[np.float32]
+    outliers: NDArray[np.bool_]
+    raw: NDArray[np.float32]
+    offset: float = 0.0
+
+    @classmethod
+    def of(cls, values: NDArray[np.float32], name: str) -> Intensities:
+        """Examine an image; without a fault the very array comes back.
+
+        Raises
+        ------
+        ImageError
+            If the values are no magnitudes, even when an offset is taken out.
+        """
+        offset = background_offset(values)
+        raw = values - np.float32(offset) if offset else values
+        outliers = find_outliers(raw)
+        data = _repaired(raw, outliers) if outliers.any() else raw
+        _require_magnitudes(data, name)
+        return cls(data, outliers, raw, offset)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on the faults."""
+        notes = []
+        if self.offset:
+            notes.append(f"the background was at {self.offset:.4g}, not at 0; this was subtracted from all voxels")
+        count = int(np.count_nonzero(self.outliers))
+        if count:
+            values = self.raw[self.outliers]
+            place = np.argwhere(self.outliers)[int(np.abs(values).argmax())]
+            largest = values[np.abs(values).argmax()]
+            notes.append(
+                f"{count} outlier{'s' if count > 1 else ''} among the voxels (value {largest:.4g} at voxel "
+                f"{', '.join(str(n) for n in place)}): left out of all that is estimated, shown as in the input"
+            )
+        return tuple(notes)
+
+
+def without_outliers(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return an image with its outliers replaced; the very array where there are none."""
+    outliers = find_outliers(values)
+    return _repaired(values, outliers) if outliers.any() else values
+
+
+def background_offset(values: NDArray[np.float32]) -> float:
+    """Return the value of the background if it is far from 0, else 0.
+
+    The background is the darkest tenth of the voxels or more, of nearly one value, a third of the faces of the field
+    of view among them. An image without any, as one that is cut to the brain, has no offset.
+    """
+    low, high = _rank(values, 0.01), _rank(values, 0.99)
+    span = high - low
+    if not span > 0:
+        return 0.0
+    dark = np.abs(values - low) <= _BACKGROUND_WIDTH * span
+    border = np.concatenate([dark[face].ravel() for face in _faces(values.ndim)])
+    if dark.mean() < _BACKGROUND_SHARE or border.mean() < _BORDER_SHARE:
+        return 0.0
+    inner = low if low > 0 else float(np.median(values[dark]))  # air of signed noise has its middle at 0
+    return low if abs(inner) > _LEAST_OFFSET * span else 0.0
+
+
+def _faces(dimensions: int) -> list[tuple[slice | int, ...]]:
+    """Return the indices of the outer faces of a volume."""
+    whole: tuple[slice | int, ...] = (slice(None),) * dimensions
+    return [(*whole[:axis], end, *whole[axis + 1 :]) for axis in range(dimensions) for end in (0, -1)]
+
+
+def find_outliers(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Find voxels that no anatomy explains: far beyond all others, or bright and alone.
+
+    The reference are the median and the 99th percentile of what is above 0. More than 1 in 130 voxels are no outliers.
+
+    Parameters
+    ----------
+    values
+        3-D, background at 0.
+    """
+    positive = values[values > 0]
+    none = np.zeros(values.shape, dtype=bool)
+    if positive.size == 0:
+        return none
+    middle, bright = _rank(positive, 0.5), _rank(positive, 0.99)
+    span = bright - middle
+    if not span > 0:
+        return none
+    found = (values > bright + _FAR * span) | (values < middle - (_FAR + 1) * span)
+    candidates = np.argwhere(~found & (values > bright + _NEAR * span))
+    if 0 < len(candidates) <= _MOST_CANDIDATES:
+        alone = candidates[_stand_alone(values, candidates)]
+        found[tuple(alone.T)] = True
+    return found if np.count_nonzero(found) <= _MOST_OUTLIERS * values.size else none
+
+
+def _stand_alone(values: NDArray[np.float32], places: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Whether all 26 neighbours of each place are much darker: those of an artery's voxels are not."""
+    around = _neighbours(values, places)
+    return np.asarray(values[tuple(places.T)] > _ALONE * np.maximum(around.max(axis=1), 0))
+
+
+def _neighbours(values: NDArray[np.float32], places: NDArray[np.intp], reach: int = 1) -> NDArray[np.float32]:
+    """Values around each place, (places, neighbours); beyond the border those on it are repeated."""
+    steps = np.stack(np.meshgrid(*[range(-reach, reach + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    steps = steps[np.any(steps != 0, axis=1)]
+    at = np.clip(places[:, None] + steps, 0, np.array(values.shape) - 1)
+    return values[at[..., 0], at[..., 1], at[..., 2]]
+
+
+def _repaired(values: NDArray[np.float32], outliers: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Replace outliers by the median of the others around them, from the border of a cluster inwards."""
+    repaired = values.copy()
+    repaired[outliers] = np.nan
+    left = np.argwhere(outliers)
+    while len(left):
+        around = _neighbours(repaired, left)
+        known = np.isfinite(around).any(axis=1)
+        if not known.any():
+            repaired[tuple(left.T)] = 0
+            break
+        repaired[tuple(left[known].T)] = np.nanmedian(around[known], axis=1)
+        left = left[~known]
+    return repaired
+
+
+def _require_magnitudes(data: NDArray[np.float32], name: str) -> None:
+    bright = _rank(data, 0.99)
+    below = float(np.mean(data < -_DEEPEST * max(bright, 0)))
+    if below > _FEW:
+        raise ImageError(
+            f"{name}: {100 * below:.0f} % of the voxels are far below 0 and no background explains it, as after "
+            "z-scoring; give the image as it was scanned"
+        )
+
+
+def _rank(values: NDArray[np.floating], share: float) -> float:
+    """Value below which a share of the voxels lies; one of the values."""
+    return float(np.percentile(values, 100 * share, method="lower"))
