@@ -181,20 +181,21 @@ def rows(
     """Lines of the table for a scan, and what it is to the next one: another head."""
     seen = Seen.of(scan)
     image = seen.image(model)
-    lines = [_line(scan.name, "right", seen.misfit(image))]
+    noise = 100 * seen.problem.sigma
+    lines = [_line(scan.name, "right", noise, seen.misfit(image))]
     theirs = other or (seen, image.flip(0))
     for name, wrong in wrong_images(image, seen, *theirs):
-        lines.append(_line(scan.name, name, seen.misfit(wrong)))
+        lines.append(_line(scan.name, name, noise, seen.misfit(wrong)))
     for name, psf in told_wrong(seen):
         mistaken = Seen.of(scan, psf)
-        lines.append(_line(scan.name, name, mistaken.misfit(mistaken.image(model))))
+        lines.append(_line(scan.name, name, 100 * mistaken.problem.sigma, mistaken.misfit(mistaken.image(model))))
         straight = evolve(mistaken, problem=evolve(mistaken.problem, sigma=seen.problem.sigma))
-        lines.append(_line(scan.name, f"{name}, told right when made", straight.misfit(image)))
+        lines.append(_line(scan.name, f"{name}, in the comparison alone", noise, straight.misfit(image)))
     return lines, (seen, image)
 
 
-def _line(scan: str, name: str, misfit: Misfit) -> str:
-    figures = (misfit.std, 100 * misfit.fraction_beyond3, misfit.structure_std, misfit.structure_largest)
+def _line(scan: str, name: str, noise_percent: float, misfit: Misfit) -> str:
+    figures = (noise_percent, misfit.std, 100 * misfit.fraction_beyond3, misfit.structure_std, misfit.structure_largest)
     return f"| {scan} | {name} | " + " | ".join(f"{value:.3g}" for value in figures) + " |"
 
 
@@ -208,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--masks", type=Path, help="folder with brain masks, as lh11_T2w.nii.gz; else the foreground")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     options = parser.parse_args(argv)
-    print("| scan | output | residual | beyond 3, % | structure | largest |\n|---|---|---|---|---|---|")
+    print("| scan | output | noise, % | residual | beyond 3, % | structure | largest |\n|---|---|---|---|---|---|---|")
     previous = None
     for scan in phantoms() if options.data is None else _chosen(options):
         lines, previous = rows(scan, options.model, previous)
