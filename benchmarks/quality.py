@@ -65,7 +65,7 @@ def compare(
         base = next((row for row in rows if row.method == BASELINE), None)
         gains = (p - base.psnr, s - base.ssim) if base else (0.0, 0.0)
         if truth.lesions is not None and rim is not None:
-            here, there = (contrast_to_noise(image, truth.lesions, rim) for image in (restored, sharp))
+            here, there = (contrast_to_noise(x, truth.lesions, rim, reference=sharp) for x in (restored, sharp))
             facts["lesion_ratio"] = here / there
             shift, volume = lesion_geometry(sharp, restored, truth.lesions, float(sharp[rim].mean()))
             small, medium, large = lesion_contrasts(sharp, restored, truth.lesions, rim, _LESION_SIZES)

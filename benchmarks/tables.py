@@ -84,7 +84,7 @@ def table_by_image(rows: Sequence[Row], cell: Callable[[Row], str]) -> list[str]
 
 
 def lesion_table(rows: Sequence[Row]) -> str:
-    """Contrast-to-noise ratio against their rim and volume of the lesions, in % of the truth's, and their shift."""
+    """Contrast against their rim and volume of the lesions, in % of the truth's, and their shift."""
     some = [row for row in rows if np.isfinite(row.lesion_ratio)]
     if not some:
         return "\nno lesion masks"
@@ -95,7 +95,7 @@ def lesion_table(rows: Sequence[Row]) -> str:
     def by_size(row: Row) -> str:
         return ", ".join("n/a" if np.isnan(c) else f"{100 * c:.0f}" for c in row.contrasts)
 
-    lines = ["", "Lesions: contrast-to-noise against their rim and volume, % of the truth's; shift in voxels", ""]
+    lines = ["", "Lesions: contrast against their rim and volume, % of the truth's; shift in voxels", ""]
     lines += table_by_image(some, overall)
     lines += ["", "Contrast of lesions of less than 100, less than 1000, and more voxels, % of the truth's", ""]
     return "\n".join(lines + table_by_image(some, by_size))

@@ -250,11 +250,14 @@ def test_lesions_are_found_where_they_went_and_as_large_as_they_became():
     assert all(np.isnan(lesion_geometry(image, image, image > 99, 10.0)))
 
 
-def test_contrast_to_noise_is_that_of_its_definition_and_ignores_scale_and_offset():
-    image = np.array([10.0, 12.0, 1.0, 3.0, 99.0])
+def test_contrast_to_noise_is_that_of_its_definition_and_smoothing_does_not_flatter_it():
+    truth = np.array([10.0, 12.0, 1.0, 3.0, 99.0])
     inside, around = np.array([1, 1, 0, 0, 0], bool), np.array([0, 0, 1, 1, 0], bool)
-    assert contrast_to_noise(image, inside, around) == pytest.approx((11 - 2) / 1)
-    assert contrast_to_noise(3 * image + 7, inside, around) == pytest.approx(9)
+    assert contrast_to_noise(truth, inside, around, reference=truth) == pytest.approx((11 - 2) / 1)
+    scaled = 3 * truth + 7
+    assert contrast_to_noise(scaled, inside, around, reference=scaled) == pytest.approx(9)
+    smoothed = np.array([9.0, 10.0, 2.4, 2.6, 99.0])  # less contrast, a calmer rim
+    assert contrast_to_noise(smoothed, inside, around, reference=truth) == pytest.approx(7)
 
 
 def test_contrast_of_lesions_is_told_by_their_size():

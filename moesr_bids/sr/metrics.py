@@ -74,17 +74,25 @@ def ssim(
     return float(local[mask[box]].mean())
 
 
-def contrast_to_noise(image: NDArray[np.floating], inside: NDArray[np.bool_], around: NDArray[np.bool_]) -> float:
-    """Contrast-to-noise ratio: difference of the means of two regions over the standard deviation of the second.
+def contrast_to_noise(
+    image: NDArray[np.floating],
+    inside: NDArray[np.bool_],
+    around: NDArray[np.bool_],
+    *,
+    reference: NDArray[np.floating],
+) -> float:
+    """Contrast-to-noise ratio: difference of the means of two regions over a reference's deviation in the second.
+
+    The deviation is the reference's own: in that of ``image`` smoothing would pass for contrast.
 
     Parameters
     ----------
-    image, inside, around
-        Arrays of one shape.
+    image, inside, around, reference
+        Arrays of one shape; for the ratio of the reference itself give it twice.
     """
-    _same_shape(image, inside, around)
-    background = image[around].astype(np.float64)
-    return float((image[inside].mean(dtype=np.float64) - background.mean()) / background.std())
+    _same_shape(image, inside, around, reference)
+    contrast = image[inside].mean(dtype=np.float64) - image[around].mean(dtype=np.float64)
+    return float(contrast / reference[around].std(dtype=np.float64))
 
 
 def lesion_contrasts(
