@@ -66,7 +66,7 @@ def run(workflow: Workflow) -> list[tuple[str, str]]:
     return seen
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_images_are_taken_one_after_the_other(tmp_path: Path) -> None:
     workflow = Workflow(name="wf", base_dir=str(tmp_path))
     workflow.config["execution"] = {"poll_sleep_duration": "0.1", "create_report": "false"}
@@ -94,7 +94,7 @@ def test_images_are_taken_one_after_the_other(tmp_path: Path) -> None:
     assert ended == ["one"] * 3 + ["three"] * 3 + ["two"] * 3
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_a_step_whose_worker_died_once_is_run_again(tmp_path: Path) -> None:
     seen = run(make_workflow(tmp_path, times=1))
     assert ("killed", "end") in seen
@@ -103,7 +103,7 @@ def test_a_step_whose_worker_died_once_is_run_again(tmp_path: Path) -> None:
     assert (tmp_path / "innocent").read_text() == "x", "it lost its worker, or was run again"
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_a_step_that_always_dies_fails_alone_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="lack of memory"):
         run(make_workflow(tmp_path, times=99))
@@ -114,12 +114,13 @@ def test_a_step_that_always_dies_fails_alone_and_says_why(tmp_path: Path) -> Non
     assert "a worker process was killed" in crashes[0].read_text()
 
 
-@pytest.mark.timeout(60)
-def test_a_worker_that_dies_with_nothing_to_do_costs_no_step() -> None:
-    workers = Workers(str(Path.cwd()))
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("context", [None, "forkserver", "spawn"])
+def test_a_worker_that_dies_with_nothing_to_do_costs_no_step(context: str | None) -> None:
+    workers = Workers(str(Path.cwd()), context)
     first = workers.submit(os.getpid).result()
     os.kill(first, signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(first)], timeout=10)
+    psutil.wait_procs([psutil.Process(first)], timeout=30)
     time.sleep(0.5)  # the pool has noticed
     assert workers.submit(os.getpid).result() != first
     workers.shutdown()
@@ -133,7 +134,7 @@ def _start_sleeping(path: str) -> None:
         child.wait()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("victim", ["worker", "run"])
 def test_nothing_outlives_what_was_killed(tmp_path: Path, victim: str) -> None:
     """What a killed step or run leaves running would write beside the next one, in the same folder."""
@@ -148,12 +149,12 @@ def test_nothing_outlives_what_was_killed(tmp_path: Path, victim: str) -> None:
             time.sleep(0.05)
         worker, child = (psutil.Process(int(pid)) for pid in pids.read_text().split())
         os.kill(worker.pid if victim == "worker" else run.pid, signal.SIGKILL)
-        _, alive = psutil.wait_procs([worker, child], timeout=10)
+        _, alive = psutil.wait_procs([worker, child], timeout=30)
         assert not alive
-        run.wait(timeout=20)
+        run.wait(timeout=60)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_a_percent_sign_in_a_path_does_no_harm(tmp_path: Path) -> None:
     """Nipype's configuration would take it for the beginning of a variable."""
     folder = tmp_path / "out 50%(x)s"

@@ -27,8 +27,8 @@ LOST_WORKER = (
 )
 
 
-def _start_worker(folder: str, parent: int) -> None:
-    end_with(parent)
+def _start_worker(folder: str, parent: int | None) -> None:
+    end_with(os.getppid() if parent is None else parent)
     process_initializer(folder)
 
 
@@ -45,8 +45,10 @@ class Workers(Executor):
     """
 
     def __init__(self, folder: str, context: str | None = None) -> None:
+        # A server that forks is the parent of its workers, and ends with this process.
+        parent = None if get_context(context).get_start_method() == "forkserver" else os.getpid()
         self._make: Callable[[], ProcessPoolExecutor] = lambda: ProcessPoolExecutor(
-            1, mp_context=get_context(context), initializer=_start_worker, initargs=(folder, os.getpid())
+            1, mp_context=get_context(context), initializer=_start_worker, initargs=(folder, parent)
         )
         self._idle: list[ProcessPoolExecutor] = []
         self._busy: set[ProcessPoolExecutor] = set()
