@@ -51,6 +51,7 @@ class Scan:
     """A scan and the brain in it, cut to the brain with a margin."""
 
     name: str
+    person: str
     image: nib.Nifti1Image
     mask: NDArray[np.bool_]
 
@@ -84,9 +85,9 @@ class Seen:
 
 
 def wrong_images(
-    image: torch.Tensor, seen: Seen, other: Seen, theirs: torch.Tensor
+    image: torch.Tensor, seen: Seen, other: tuple[Seen, torch.Tensor] | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield wrong images by what is wrong with them."""
+    """Yield wrong images by what is wrong with them; ``other`` is somebody else's head, if there is one yet."""
     operator = seen.problem.operator
     target, zooms = operator.target_grid, operator.input_grid.zooms
     yield "zeros", torch.zeros_like(image)
@@ -99,7 +100,8 @@ def wrong_images(
         yield f"shifted by a voxel {name}", torch.from_numpy(moved)
     blurred = ndimage.gaussian_filter(volume, [_BLUR_MM / 2.3548 / z for z in target.zooms])
     yield f"blurred to {_BLUR_MM:g} mm", torch.from_numpy(blurred)
-    yield "another head", torch.from_numpy(_laid_over(theirs.numpy(), other, seen))
+    if other is not None:
+        yield "another head", torch.from_numpy(_laid_over(other[1].numpy(), other[0], seen))
     inside = np.argwhere(ndimage.binary_erosion(seen.mask, iterations=3))
     place = inside[len(inside) // 2]
     world = nib.affines.apply_affine(operator.input_grid.affine, place)
@@ -134,7 +136,7 @@ def told_wrong(seen: Seen) -> Iterator[tuple[str, PSF]]:
                 yield name, PSF((axes[0], axes[1], axes[2]), "given")
 
 
-def cut(image: nib.Nifti1Image, mask: NDArray[np.bool_], name: str) -> Scan:
+def cut(image: nib.Nifti1Image, mask: NDArray[np.bool_], name: str, person: str) -> Scan:
     """Cut a scan to the brain with a margin."""
     zooms = nib.affines.voxel_sizes(image.affine)
     box = []
@@ -143,7 +145,7 @@ def cut(image: nib.Nifti1Image, mask: NDArray[np.bool_], name: str) -> Scan:
         box.append(slice(max(0, int(hits.min()) - margin), min(n, int(hits.max()) + 1 + margin)))
     affine = image.affine @ nib.affines.from_matvec(np.eye(3), [b.start for b in box])
     data = np.clip(np.asanyarray(image.dataobj, dtype=np.float32)[tuple(box)], 0, None)
-    return Scan(name, nib.Nifti1Image(data, affine), mask[tuple(box)])
+    return Scan(name, person, nib.Nifti1Image(data, affine), mask[tuple(box)])
 
 
 def scans_of(path: Path, masks: Path | None) -> Iterator[Scan]:
@@ -153,7 +155,8 @@ def scans_of(path: Path, masks: Path | None) -> Iterator[Scan]:
     own = masks / f"{name}.nii.gz" if masks else None
     data = np.clip(image.get_fdata(dtype=np.float32), 0, None)
     inside = np.asanyarray(nib.load(own).dataobj) > 0 if own and own.exists() else foreground(data)
-    whole = cut(nib.Nifti1Image(data, image.affine), inside, name)
+    person = name.split("_")[0]
+    whole = cut(nib.Nifti1Image(data, image.affine), inside, name, person)
     zooms = image.header.get_zooms()[:3]
     if np.ptp(zooms) > _ISOTROPIC or min(zooms) > 1.2:
         yield whole
@@ -164,7 +167,7 @@ def scans_of(path: Path, masks: Path | None) -> Iterator[Scan]:
     for case in DEGRADED:
         low = degrade(nib.Nifti1Image(volume, whole.image.affine), case, sigma, seed=1)
         blocks = [n for size, f in zip(volume.shape, case.factors, strict=True) for n in (size // f, f)]
-        yield Scan(f"{name} {case.name}", low, inside.reshape(blocks).mean(axis=(1, 3, 5)) > 0.5)
+        yield Scan(f"{name} {case.name}", person, low, inside.reshape(blocks).mean(axis=(1, 3, 5)) > 0.5)
 
 
 def phantoms() -> Iterator[Scan]:
@@ -172,26 +175,26 @@ def phantoms() -> Iterator[Scan]:
     for acquisition in ACQUISITIONS:
         image = acquire(make_truth(acquisition.seed), acquisition)
         data = np.asanyarray(image.dataobj, dtype=np.float32)
-        yield cut(image, foreground(data), f"phantom {'x'.join(f'{z:g}' for z in acquisition.zooms)}")
+        name = f"phantom {'x'.join(f'{z:g}' for z in acquisition.zooms)}"
+        yield cut(image, foreground(data), name, acquisition.participant)
 
 
-def rows(
-    scan: Scan, model: str, other: tuple[Seen, torch.Tensor] | None
-) -> tuple[list[str], tuple[Seen, torch.Tensor]]:
-    """Lines of the table for a scan, and what it is to the next one: another head."""
+def rows(scan: Scan, model: str, heads: dict[str, tuple[Seen, torch.Tensor]]) -> list[str]:
+    """Lines of the table for a scan; ``heads`` holds those of the people so far, and gets this one."""
     seen = Seen.of(scan)
     image = seen.image(model)
     noise = 100 * seen.problem.sigma
     lines = [_line(scan.name, "right", noise, seen.misfit(image))]
-    theirs = other or (seen, image.flip(0))
-    for name, wrong in wrong_images(image, seen, *theirs):
+    others = [head for person, head in heads.items() if person != scan.person]
+    heads[scan.person] = seen, image
+    for name, wrong in wrong_images(image, seen, others[-1] if others else None):
         lines.append(_line(scan.name, name, noise, seen.misfit(wrong)))
     for name, psf in told_wrong(seen):
         mistaken = Seen.of(scan, psf)
         lines.append(_line(scan.name, name, 100 * mistaken.problem.sigma, mistaken.misfit(mistaken.image(model))))
         straight = evolve(mistaken, problem=evolve(mistaken.problem, sigma=seen.problem.sigma))
         lines.append(_line(scan.name, f"{name}, in the comparison alone", noise, straight.misfit(image)))
-    return lines, (seen, image)
+    return lines
 
 
 def _line(scan: str, name: str, noise_percent: float, misfit: Misfit) -> str:
@@ -210,10 +213,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     options = parser.parse_args(argv)
     print("| scan | output | noise, % | residual | beyond 3, % | structure | largest |\n|---|---|---|---|---|---|---|")
-    previous = None
+    heads: dict[str, tuple[Seen, torch.Tensor]] = {}
     for scan in phantoms() if options.data is None else _chosen(options):
-        lines, previous = rows(scan, options.model, previous)
-        print(*lines, sep="\n", flush=True)
+        print(*rows(scan, options.model, heads), sep="\n", flush=True)
 
 
 def _chosen(options: argparse.Namespace) -> Iterator[Scan]:

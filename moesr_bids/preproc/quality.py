@@ -163,7 +163,7 @@ def image_quality(
     sure = brain[probabilities[0] >= 0.9]
     level = float(np.median(sure)) if sure.size else 0.0
     if level <= 0:
-        level = float(brain.max()) or 1.0
+        level = float(np.percentile(brain, 99)) or 1.0
     scaled = np.maximum(data, 0) * np.float32(WHITE_LEVEL / level)
     brain = scaled[mask]
     tissues = {name: Distribution.of(brain, share) for name, share in zip(TISSUES, probabilities, strict=True)}
