@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 import numpy as np
 
 from moesr_bids.bids.collect import RawImage, is_nifti
+from moesr_bids.bids.names import entities_of
 from moesr_bids.bids.sidecars import read_sidecar
 from moesr_bids.config import Settings
 from moesr_bids.digests import sha256
@@ -67,7 +68,7 @@ def plan_mask(image: RawImage, settings: Settings, *, unwarped: bool = False) ->
         found = [path for path in _candidates(root, image) if _fits(path, image)]
         if not found:
             continue
-        best = max(found, key=lambda path: (_on_grid(path, image), len(_entities(path)), path.name))
+        best = max(found, key=lambda path: (_on_grid(path, image), len(entities_of(path)), path.name))
         name = f"{_dataset_name(root)}: {best.relative_to(root).as_posix()}"
         if unwarped:
             return MaskPlan(warnings=(f"{name} is not used: it was made before gradient nonlinearity was corrected",))
@@ -78,19 +79,14 @@ def plan_mask(image: RawImage, settings: Settings, *, unwarped: bool = False) ->
 def _candidates(root: Path, image: RawImage) -> Iterator[Path]:
     """Yield the brain masks of a participant."""
     for path in sorted((root / f"sub-{image.participant}").rglob(f"*{_ENDING}.nii*")):
-        entities = _entities(path)
+        entities = entities_of(path)
         brain = "brain" in (entities.get("desc"), entities.get("label"))
         if brain and is_nifti(path):
             yield path
 
 
-def _entities(path: Path) -> dict[str, str]:
-    parts: Sequence[str] = path.name.split(".", 1)[0].split("_")[:-1]
-    return dict(part.split("-", 1) for part in parts if "-" in part)
-
-
 def _fits(path: Path, image: RawImage) -> bool:
-    entities = _entities(path)
+    entities = entities_of(path)
     of_scan = {key: label for key, label in entities.items() if key not in _OWN}
     if any(image.entities.get(key) != label for key, label in of_scan.items()):
         return False

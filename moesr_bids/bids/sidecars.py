@@ -11,12 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from moesr_bids.bids.names import entities_of, suffix_of
 from moesr_bids.errors import ImageError
 
 
-def _entities(name: str) -> tuple[frozenset[str], str]:
-    *entities, suffix = name.split(".", 1)[0].split("_")
-    return frozenset(entities), suffix
+def _entities(name: str) -> tuple[frozenset[tuple[str, str]], str]:
+    return frozenset(entities_of(name).items()), suffix_of(name)
 
 
 def sidecar_files(image: Path, root: Path) -> list[Path]:
@@ -50,7 +50,7 @@ def _json_files(folder: Path, mtime_ns: int) -> list[Path]:
     return sorted(folder.glob("*.json"))
 
 
-def _applies(path: Path, entities: frozenset[str], suffix: str) -> bool:
+def _applies(path: Path, entities: frozenset[tuple[str, str]], suffix: str) -> bool:
     candidate, candidate_suffix = _entities(path.name)
     return candidate_suffix == suffix and candidate <= entities
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from moesr_bids.bids.collect import RawImage, is_nifti, participant_labels
 from moesr_bids.bids.crashes import Crash
+from moesr_bids.bids.names import entities_of
 from moesr_bids.bids.plan import ImagePlan
 from moesr_bids.bids.record import Record
 from moesr_bids.bids.resume import finished_record
@@ -85,7 +86,7 @@ def forget_what_is_gone(settings: Settings, images: Iterable[RawImage]) -> None:
     """Remove what earlier runs said of these participants as a whole, and of images that they had and have no more."""
     participants = {f"sub-{image.participant}" for image in images}
     for path in (settings.output_dir / "logs" / "status").glob("sub-*.json"):
-        participant = path.stem.split("_", 1)[0]
+        participant = f"sub-{entities_of(path)['sub']}"
         if participant not in participants:
             continue
         if path.stem == participant or _is_gone(path, settings.bids_dir):
