@@ -57,10 +57,10 @@ class MaskLimits:
         return found
 
 
-SURE = MaskLimits(volume_ml=(600.0, 2100.0), overlap=0.85, likeness=0.03, in_view=0.6)
+SURE = MaskLimits(volume_ml=(600.0, 2100.0), overlap=0.85, likeness=0.035, in_view=0.6)
 """A mask within these is taken as it is; the smallest volume is a toddler's, the largest a very large adult's."""
 ANYTHING = MaskLimits(volume_ml=(0.0, math.inf), overlap=0.0, likeness=-math.inf, in_view=0.0)
-HEAD = MaskLimits(volume_ml=(300.0, 2600.0), overlap=0.5, likeness=0.01, in_view=0.2)
+HEAD = MaskLimits(volume_ml=(300.0, 2600.0), overlap=0.5, likeness=0.02, in_view=0.2)
 """An image beyond these shows no head."""
 
 
