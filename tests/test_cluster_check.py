@@ -104,6 +104,14 @@ def test_weights_that_are_not_whole_are_a_fault(tmp_path: Path, monkeypatch: pyt
     assert "not the file that its card" in next(environment.weights()).fault
 
 
+def test_templates_are_told_of_where_there_is_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("TEMPLATEFLOW_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # nor a name
+    found = next(environment.templates())
+    assert "MNI152NLin2009aSym (197 x 233 x 189)" in found.told and not found.fault
+
+
 def test_the_command_says_what_to_do_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--device", "cpu", "--no-phantom", "-w", str(tmp_path)]) == 0
     assert capsys.readouterr().out.endswith("moesr check: no fault\n")

@@ -102,7 +102,7 @@ def last_tasks(output_dir: Path) -> dict[str, Task]:
     gone from there without a word stopped.
     """
     tasks = [task for path in log_folder(output_dir).glob("*_*.out") if (task := read_task(path))]
-    submitted = _submitted(output_dir)
+    submitted = submitted_tasks(output_dir)
     queue = _queue() if tasks or submitted else None
     found: dict[str, Task] = {}
     for task in sorted(tasks, key=lambda task: task.written):
@@ -116,7 +116,7 @@ def last_tasks(output_dir: Path) -> dict[str, Task]:
     return found
 
 
-def _submitted(output_dir: Path) -> dict[str, tuple[str, ...]]:
+def submitted_tasks(output_dir: Path) -> dict[str, tuple[str, ...]]:
     """Return the participants of each task that ``submit.sh`` submitted, by ``<array job>_<index>``."""
     found: dict[str, tuple[str, ...]] = {}
     for path in log_folder(output_dir).glob("*/*.job"):

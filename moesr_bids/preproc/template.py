@@ -7,6 +7,7 @@ doi:10.1016/j.neuroimage.2010.07.033): brain only, without skull. Nothing here u
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -131,8 +132,13 @@ def _embedded() -> Template:
 
 def templateflow_home() -> Path:
     """Return TemplateFlow's folder: the environment variable TEMPLATEFLOW_HOME, or its client's default."""
-    default = Path.home() / ".cache" / "templateflow"
-    return Path(os.environ.get("TEMPLATEFLOW_HOME", "") or default).expanduser().absolute()
+    if chosen := os.environ.get("TEMPLATEFLOW_HOME"):
+        return Path(chosen).expanduser().absolute()
+    try:
+        home = Path.home()
+    except RuntimeError:  # in a container: a user without HOME and without a name
+        home = Path(tempfile.gettempdir())
+    return home / ".cache" / "templateflow"
 
 
 def _not_found(name: str, home: Path, why: str, resolution: int = 1) -> TemplateNotFoundError:
