@@ -17,6 +17,7 @@ import argparse
 import csv
 import gzip
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -28,7 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import attrs
@@ -37,12 +38,18 @@ import numpy as np
 import psutil
 
 from benchmarks.phantom import Acquisition, build
+from moesr_bids.cli.main import main as moesr_bids
 from moesr_bids.interfaces.processes import end_with
 
 OPTIONS = ("--skip-bids-validation", "--sloppy", "--resolution", "3", "--model", "cubic", "--device", "cpu")
 KINDS = ("worker", "run", "both")
 # Steps that a round does again, of each image, with their odds. Publication is done again in any case.
 STEPS = {None: 9, "warp_MNI152NLin2009aSym": 18, "super_resolve": 1}
+_IMPORTED = (
+    *("ants", "pandas", "torch", "niworkflows.engine.workflows", "nipype.pipeline.plugins", "bids.layout"),
+    *("moesr_bids.workflows.base", "moesr_bids.workflows.plugin", "moesr_bids.interfaces.publish"),
+    *("moesr_bids.interfaces.registration", "moesr_bids.interfaces.reportlets", "moesr_bids.reports.individual"),
+)
 COLUMNS = ("round", "kind", "seconds", "victims", "half_written", "lost", "innocent_failed")
 _STEP_FOLDER = re.compile(r"/moesr_wf/\w+?_wf/(\w+?_wf)/(?:\w+_wf/)?(\w+)")
 
@@ -78,10 +85,9 @@ class Folders:
         """Work folder of the run that was not killed."""
         return self.root / "prepared"
 
-    def command(self) -> list[str]:
-        """Return the command of a run."""
-        places = [str(self.bids), str(self.out), "participant", "-w", str(self.work)]
-        return [sys.executable, "-m", "moesr_bids.cli.main", *places, "--nprocs", "2", *OPTIONS]
+    def arguments(self) -> list[str]:
+        """Return the arguments of a run."""
+        return [str(self.bids), str(self.out), "participant", "-w", str(self.work), "--nprocs", "2", *OPTIONS]
 
 
 def prepare(folders: Folders) -> None:
@@ -96,7 +102,8 @@ def prepare(folders: Folders) -> None:
     anat = folders.bids / "sub-01" / "anat"
     for extension in (".nii.gz", ".json"):
         shutil.copyfile(anat / f"sub-01_T1w{extension}", anat / f"sub-01_T2w{extension}")
-    subprocess.run(folders.command(), check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "moesr_bids.cli.main", *folders.arguments()]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     shutil.copytree(folders.work, folders.prepared, symlinks=True)
     folders.out.rename(folders.reference)
 
@@ -198,25 +205,42 @@ def killed_run(folders: Folders, kind: str, wait: float, rng: random.Random) -> 
 
     Half of the runs that lost a worker go on to their end; the others are killed some time later.
     """
-    end = partial(end_with, os.getpid())  # with this process, whatever ends it
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(folders.command(), stdout=quiet, stderr=quiet, preexec_fn=end) as started:
-        run = psutil.Process(started.pid)
-        victims: list[str] = []
-        due = time.monotonic() + wait
-        while started.poll() is None and not victims:
-            if time.monotonic() >= due:
-                with suppress(psutil.Error):
-                    victims = kill(run, kind, rng)
-                if kind != "worker":
-                    break
-            time.sleep(0.02)
-        if kind == "worker" and rng.random() < 0.5:
-            with suppress(subprocess.TimeoutExpired):
-                return victims, started.wait(rng.uniform(0, 10))
+    started = get_context("fork").Process(target=_run_app, args=(folders.arguments(), os.getpid()))
+    started.start()
+    assert started.pid is not None
+    run = psutil.Process(started.pid)
+    victims: list[str] = []
+    due = time.monotonic() + wait
+    while started.is_alive() and not victims:
+        if time.monotonic() >= due:
+            with suppress(psutil.Error):
+                victims = kill(run, kind, rng)
+            if kind != "worker":
+                break
+        time.sleep(0.02)
+    if kind == "worker" and rng.random() < 0.5:
+        started.join(rng.uniform(0, 10))
+        if started.is_alive():
             with suppress(psutil.Error):
                 victims += kill(run, "run", rng)
-        return victims, started.wait()
+    started.join()
+    assert started.exitcode is not None
+    return victims, started.exitcode
+
+
+def _run_app(arguments: list[str], parent: int) -> None:
+    """Run the app in a process that has imported it already: starting Python would take longer than the run."""
+    end_with(parent)
+    with Path(os.devnull).open("w", encoding="utf-8") as quiet:
+        os.dup2(quiet.fileno(), 1)
+        os.dup2(quiet.fileno(), 2)
+    sys.exit(moesr_bids(arguments))
+
+
+def import_all() -> None:
+    """Import what a run and its steps do."""
+    for name in _IMPORTED:
+        importlib.import_module(name)
 
 
 def campaign(folders: Folders, kills: int, seconds: float, rng: random.Random) -> None:
@@ -297,6 +321,7 @@ def main() -> int:
     folders = Folders(options.folder.resolve())
     folders.root.mkdir(parents=True, exist_ok=True)
     prepare(folders)
+    import_all()
     campaign(folders, options.kills, options.seconds, random.Random(options.seed))
     rows = read_rows(folders.root / "kills.tsv")
     print(report(rows))
