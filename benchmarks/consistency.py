@@ -166,7 +166,7 @@ def scans_of(path: Path, masks: Path | None) -> Iterator[Scan]:
     sigma = _NOISE * float(np.percentile(volume[inside], _PERCENTILE))
     for case in DEGRADED:
         low = degrade(nib.Nifti1Image(volume, whole.image.affine), case, sigma, seed=1)
-        blocks = [n for size, f in zip(volume.shape, case.factors, strict=True) for n in (size // f, f)]
+        blocks = tuple(int(n) for size, f in zip(volume.shape, case.factors, strict=True) for n in (size // f, f))
         yield Scan(f"{name} {case.name}", person, low, inside.reshape(blocks).mean(axis=(1, 3, 5)) > 0.5)
 
 

@@ -92,7 +92,7 @@ class Misfit:
         representable = within.cpu().numpy()
         inner = representable[mask] / math.sqrt(factors.share)
         structure = averaged(representable, mask, operator.input_grid.zooms)
-        place = np.unravel_index(int(np.abs(structure).argmax()), structure.shape)
+        place = tuple(int(n) for n in np.unravel_index(int(np.abs(structure).argmax()), structure.shape))
         return cls(
             residual,
             _rms(inner),
