@@ -309,11 +309,8 @@ def _check_length(voxels: ArrayProxy) -> None:
     """Compare the length of a file with its header, and its checksum if it has one: readers stop at the last voxel."""
     path, slab = Path(voxels.file_like), math.prod(voxels.shape[:2]) * voxels.dtype.itemsize
     expected = voxels.offset + slab * math.prod(voxels.shape[2:])
-    found = 0
     try:
-        with _stream(path) as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                found += len(chunk)
+        found = _unzipped_bytes(path) if _is_compressed(path) else path.stat().st_size
     except _UNREADABLE as error:
         raise ImageError(_damaged(path, error)) from error
     if found < expected:
@@ -323,3 +320,11 @@ def _check_length(voxels: ArrayProxy) -> None:
             f"{path}: the file is {found - expected} bytes longer than its header says, a slice or more: dimensions "
             f"{voxels.shape} cannot be right; convert the image again"
         )
+
+
+def _unzipped_bytes(path: Path) -> int:
+    found = 0
+    with gzip.open(path) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            found += len(chunk)
+    return found
