@@ -43,8 +43,8 @@ MaxArraySize={largest_array}
 MaxJobCount=20000
 MpiDefault=none
 ReturnToService=2
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory_mb}
-PartitionName=main Nodes=node1 Default=YES MaxTime=UNLIMITED State=UP
+NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory_mb}
+PartitionName=main Nodes={node} Default=YES MaxTime=UNLIMITED State=UP
 """
 _CGROUPS = """\
 CgroupPlugin=cgroup/{version}
@@ -84,11 +84,13 @@ def slurm_site(folder: Path, *, cpus: int, memory_mb: int, largest_array: int = 
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     ports = _free_port(), _free_port()
+    node = f"node{os.getpid()}"  # control groups are named after it: two on one machine would end each other's jobs
     text = _CONFIGURATION.format(
         host=socket.gethostname().split(".")[0],
         port=ports[0],
         node_port=ports[1],
         folder=folder,
+        node=node,
         cpus=cpus,
         memory_mb=memory_mb,
         largest_array=largest_array,
@@ -103,7 +105,7 @@ def slurm_site(folder: Path, *, cpus: int, memory_mb: int, largest_array: int = 
     munge += [f"--{name}-file={folder}/munge.{name}" for name in ("log", "pid", "seed")]
     started: list[subprocess.Popen[bytes]] = []
     try:
-        for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D", "-N", "node1"]):
+        for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D", "-N", node]):
             with (folder / f"{command[0]}.out").open("wb") as log:
                 started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
             time.sleep(1)
