@@ -489,11 +489,11 @@ class _Run:
         for name, value in part("optimizer.").items():
             number, key = name.split(".")
             state.setdefault(int(number), {})[key] = value
-        for number, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
-            for key, value in state.get(number, {}).items():
+        for place, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
+            for key, value in state.get(place, {}).items():
                 if value.shape == parameter.shape:
                     # A fused step takes parameters and moments as they lie in memory.
-                    state[number][key] = torch.empty_like(parameter).copy_(value)
+                    state[place][key] = torch.empty_like(parameter).copy_(value)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.first_step, self.seconds = facts["step"], facts["first_step"], facts["seconds"]
