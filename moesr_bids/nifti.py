@@ -245,7 +245,7 @@ def _check_voxel_sizes(path: Path, header: Nifti1Header, notes: list[str]) -> No
             raise ImageError(f"{path}: {told} are not possible, and no sform has others; convert the image again")
         return
     of_sform = nib.affines.voxel_sizes(header.get_sform())[: len(zooms)]
-    if not usable or np.abs(zooms / of_sform - 1).max() > _ZOOM_TOLERANCE:
+    if not usable or (np.abs(zooms - of_sform) > _ZOOM_TOLERANCE * of_sform).any():
         notes.append(
             f"{told} are not those of the sform, {', '.join(f'{zoom:g}' for zoom in of_sform)} mm, which were taken"
         )
