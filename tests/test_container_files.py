@@ -23,8 +23,13 @@ TOOLS = os.environ.get("MOESR_TOOLS", "")
 needs_tools = pytest.mark.skipif(not TOOLS, reason="make test-tools runs it")
 
 
-def test_the_descriptor_tells_what_the_parser_tells() -> None:
-    assert (PIPELINE / "descriptor.json").read_text() == text(), "python -m containers.descriptor writes it anew"
+def test_the_descriptor_has_the_options_of_the_parser() -> None:
+    written = json.loads((PIPELINE / "descriptor.json").read_text())
+    wanted = json.loads(text())
+    for each in (written, wanted):
+        for option in each["inputs"]:
+            option.pop("description")  # words may change between releases
+    assert written == wanted, "python -m containers.descriptor writes it anew"
     assert json.loads((CONTAINERS / "boutiques.json").read_text())["tool-version"] == __version__
 
 
