@@ -1,5 +1,6 @@
-"""The ``moesr`` command: ``sr`` super-resolves an image, ``train`` trains a model, ``models`` lists them.
+"""The ``moesr`` command: ``sr`` super-resolves an image, ``join`` several scans of a head into one.
 
+``train`` trains a model, ``models`` lists them;
 ``segment`` labels the tissues of scans to train on; ``rerun`` repeats an image of the BIDS App from its sidecar;
 ``check`` tells what a machine offers; ``slurm`` and ``status`` run a cohort on a cluster.
 """
@@ -16,9 +17,9 @@ from types import ModuleType
 from .. import __version__
 from ..console import tell
 from ..errors import ImageError
-from . import check, models, segment, slurm, sr, status, train
+from . import check, join, models, segment, slurm, sr, status, train
 
-_COMPUTING = {"sr": sr, "train": train, "segment": segment}
+_COMPUTING = {"sr": sr, "join": join, "train": train, "segment": segment}
 """Commands that compute: modules with ``usage_problem``, ``run``, ``LEFT`` and ``WAY_OUT``."""
 
 
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"moesr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sr.add_parser(commands)
+    join.add_parser(commands)
     train.add_parser(commands)
     segment.add_parser(commands)
     models.add_parser(commands)

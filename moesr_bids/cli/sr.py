@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
         result = super_resolve(
             options.input,
             sr,
-            metadata=_read_metadata(options.metadata),
+            metadata=read_metadata(options.metadata),
             mask=options.mask,
             guidance={name: path for name, path in guidance.items() if path is not None},
             progress=progress,
@@ -176,7 +176,8 @@ def _tell_cost(path: Path, options: SROptions) -> None:
         tell(_COMMAND, f"note: {note}")
 
 
-def _read_metadata(path: Path | None) -> dict[str, Any] | None:
+def read_metadata(path: Path | None) -> dict[str, Any] | None:
+    """Read a BIDS sidecar; None without one."""
     if path is None:
         return None
     try:

@@ -94,13 +94,39 @@ class ScanOperator:
         volume = apply_axes(acquired, tuple(matrix.T for matrix in self._matrices))
         return volume if self.resampling is None else self.resampling.adjoint(volume)
 
+    def through(self, reduced: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Matrices of K followed by one more matrix per axis."""
+        first, second, third = (more @ matrix for more, matrix in zip(reduced, self._matrices, strict=True))
+        return first, second, third
+
     def seen(self) -> torch.Tensor:
         """Which voxels of the scan have their centre inside the target's field of view, boolean."""
-        index = np.moveaxis(np.indices(self.grid.shape, dtype=np.float64), 0, -1)
-        whole = np.linalg.inv(self.position @ self.target.affine) @ self.grid.affine
-        place = index @ whole[:3, :3].T + whole[:3, 3]
-        inside = ((place > -0.5) & (place < np.array(self.target.shape) - 0.5)).all(axis=-1)
-        return torch.from_numpy(inside).to(self.device)
+        return covered_by(self.target, self.grid, np.linalg.inv(self.position)).to(self.device)
+
+
+def covered_by(grid: Grid, target: Grid, position: NDArray[np.floating]) -> torch.Tensor:
+    """Which voxels of the target have their centre in the field of view of a scan.
+
+    Parameters
+    ----------
+    grid, target
+        Grid of the scan, and of what is asked about.
+    position
+        4 x 4 rigid matrix from world mm of the target to world mm of the scan.
+
+    Returns
+    -------
+    covered
+        Boolean, shape of ``target``.
+    """
+    whole = np.linalg.inv(grid.affine) @ position @ target.affine
+    i, j, k = (np.arange(n, dtype=np.float32) for n in target.shape)
+    inside = np.ones(target.shape, dtype=bool)
+    for axis, n in enumerate(grid.shape):
+        a, b, c, d = (np.float32(value) for value in whole[axis])
+        place = a * i[:, None, None] + b * j[:, None] + c * k + d
+        inside &= (place > -0.5) & (place < n - 0.5)
+    return torch.from_numpy(inside)
 
 
 @frozen(eq=False)

@@ -1,0 +1,137 @@
+"""``moesr join``: one image from several scans of one contrast of a head."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ..atomic import temporary_beside
+from ..console import StepProgress, tell
+from ..sr.options import SROptions
+from .sr import read_metadata
+
+LEFT = "nothing was written"  # of an error of the file system
+WAY_OUT = "a coarser --resolution"  # of too little memory
+_COMMAND = "moesr join"
+_IMAGE_SUFFIXES = (".nii.gz", ".nii")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to those of ``moesr``."""
+    parser = commands.add_parser(
+        "join",
+        help="one image from several scans of one contrast of a head",
+        description="Super-resolve several scans of one contrast of a head (thick slices in several orientations, "
+        "repeats) into one image that agrees with all of them. Positions are found; scans that do not fit are left "
+        "out and told. Never join scans of different dates: what changed between them would be averaged.",
+    )
+    parser.add_argument(
+        "images",
+        type=Path,
+        nargs="+",
+        metavar="IN1 IN2 [...] OUT",
+        help="two or more 3-D magnitude images, the first of which says how the output lies, and the image to write",
+    )
+    SROptions.add_arguments(parser)
+    parser.add_argument("--masks", type=Path, nargs="+", metavar="FILE", help="brain mask of each IN, on its grid")
+    parser.add_argument("--metadata", type=Path, nargs="+", metavar="JSON", help="BIDS sidecar of each IN")
+    parser.add_argument("--uncertainty", type=Path, metavar="FILE", help="write the standard deviation of the error")
+    parser.add_argument("--seen", type=Path, metavar="FILE", help="write how many scans saw each voxel")
+    parser.add_argument(
+        "--residuals", type=Path, metavar="DIR", help="write IN minus A(OUT) in units of the noise, for each IN"
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="JSON", help="write positions, weights and residuals of the scans"
+    )
+
+
+def usage_problem(options: argparse.Namespace) -> str | None:
+    """Say what is wrong with the arguments, if anything is."""
+    *inputs, output = options.images
+    if len(inputs) < 2:
+        return "two images at least are joined, and the last name is that of the output"
+    if options.psf is not None:
+        return "--psf has no use: each scan has a point-spread function of its own, from voxel size and metadata"
+    for name in ("masks", "metadata"):
+        some = getattr(options, name)
+        if some and len(some) != len(inputs):
+            return f"--{name}: {len(some)} files for {len(inputs)} images; give one for each"
+    if len({path.resolve() for path in inputs}) < len(inputs):
+        return "an image is named twice"
+    return _output_problem(options, [*inputs, *(options.masks or ()), *(options.metadata or ())], output)
+
+
+def _output_problem(options: argparse.Namespace, inputs: Sequence[Path], output: Path) -> str | None:
+    for path in (output, options.uncertainty, options.seen):
+        if path is not None and not path.name.endswith(_IMAGE_SUFFIXES):
+            return f"{path}: an output image ends in .nii.gz or .nii"
+    if options.residuals is not None and not options.residuals.is_dir():
+        return f"{options.residuals}: no such folder; make it first"
+    outputs = [output, options.uncertainty, options.seen, options.record, *_residual_paths(options)]
+    seen = {path.resolve() for path in inputs}
+    for path in filter(None, outputs):
+        if path.resolve() in seen:
+            return f"{path}: an output may not replace another file of this command"
+        seen.add(path.resolve())
+        if not path.parent.is_dir():
+            return f"{path.parent}: no such folder; make it first"
+    return None
+
+
+def _residual_paths(options: argparse.Namespace) -> list[Path]:
+    """Names of the residual maps: by number, since scans in different folders may have one name."""
+    if options.residuals is None:
+        return []
+    return [options.residuals / f"residual-{number}.nii.gz" for number in range(1, len(options.images))]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Join the scans and write what was asked for."""
+    import torch
+
+    from ..resources import available_cpus, available_memory_gb
+    from ..sr.joint.engine import join
+    from ..sr.models import refuse_unused
+    from ..sr.storage import compact
+
+    *inputs, output = options.images
+    sr = SROptions.from_args(
+        options,
+        threads=options.omp_nthreads or min(available_cpus(), torch.get_num_threads()),
+        memory_gb=options.mem or 0.9 * available_memory_gb(),
+    )
+    refuse_unused(sr.model, uncertainty=options.uncertainty is not None, averaged=sr.averaged, sampling=sr.sampling)
+    progress = StepProgress(_COMMAND)
+    try:
+        result = join(
+            inputs,
+            sr,
+            metadata=[read_metadata(path) for path in options.metadata] if options.metadata else None,
+            masks=options.masks,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    noise = min(scan["NoiseStd"] for scan in result.record["Scans"])
+    outputs = {output: compact(result.image, noise)}
+    if options.uncertainty and result.uncertainty is not None:
+        outputs[options.uncertainty] = compact(result.uncertainty, 0.1 * noise)
+    if options.seen:
+        outputs[options.seen] = result.seen
+    for path, residual in zip(_residual_paths(options), result.residuals, strict=False):
+        if residual is not None:
+            outputs[path] = compact(residual, 1.0)
+    with ExitStack() as stack:
+        # Renamed only when all of them are written.
+        for path, image in outputs.items():
+            image.to_filename(stack.enter_context(temporary_beside(path)))
+        if options.record:
+            text = json.dumps(result.record, indent=2) + "\n"
+            stack.enter_context(temporary_beside(options.record)).write_text(text, encoding="utf-8")
+    for warning in result.record["Warnings"]:
+        tell(_COMMAND, f"note: {warning}")
+    return 0

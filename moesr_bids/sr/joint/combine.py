@@ -1,0 +1,75 @@
+"""Mean of images of one head, each of them trusted most where its scan measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .operator import ScanOperator
+
+# Chosen on two heads of training with three stacks of 5 mm; three to fifty times as much changes it by 0.1 dB.
+DISTRUST = 30.0
+"""Variance of an estimate where its scan measured nothing over that where it measured all."""
+_NOISE = 0.02  # power of the noise over that of detail: below it a frequency counts as not measured
+
+
+def measured_share(operator: ScanOperator) -> torch.Tensor:
+    """Return which part of each spatial frequency of the target a scan measured: |H|^2 / (|H|^2 + 0.02).
+
+    Returns
+    -------
+    share
+        float32, in the order of :func:`torch.fft.rfftn` of a volume on the target grid.
+    """
+    shape, zoom = operator.target.shape, operator.target.zooms[0]
+    # Cycles per mm along the axes of the target, then of the scan.
+    frequencies = [torch.from_numpy(np.fft.fftfreq(n, zoom).astype(np.float32)) for n in shape]
+    frequencies[2] = torch.from_numpy(np.fft.rfftfreq(shape[2], zoom).astype(np.float32))
+    directions = operator.position[:3, :3] @ (operator.target.affine[:3, :3] / zoom)
+    own = (operator.grid.affine[:3, :3] / np.array(operator.grid.zooms)).T @ directions
+    transfer = torch.ones(())
+    for axis, profile in enumerate(operator.psf.axes):
+        f, g, h = (float(own[axis, other]) * frequencies[other] for other in range(3))
+        along = (f[:, None, None] + g[:, None] + h).abs()
+        # The profile is smooth: a table of it is enough.
+        knots = np.linspace(0, float(along.max()) + 1e-6, 4096)
+        table = torch.from_numpy(profile.spectrum(knots).astype(np.float32) ** 2)
+        transfer = transfer * table[(along / float(knots[1])).round().long()]
+    return transfer / (transfer + _NOISE)
+
+
+def trusted_mean(
+    estimates: Sequence[torch.Tensor], operators: Sequence[ScanOperator], covered: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Mean over scans at each frequency f, with weights 1 / (1 + 30 (1 - share_s(f))).
+
+    Parameters
+    ----------
+    estimates
+        Images on the target grid, one of each scan; float32.
+    operators
+        Their scans.
+    covered
+        Voxels of the target that each scan saw, boolean. Elsewhere the mean of the others stands in.
+    """
+    mean = plain_mean(estimates, covered)
+    above = below = None
+    for image, operator, part in zip(estimates, operators, covered, strict=True):
+        weight = 1 / (1 + DISTRUST * (1 - measured_share(operator)))
+        spectrum = torch.fft.rfftn(torch.where(part, image, mean)).mul_(weight)
+        above = spectrum if above is None else above.add_(spectrum)
+        below = weight if below is None else below.add_(weight)
+    if above is None or below is None:
+        raise ValueError("there is no image to take the mean of")
+    return torch.fft.irfftn(above.div_(below), s=mean.shape)
+
+
+def plain_mean(volumes: Sequence[torch.Tensor], covered: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean of volumes where they are covered; the first one where none is."""
+    counts, total = torch.zeros_like(volumes[0]), torch.zeros_like(volumes[0])
+    for volume, part in zip(volumes, covered, strict=True):
+        counts += part
+        total += torch.where(part, volume, 0.0)
+    return torch.where(counts > 0, total / counts.clamp(min=1), volumes[0])

@@ -1,0 +1,123 @@
+"""What of a scan is believed: its gain against the joint image, its slices, and whether it fits at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Volume = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+FIELD_MM = 25.0
+"""Standard deviation of the Gaussian that the gain field is smoothed with: coils, not anatomy."""
+_GAIN_RANGE = (0.5, 2.0)  # of the scan's overall gain
+_DETAIL_MM = 6.0  # detail is what a Gaussian of this width leaves
+_RIM_MM = 5.0
+# Residuals of slices in units of their spread: up to the first believed in full, from the second on not at all.
+_DOUBT, _REFUSAL = 3.0, 6.0
+_LEAST_SPREAD = 0.08  # of the logarithm; slices differ by so much for other reasons
+_FEWEST = 0.1  # of the voxels of the fullest slice
+
+
+def overall_gain(acquired: Volume, predicted: Volume, inside: Bools) -> float:
+    """Return the gain of a scan, the median of its ratio to the prediction where that is bright."""
+    bright = inside & (predicted > 0.3 * np.percentile(predicted[inside], 99))
+    return float(np.median(acquired[bright] / predicted[bright]))
+
+
+def gain_field(acquired: Volume, predicted: Volume, inside: Bools, zooms: Sequence[float]) -> Volume:
+    """Smooth field by which a scan sees the joint image: ratio of local means in Gaussian windows of `FIELD_MM`.
+
+    Least squares would give too little: what the prediction lacks counts as its noise.
+
+    Parameters
+    ----------
+    acquired, predicted
+        float32 on the scan's grid.
+    inside
+        Where they are compared, boolean.
+    zooms
+        Voxel size in mm.
+    """
+    overall = overall_gain(acquired, predicted, inside)
+    sigma = [FIELD_MM / zoom for zoom in zooms]
+    known = inside & (predicted > 0)
+    both, own = (
+        ndimage.gaussian_filter(np.where(known, part, 0).astype(np.float32), sigma, mode="constant", truncate=3)
+        for part in (acquired, predicted)
+    )
+    # Far from the head there is nothing to compare: the overall gain holds.
+    little = 1e-3 * float(own.max())
+    field = (both + overall * little) / (own + little)
+    return np.asarray(np.clip(field, _GAIN_RANGE[0] * overall, _GAIN_RANGE[1] * overall), dtype=np.float32)
+
+
+def detail(volume: Volume, inside: Bools, zooms: Sequence[float]) -> Volume:
+    """Return what the mean of a volume in a Gaussian window of 6 mm leaves of it; what is outside does not count."""
+    sigma = [_DETAIL_MM / zoom for zoom in zooms]
+    total, share = (
+        ndimage.gaussian_filter(part.astype(np.float32), sigma, mode="constant", truncate=3)
+        for part in (np.where(inside, volume, 0), inside)
+    )
+    return np.asarray(volume - total / np.maximum(share, 1e-6), dtype=np.float32)
+
+
+def agreement(acquired: Volume, predicted: Volume, inside: Bools, zooms: Sequence[float]) -> float:
+    """Correlation of the detail of a scan with that of its prediction: 1 for the same head, about 0 for chance.
+
+    Outlines of heads are alike, so that only what lies 5 mm inside of them counts.
+    """
+    deep = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=zooms)[1:-1, 1:-1, 1:-1] > _RIM_MM
+    if np.count_nonzero(deep) < 100:
+        deep = inside
+    here, there = (detail(volume, inside, zooms)[deep] for volume in (acquired, predicted))
+    if here.std() == 0 or there.std() == 0:
+        return 0.0
+    return float(np.corrcoef(here, there)[0, 1])
+
+
+def slice_weights(
+    acquired: Volume, predicted: Volume, inside: Bools, axis: int, sigma: float
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Weight of each slice from its residual against a prediction by the other scans.
+
+    The residual that noise and the slice's own contours explain is sqrt(sigma^2 + k^2 c^2), with c the root mean square
+    gradient in the slice and k the scan's median. The logarithm of how far a slice is beyond it is compared with
+    its spread over the slices (median absolute deviation) and weighted by Hampel's rule.
+
+    Parameters
+    ----------
+    acquired, predicted
+        float32 on the scan's grid.
+    inside
+        Where they are compared.
+    axis
+        Across the slices.
+    sigma
+        Noise.
+
+    Returns
+    -------
+    weights, excess
+        Of each slice; excess in units of the spread, 0 where there is too little to compare.
+    """
+    others = tuple(a for a in range(3) if a != axis)
+    counts = inside.sum(axis=others)
+    judged = counts >= max(50, _FEWEST * counts.max())
+    weights, excess = np.ones(len(counts), dtype=np.float32), np.zeros(len(counts))
+    if np.count_nonzero(judged) < 5:
+        return weights, excess
+    slope = sum(np.gradient(predicted, axis=a) ** 2 for a in others)
+    squared, contours = (
+        np.where(inside, part, 0).sum(axis=others)[judged] / counts[judged]
+        for part in ((acquired - predicted) ** 2, slope)
+    )
+    k2 = float(np.median(np.maximum(squared - sigma**2, 0) / np.maximum(contours, 1e-12)))
+    logs = 0.5 * np.log(squared / (sigma**2 + k2 * contours))
+    centred = logs - np.median(logs)
+    spread = max(1.4826 * float(np.median(np.abs(centred))), _LEAST_SPREAD)
+    excess[judged] = centred / spread
+    return np.interp(excess, (_DOUBT, _REFUSAL), (1.0, 0.0)).astype(np.float32), excess

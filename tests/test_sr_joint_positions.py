@@ -1,0 +1,174 @@
+"""Positions, gains and slice weights of scans of a head, and the command that joins them."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from moesr_bids.cli.moesr import main
+from moesr_bids.sr.grid import Grid
+from moesr_bids.sr.joint.alternate import Given, place
+from moesr_bids.sr.joint.combine import measured_share, trusted_mean
+from moesr_bids.sr.joint.operator import ScanOperator
+from moesr_bids.sr.joint.positions import distance, motion
+from moesr_bids.sr.joint.robust import gain_field, slice_weights
+from moesr_bids.sr.psf import PSF
+
+CENTRE = np.zeros(3)
+NOISE = 0.02
+SIZE = 72
+POSITIONS = (np.eye(4), motion([3, -2, 2, 0.06, -0.05, 0.03], CENTRE), motion([-2, 1, 3, -0.04, 0.05, 0.05], CENTRE))
+
+
+def _head(seed: int) -> tuple[Grid, np.ndarray]:
+    """Ellipsoid with a texture of its own, 1 mm voxels around the origin of the world."""
+    grid = Grid((SIZE,) * 3, nib.affines.from_matvec(np.eye(3), [-(SIZE - 1) / 2] * 3))
+    places = np.indices(grid.shape) - (SIZE - 1) / 2
+    texture = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=grid.shape), 2.0)
+    inside = (places[0] / 26) ** 2 + (places[1] / 30) ** 2 + (places[2] / 24) ** 2 < 1
+    head = np.where(inside, 0.6 + 0.15 * texture / texture.std(), 0).clip(0)
+    return grid, ndimage.gaussian_filter(head, 0.7).astype(np.float32)
+
+
+def _stack(seed: int, axis: int, position: np.ndarray, gain: float = 1.0) -> Given:
+    grid, head = _head(seed)
+    zooms = np.ones(3)
+    zooms[axis] = 4.0
+    affine = grid.affine @ np.diag([*zooms, 1.0])
+    affine[:3, 3] = grid.affine[:3, 3] + (zooms - 1) / 2
+    own = Grid(tuple(int(n) for n in SIZE / zooms), affine)
+    psf = PSF.from_acquisition(zooms)
+    seen = ScanOperator(own, grid, psf, position).forward(torch.from_numpy(head)).numpy()
+    noise = np.random.default_rng(axis).normal(scale=NOISE, size=own.shape)
+    data = (gain * seen + noise).astype(np.float32)
+    return Given(data, own, psf, ndimage.gaussian_filter(data, 1) > 0.25, NOISE)
+
+
+@pytest.fixture(scope="module")
+def stacks() -> list[Given]:
+    return [_stack(1, axis, POSITIONS[axis], gain=1 + 0.1 * axis) for axis in range(3)]
+
+
+def test_three_stacks_find_each_other_and_a_spoilt_slice_is_not_believed(stacks):
+    spoilt = stacks[2].data.copy()
+    spoilt[:, :, 8] *= 0.3
+    spoilt[:, :, 10] = np.roll(spoilt[:, :, 10], (4, -3), axis=(0, 1))
+    changed = Given(spoilt, stacks[2].grid, stacks[2].psf, stacks[2].inside, NOISE)
+    found = place([stacks[0], stacks[1], changed])
+    assert found.used == [0, 1, 2]
+    for placed, position in zip(found.placed, POSITIONS, strict=True):
+        assert distance(placed.position, position, CENTRE) < 0.2
+    weights = found.placed[2].weights
+    assert weights[8] < 0.3
+    assert weights[10] < 0.3
+    assert np.delete(weights, [8, 10]).min() > 0.5
+    assert np.median(found.placed[1].gain[stacks[1].inside]) == pytest.approx(1.1, rel=0.03)
+
+
+def test_a_stack_of_another_head_is_left_out(stacks):
+    found = place([stacks[0], stacks[1], _stack(2, 2, POSITIONS[2])])
+    assert found.used == [0, 1]
+    assert "another contrast or head" in found.placed[2].reason
+
+
+def test_most_scans_decide_which_one_is_foreign(stacks):
+    found = place([_stack(2, 2, POSITIONS[2]), stacks[0], stacks[1]])
+    assert found.used == [1, 2]
+    assert found.placed[0].reason
+
+
+def test_motion_and_distance():
+    moved = motion([3.0, 0, 0, 0, 0, 0], CENTRE)
+    assert distance(np.eye(4), moved, CENTRE) == pytest.approx(3.0)
+    turned = motion([0, 0, 0, 0, 0, 0.1], CENTRE)
+    # A turn of 0.1 moves a point by 0.1 times its distance from the axis: sqrt(2 / 5) of the radius.
+    assert distance(np.eye(4), turned, CENTRE) == pytest.approx(0.1 * 60 * np.sqrt(2 / 5), rel=1e-3)
+
+
+def test_gain_field_follows_a_coil_and_not_the_anatomy():
+    _, head = _head(3)
+    coil = np.linspace(0.9, 1.1, SIZE, dtype=np.float32)[:, None, None]
+    field = gain_field(1.3 * coil * head, head, head > 0.25, (1.0, 1.0, 1.0))
+    inside = head > 0.25
+    ratio = (field / coil)[inside]
+    assert np.median(ratio) == pytest.approx(1.3, rel=0.02)
+    assert np.ptp(np.percentile(ratio, (5, 95))) < 0.12
+
+
+def test_slices_that_are_alike_are_all_believed():
+    _, head = _head(4)
+    noisy = head + np.random.default_rng(0).normal(scale=NOISE, size=head.shape).astype(np.float32)
+    weights, excess = slice_weights(noisy, head, head > 0.25, 2, NOISE)
+    assert weights.min() == 1
+    assert np.abs(excess).max() < 3
+
+
+def test_a_scan_is_trusted_along_its_sharp_axes(stacks):
+    target, head = _head(1)
+    operators = [ScanOperator(stacks[axis].grid, target, stacks[axis].psf, np.eye(4)) for axis in (0, 2)]
+    share = measured_share(operators[0])
+    assert float(share[SIZE // 3, 0, 0]) < 0.1
+    assert float(share[0, SIZE // 3, 0]) > 0.9
+    truth = torch.from_numpy(head)
+    blurred = [torch.from_numpy(ndimage.gaussian_filter1d(head, 1.7, axis=axis)) for axis in (0, 2)]
+    everywhere = [torch.ones(target.shape, dtype=torch.bool)] * 2
+    joined = trusted_mean(blurred, operators, everywhere)
+    plain = (blurred[0] + blurred[1]) / 2
+    assert float((joined - truth).square().mean()) < 0.75 * float((plain - truth).square().mean())
+
+
+@pytest.fixture
+def files(stacks, tmp_path):
+    paths = []
+    for number, stack in enumerate(stacks[:2]):
+        paths.append(tmp_path / f"scan{number}.nii.gz")
+        nib.save(nib.Nifti1Image(np.abs(stack.data) * 1000, stack.grid.affine), paths[-1])
+    return paths
+
+
+def test_the_command_joins_files_and_tells_what_it_did(files, tmp_path, capsys):
+    out, record, seen = tmp_path / "out.nii.gz", tmp_path / "out.json", tmp_path / "seen.nii.gz"
+    argv = ["join", *map(str, files), str(out), "--model", "cubic", "--resolution", "2"]
+    argv += ["--record", str(record), "--seen", str(seen), "--residuals", str(tmp_path)]
+    assert main(argv) == 0, capsys.readouterr().err
+    facts = json.loads(record.read_text())
+    assert [scan["Used"] for scan in facts["Scans"]] == [True, True]
+    position = np.array(facts["Scans"][1]["Position"])
+    assert distance(position, POSITIONS[1], CENTRE) < 0.3
+    assert 0.5 < facts["Scans"][0]["ResidualStd"] < 2.5
+    image = nib.load(out)
+    assert image.header.get_zooms() == pytest.approx((2, 2, 2))
+    assert nib.load(seen).get_fdata().max() == 2
+    assert nib.load(tmp_path / "residual-2.nii.gz").shape == nib.load(files[1]).shape
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["a.nii", "out.nii"], "two images at least"),
+        (["a.nii", "a.nii", "out.nii"], "named twice"),
+        (["a.nii", "b.nii", "a.nii"], "may not replace"),
+        (["a.nii", "b.nii", "out.png"], "ends in .nii.gz"),
+        (["a.nii", "b.nii", "out.nii", "--psf", "kspace,kspace,kspace"], "of its own"),
+        (["a.nii", "b.nii", "out.nii", "--masks", "m.nii"], "one for each"),
+    ],
+)
+def test_wrong_usage_is_told(argv, told, capsys):
+    assert main(["join", *argv]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_one_scan_that_fits_nothing_is_an_error(stacks, tmp_path, capsys):
+    paths = []
+    for number, stack in enumerate((stacks[0], _stack(2, 2, POSITIONS[2]))):
+        paths.append(str(tmp_path / f"scan{number}.nii.gz"))
+        nib.save(nib.Nifti1Image(np.abs(stack.data) * 1000, stack.grid.affine), paths[-1])
+    out = tmp_path / "out.nii.gz"
+    assert main(["join", *paths, str(out), "--model", "cubic", "--resolution", "2"]) == 1
+    assert "no other scan can be joined" in capsys.readouterr().err
+    assert not out.exists()
