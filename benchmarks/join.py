@@ -28,9 +28,9 @@ from scipy import ndimage
 from moesr_bids.sr.grid import Grid
 from moesr_bids.sr.interpolation import cubic_spline
 from moesr_bids.sr.joint.alternate import Alternation, place, placed_scan
-from moesr_bids.sr.joint.combine import plain_mean
+from moesr_bids.sr.joint.combine import believed_by, plain_mean
 from moesr_bids.sr.joint.engine import Prepared, brought, prepare, reconstruct
-from moesr_bids.sr.joint.operator import ScanOperator, covered_by
+from moesr_bids.sr.joint.operator import ScanOperator
 from moesr_bids.sr.joint.positions import centre_of, distance, motion
 from moesr_bids.sr.joint.resampling import Resampling
 from moesr_bids.sr.joint.solve import Prior, agree_with_scans
@@ -203,7 +203,7 @@ def _tikhonov(prepared: Prepared, found: Alternation, grid: Grid) -> torch.Tenso
         scans.append(placed_scan(given, placed, operator, given.sigma))
         spline = cubic_spline(torch.from_numpy(given.data), given.grid, prepared.estimates[s].grid)
         images.append(brought(evolve(prepared.estimates[s], image=spline.numpy(), std=None), given, placed, grid)[0])
-        covered.append(covered_by(given.grid, grid, placed.position))
+        covered.append(believed_by(operator, given.slice_axis, placed.weights))
     return agree_with_scans(plain_mean(images, covered), scans, _TIKHONOV, iterations=25, tolerance=0.01)
 
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 from moesr_bids.cli.moesr import main
 from moesr_bids.sr.grid import Grid
 from moesr_bids.sr.joint.alternate import Given, place
-from moesr_bids.sr.joint.combine import measured_share, trusted_mean
+from moesr_bids.sr.joint.combine import believed_by, measured_share, trusted_mean
 from moesr_bids.sr.joint.operator import ScanOperator
 from moesr_bids.sr.joint.positions import distance, motion
 from moesr_bids.sr.joint.robust import gain_field, slice_weights
@@ -120,6 +120,19 @@ def test_a_scan_is_trusted_along_its_sharp_axes(stacks):
     joined = trusted_mean(blurred, operators, everywhere)
     plain = (blurred[0] + blurred[1]) / 2
     assert float((joined - truth).square().mean()) < 0.75 * float((plain - truth).square().mean())
+
+
+def test_what_lies_around_a_bad_slice_is_left_to_the_other_scans(stacks):
+    target, _ = _head(1)
+    operator = ScanOperator(stacks[2].grid, target, stacks[2].psf, np.eye(4))
+    weights = np.ones(SIZE // 4, dtype=np.float32)
+    assert bool(believed_by(operator, 2, weights).all())
+    weights[8] = 0
+    believed = believed_by(operator, 2, weights)
+    # Slice 8 has its middle at voxel 33.5; its neighbours are 4 voxels away.
+    assert not bool(believed[:, :, 30:38].any())
+    assert bool(believed[:, :, :29].all())
+    assert bool(believed[:, :, 39:].all())
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from ..noise import foreground
 from ..options import SROptions
 from ..psf import PSF
 from .alternate import Alternation, Given, Placed, gain_facts, place, placed_scan
-from .combine import plain_mean, trusted_mean
-from .operator import ScanOperator, covered_by
+from .combine import believed_by, plain_mean, trusted_mean
+from .operator import ScanOperator
 from .resampling import Resampling
 from .solve import Prior, agree_with_scans
 
@@ -52,7 +52,7 @@ class JointResult:
     image
         Joint image, float32, isotropic, on the axes of the reference scan.
     seen
-        How many scans saw each voxel, on the grid of ``image``, uint8.
+        How many scans saw each voxel, in slices that are believed, on the grid of ``image``, uint8.
     uncertainty
         Standard deviation of the error, of models that know one.
     residuals
@@ -266,7 +266,7 @@ def reconstruct(prepared: Prepared, found: Alternation, grid: Grid, progress: Pr
     """
     told, given = progress or _silent, prepared.given
     operators = {s: ScanOperator(given[s].grid, grid, given[s].psf, found.placed[s].position) for s in found.used}
-    covered = [covered_by(given[s].grid, grid, found.placed[s].position) for s in found.used]
+    covered = [believed_by(operator, given[s].slice_axis, found.placed[s].weights) for s, operator in operators.items()]
     moved = [brought(prepared.estimates[s], given[s], found.placed[s], grid) for s in found.used]
     told("mean", 0.5)
     start = trusted_mean([image for image, _ in moved], list(operators.values()), covered).clamp_(min=0)
