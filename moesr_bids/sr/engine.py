@@ -33,7 +33,6 @@ from .operator import AcquisitionOperator, Factors
 from .options import SROptions
 from .projection import project
 from .psf import PSF
-from .thickness import with_spectral_thickness
 from .windows import CPU_WINDOW_VOXELS
 from .zerofilling import measured_shares, zero_filled
 
@@ -134,12 +133,11 @@ def super_resolve(
             inside = foreground(data) if mask is None else _checked_mask(mask, source, name)
             profile = PSF.parse(options.psf, grid.zooms) if isinstance(options.psf, str) else options.psf
             profile = profile or zero_filled(PSF.from_acquisition(grid.zooms, metadata), data, grid.zooms, inside)
+            target = grid.isotropic(options.resolution)
+            operator = AcquisitionOperator(grid, target, profile, where)
             shares = measured_shares(profile, grid.zooms)
             noise = estimate_noise(data, inside, zooms=grid.zooms, shares=shares)
             sigma = noise.std
-            profile = with_spectral_thickness(profile, data, inside, grid.zooms, sigma)
-            target = grid.isotropic(options.resolution)
-            operator = AcquisitionOperator(grid, target, profile, where)
             inside &= ~values.outliers  # after the noise: each would cost it all that touches it
             told = {key: _checked_map(value, source, name) for key, value in (guidance or {}).items()}
             scale = float(np.percentile(data[inside], _PERCENTILE))

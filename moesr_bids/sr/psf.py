@@ -59,21 +59,10 @@ class AxisPSF:
 
 @frozen
 class PSF:
-    """Separable point-spread function.
-
-    Parameters
-    ----------
-    axes
-        One profile per array axis (i, j, k).
-    reason
-        Why it was chosen.
-    untold
-        Axis of slices whose thickness nobody told, so that it is taken for their spacing; None if there is none.
-    """
+    """Separable point-spread function: one profile per array axis (i, j, k), and why it was chosen."""
 
     axes: tuple[AxisPSF, AxisPSF, AxisPSF]
     reason: str = "given"
-    untold: int | None = field(default=None, eq=False)
 
     @classmethod
     def from_acquisition(cls, zooms: Sequence[float], metadata: Mapping[str, Any] | None = None) -> PSF:
@@ -117,7 +106,7 @@ class PSF:
             if thickness is not None:
                 reason += f" (SliceThickness {thickness:g} mm is not plausible)"
         windows[axis] = AxisPSF("gaussian", width)
-        return cls((windows[0], windows[1], windows[2]), reason, None if width == thickness else axis)
+        return cls((windows[0], windows[1], windows[2]), reason)
 
     @classmethod
     def parse(cls, text: str, zooms: Sequence[float]) -> PSF:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from attrs import evolve
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
@@ -87,11 +86,7 @@ def zero_filled(psf: PSF, data: NDArray[np.floating], zooms: Sequence[float], in
             told.append(f"{'ijk'[axis]} (acquired at {zoom / share:.2g} mm)")
     if not told:
         return psf
-    return evolve(
-        psf,
-        axes=(axes[0], axes[1], axes[2]),
-        reason=f"{psf.reason}; zero-filled along {', '.join(told)}, as its spectrum tells",
-    )
+    return PSF((axes[0], axes[1], axes[2]), f"{psf.reason}; zero-filled along {', '.join(told)}, as its spectrum tells")
 
 
 def measured_shares(psf: PSF, zooms: Sequence[float]) -> list[float]:
