@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 from numpy.typing import NDArray
 
 from ..grid import Grid
+from ..noise import foreground
 from ..psf import PSF
 from .operator import Scan, ScanOperator
 from .positions import Array, Movable, centre_of, distance, refine
@@ -191,8 +192,10 @@ class Alternation:
             return
         # A slice without signal would lower the gain around it: slices are judged first, by one gain for all.
         expected = predicted * np.float32(overall_gain(given.data, predicted, inside))
+        # Where the others see a head: a slice without signal has no foreground of its own.
+        head = (given.inside | foreground(predicted)) & operator.seen().numpy()
         placed.weights, placed.excess = slice_weights(
-            given.data, expected, inside, given.slice_axis, max(given.sigma, _LEAST_SIGMA)
+            given.data, expected, head, given.slice_axis, max(given.sigma, _LEAST_SIGMA)
         )
         if s != self.reference:
             believed = inside & (_along(placed.weights, given.slice_axis) > _BELIEVED)
