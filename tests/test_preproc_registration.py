@@ -24,6 +24,7 @@ from moesr_bids.preproc.align import (
 from moesr_bids.preproc.images import resample_to, to_ants
 from moesr_bids.preproc.registration import (
     SLOPPY,
+    SURE,
     THOROUGH,
     Registration,
     RegistrationError,
@@ -149,6 +150,23 @@ def test_start_from_the_brain_mask_transform(
     rough = attrs.evolve(THOROUGH, deformation=SLOPPY.deformation)  # it comes after the affine transform
     again = register(*image, template, tmp_path / "to.h5", tmp_path / "from.h5", initial=near, settings=rough)
     np.testing.assert_allclose(again.matrix, found.matrix, atol=1.0)
+
+
+def test_a_doubtful_registration_is_used_and_told(template: Template, image, tmp_path: Path) -> None:
+    """What is short of sure takes the best round; below the least nothing is written."""
+    never = attrs.evolve(SURE, mutual_information=9.0)
+    # Without deformation: its levels have no part in it.
+    settings = attrs.evolve(SLOPPY, affine=((5, 4, 2),), deformation=((0, 1, 0),))
+    paths = tmp_path / "to.h5", tmp_path / "from.h5"
+    doubtful = register(*image, template, *paths, settings=settings, sure=never)
+    assert doubtful.attempts > 1
+    assert "at least 9.0" in doubtful.doubt
+    assert "is doubtful (masks overlap by" in doubtful.facts()["Warnings"][0]
+    for path in paths:
+        path.unlink()
+    with pytest.raises(RegistrationError, match=r"attempt 1: masks overlap .* \(at least 9\.0\)"):
+        register(*image, template, *paths, settings=settings, sure=never, least=never)
+    assert not list(tmp_path.iterdir())
 
 
 def test_image_that_is_no_brain_is_refused(template: Template, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class RegistrationError(RuntimeError):
 
 @attrs.frozen
 class RegistrationLimits:
-    """What a registration must reach to be accepted.
+    """What the affine part of a registration must reach.
 
     Attributes
     ----------
@@ -76,6 +76,11 @@ class RegistrationLimits:
             f"masks overlap by {dice:.2f} (Dice, at least {self.dice}), "
             f"mutual information {mutual_information:.3f} (at least {self.mutual_information})"
         )
+
+
+SURE = RegistrationLimits()
+# Below this the transform is of no use to anybody; what lies between is used and told.
+LEAST = RegistrationLimits(dice=0.5, mutual_information=0.02)
 
 
 @attrs.frozen
@@ -122,6 +127,8 @@ class Registration:
         Rounds of starting positions that were needed.
     template : str
         Name of the template.
+    doubt : str
+        What the affine part is short of; empty if nothing.
 
     """
 
@@ -133,6 +140,7 @@ class Registration:
     mutual_information: float
     attempts: int
     template: str
+    doubt: str = ""
 
     def facts(self) -> dict[str, Any]:
         """Return what the sidecar tells."""
@@ -144,9 +152,13 @@ class Registration:
             "MutualInformation": round(self.mutual_information, 3),
             "Attempts": self.attempts,
         }
+        warnings = []
+        if self.doubt:
+            warnings.append(f"the registration to {self.template} is doubtful ({self.doubt}): look at it")
         if self.jacobian[0] <= 0:
-            told = f"the deformation to {self.template} folds (Jacobian {self.jacobian[0]:g}): look at it"
-            facts["Warnings"] = [told]
+            warnings.append(f"the deformation to {self.template} folds (Jacobian {self.jacobian[0]:g}): look at it")
+        if warnings:
+            facts["Warnings"] = warnings
         return facts
 
 
@@ -189,9 +201,12 @@ def register(
     threads: int = 1,
     seed: int = 1,
     settings: RegistrationSettings = THOROUGH,
-    limits: RegistrationLimits | None = None,
+    sure: RegistrationLimits = SURE,
+    least: RegistrationLimits = LEAST,
 ) -> Registration:
     """Register the brain of an image to a template: affine, then a diffeomorphism (SyN).
+
+    The first affine transform within `sure` is taken; without one, the best of those within `least`, with its doubt.
 
     Both images are masked, so that a template with a skull and one without are treated alike. A template without a
     mask gets that of the embedded template, registered to it; see `with_mask`.
@@ -214,45 +229,42 @@ def register(
     seed : int
         Seed of the metric's sampling.
     settings : RegistrationSettings
-    limits : RegistrationLimits, optional
+    sure, least : RegistrationLimits
+        What raises no doubt, and what is needed at least.
 
     Raises
     ------
     ImageError
         If the image or its mask cannot be used.
     RegistrationError
-        If no starting position leads to an acceptable overlap.
+        If no starting position leads to an affine transform within `least`.
 
     """
-    limits = limits or RegistrationLimits()
     use_threads(threads)
     task = _prepare(image, mask, template)
-    _check_volume(task, template.name, limits)
-    reasons: list[str] = []
+    _check_volume(task, template.name, least)
     folder_above = to_template.absolute().parent
     with tempfile.TemporaryDirectory(prefix="register_", dir=folder_above) as name:
         folder = Path(name)
-        for attempt, starts in enumerate(_attempts(task, initial), 1):
-            try:
-                found = _attempt(task, starts, folder, seed, settings, limits)
-            except (AlignmentError, RegistrationError) as error:
-                reasons.append(f"attempt {attempt}: {error}")
-                continue
-            forward = read_affine(found.affine)
-            # A point of the template first moves within it, then to the image; on the way back the other way round.
-            _publish([found.warp, forward], folder, to_template)
-            _publish([inverse(forward), found.inverse_warp], folder, from_template)
-            return Registration(
-                to_template=to_template,
-                from_template=from_template,
-                matrix=inverse(forward),
-                jacobian=found.jacobian,
-                dice=found.dice,
-                mutual_information=found.mutual_information,
-                attempts=attempt,
-                template=template.name,
-            )
-    raise RegistrationError(f"registration to {template.name} failed (" + "; ".join(reasons) + ")")
+        attempt, aligned = _align(task, template.name, initial, folder, seed, settings, sure, least)
+        affine, warp, inverse_warp = aligned.pair.deform("syn_", aligned.transform, settings.deformation)
+        dice, mutual_information = _judge(task, aligned.pair, [warp, affine])
+        forward = read_affine(affine)
+        # A point of the template first moves within it, then to the image; on the way back the other way round.
+        _publish([warp, forward], folder, to_template)
+        _publish([inverse(forward), inverse_warp], folder, from_template)
+        return Registration(
+            to_template=to_template,
+            from_template=from_template,
+            matrix=inverse(forward),
+            jacobian=_jacobian_range(aligned.pair, warp, task.template_brain),
+            dice=dice,
+            mutual_information=mutual_information,
+            attempts=attempt,
+            template=template.name,
+            # A deformation would hide that the affine transform is wrong, so the limits are its own.
+            doubt=sure.problem(aligned.dice, aligned.mutual_information),
+        )
 
 
 def warp_to_template(image: Nifti1Image, grid: Grid, transform: Path, order: str = "linear") -> Nifti1Image:
@@ -290,15 +302,14 @@ def judge_registration(
     Raises
     ------
     RegistrationError
-        If they are below the limits of `register`.
+        If they are below what `register` needs at least.
 
     """
     use_threads(threads)
-    limits = RegistrationLimits()
     task = _prepare(image, mask, template)
     with tempfile.TemporaryDirectory(prefix="judge_", dir=transform.absolute().parent) as name:
         dice, mutual_information = _judge(task, task.pair(Path(name), 1), [transform])
-    if problem := limits.problem(dice, mutual_information):
+    if problem := LEAST.problem(dice, mutual_information):
         raise RegistrationError(f"registration to {template.name} failed: {problem}")
     return dice, mutual_information
 
@@ -349,53 +360,69 @@ def _attempts(task: _Task, initial: NDArray[np.float64] | None) -> list[list[Sta
     return rounds
 
 
-@attrs.frozen
-class _Found:
-    """Files of an accepted registration, and how good it is."""
+@attrs.frozen(eq=False)
+class _Aligned:
+    """An affine transform, and how good it is."""
 
-    affine: Path
-    warp: Path
-    inverse_warp: Path
-    jacobian: tuple[float, float]
+    pair: Pair
+    transform: Path
     dice: float
     mutual_information: float
+
+
+def _align(
+    task: _Task,
+    name: str,
+    initial: NDArray[np.float64] | None,
+    folder: Path,
+    seed: int,
+    settings: RegistrationSettings,
+    sure: RegistrationLimits,
+    least: RegistrationLimits,
+) -> tuple[int, _Aligned]:
+    """Return the first affine transform that raises no doubt, or the best that will do, and the rounds it took."""
+    reasons: list[str] = []
+    usable: list[_Aligned] = []
+    for attempt, starts in enumerate(_attempts(task, initial), 1):
+        try:
+            found = _attempt(task, starts, f"round{attempt}_", folder, seed, settings, least)
+        except (AlignmentError, RegistrationError) as error:
+            reasons.append(f"attempt {attempt}: {error}")
+            continue
+        if not sure.problem(found.dice, found.mutual_information):
+            return attempt, found
+        usable.append(found)
+    if not usable:
+        raise RegistrationError(f"registration to {name} failed (" + "; ".join(reasons) + ")")
+    return len(reasons) + len(usable), max(usable, key=lambda found: found.mutual_information)
 
 
 def _attempt(
     task: _Task,
     starts: list[Start | NDArray[np.float64]],
+    prefix: str,
     folder: Path,
     seed: int,
     settings: RegistrationSettings,
-    limits: RegistrationLimits,
-) -> _Found:
+    least: RegistrationLimits,
+) -> _Aligned:
     pair = task.pair(folder, seed)
     candidates = []
     for index, start in enumerate(starts):
         matrix = start.matrix() if isinstance(start, Start) else np.asarray(start)
-        transform = write_affine(matrix, folder / f"start{index}.mat")
+        transform = write_affine(matrix, folder / f"{prefix}start{index}.mat")
         if len(starts) > 1:
-            transform = pair.affine(f"coarse{index}_", transform, [(40, 4, 2)])
+            transform = pair.affine(f"{prefix}coarse{index}_", transform, [(40, 4, 2)])
         candidates.append((_judge(task, pair, [transform]), transform))
     candidates.sort(key=lambda item: item[0][1], reverse=True)
-    best = pair.affine("fine_", candidates[0][1], settings.affine, kinds=("Affine",), sampling=0.25)
+    best = pair.affine(f"{prefix}fine_", candidates[0][1], settings.affine, kinds=("Affine",), sampling=0.25)
     dice, mutual_information = _judge(task, pair, [best])
     ratio = float(np.linalg.det(read_affine(best)[:3, :3]))
-    if not limits.volume_ratio[0] <= ratio <= limits.volume_ratio[1]:
+    if not least.volume_ratio[0] <= ratio <= least.volume_ratio[1]:
         raise RegistrationError(f"the brain would be {ratio:.2f} times the template's volume")
-    # A deformation would hide that the affine transform is wrong, so the limits are its own.
-    if dice < limits.dice:
-        raise RegistrationError(f"the masks overlap badly (Dice {dice:.2f}, at least {limits.dice} is needed)")
-    if mutual_information < limits.mutual_information:
-        raise RegistrationError(
-            f"image and template have little in common (mutual information {mutual_information:.3f}, "
-            f"at least {limits.mutual_information} is needed)"
-        )
-    affine, warp, inverse_warp = pair.deform("syn_", best, settings.deformation)
-    dice, mutual_information = _judge(task, pair, [warp, affine])
-    return _Found(
-        affine, warp, inverse_warp, _jacobian_range(pair, warp, task.template_brain), dice, mutual_information
-    )
+    if problem := least.problem(dice, mutual_information):
+        raise RegistrationError(problem)
+    return _Aligned(pair, best, dice, mutual_information)
 
 
 def _jacobian_range(pair: Pair, warp: Path, inside: BoolArray) -> tuple[float, float]:

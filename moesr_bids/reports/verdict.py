@@ -101,6 +101,13 @@ RULES: tuple[Rule, ...] = (
         "mask or registration may be wrong; see the registration",
     ),
     Rule(
+        "the mutual information of brain and template, in nats,",
+        lambda record: min((block.mutual_information for block in record.registration.values()), default=None),
+        0.06,
+        math.inf,
+        "the registration may be wrong, or the contrast is weak; see the registration",
+    ),
+    Rule(
         "the largest bias in the brain, in %,",
         lambda record: max(map(abs, record.bias_field.range_percent)),
         0.0,
