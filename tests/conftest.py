@@ -29,6 +29,7 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist writes the groups into the names of the tests, in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the long files first, in their order, and keep tests that share something costly on one worker."""
     rank = {name: number for number, name in enumerate(_LONG)}
