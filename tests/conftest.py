@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # With a worker per core, the threads of one would wait for those of the others. PyTorch reads it when it is imported.
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
@@ -15,8 +17,28 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
 # The files that take longest go first, or a worker would still be at one of them when the other has nothing left.
 _LONG = ("test_sessions", "test_app", "test_failures", "test_gradients", "test_preproc_brainmask", "test_sr_student")
 
-# Tests of these files go on from what those before them left in the work folder.
-_IN_ORDER = ("test_failures", "test_sessions")
+# Tests of these files share something costly, or go on from what those before them left in the work folder.
+_TOGETHER = (
+    "test_app",
+    "test_failures",
+    "test_install",
+    "test_intensities",
+    "test_preproc_bias",
+    "test_preproc_coregistration",
+    "test_preproc_gradients",
+    "test_preproc_registration",
+    "test_reports_browser",
+    "test_reports_figures",
+    "test_segmentation",
+    "test_sessions",
+    "test_slurm_array",
+    "test_sr_consistency",
+    "test_sr_joint_positions",
+    "test_training",
+    "test_training_distillation",
+    "test_training_lesions",
+    "test_training_mixture",
+)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -29,12 +51,27 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist writes the groups into the names of the tests, in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long files first, in their order, and keep tests that share something costly on one worker."""
+    """Put the long files first, in their order."""
     rank = {name: number for number, name in enumerate(_LONG)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     for item in items:
         fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
-        if item.path.stem in _IN_ORDER or any(one[-1].scope == "module" for one in fixtures):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if item.path.stem not in _TOGETHER and any(one[-1].scope == "module" for one in fixtures):
+            raise pytest.UsageError(f"{item.path.name}: has fixtures of the module; name it in conftest's _TOGETHER")
+
+
+class _Together(LoadScopeScheduling):
+    """Sends the tests of some files to one worker, in their order, and each of the others to the next that is free.
+
+    The groups of pytest-xdist do the same, but not with a pytest that keeps the names of tests to itself (from 9.2 on).
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if Path(file).stem in _TOGETHER else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Schedule as above."""
+    return _Together(config, log)
