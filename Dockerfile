@@ -1,7 +1,7 @@
 # The image of moesr-bids. containers/README.md tells how to build and run it; containers/test_image.sh tests it.
 #
 # Debian with Python 3.11 or later; give it by its digest (name@sha256:...) to build from the same system again.
-ARG BASE=docker.io/library/debian:bookworm-slim
+ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS build
 # cpu or cuda: for which the PyTorch is that goes into the image.

@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 
 # The image: VARIANT=cuda takes PyTorch with CUDA. BUILDER may be "docker build" or "podman build"; IMAGE_OPTIONS go to it.
 VARIANT ?= cpu
-BASE ?= docker.io/library/debian:bookworm-slim
+BASE ?= debian:bookworm-slim
 TORCH_INDEX ?=
 BUILDER ?= buildah build --isolation=chroot --layers --timestamp $(EPOCH)
 IMAGE_OPTIONS ?=
