@@ -200,21 +200,27 @@ def test_other_settings_are_planned_not_skipped(phantom: Path, finished: Path) -
     ],
 )
 def test_rerun_refuses_what_has_changed(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str | None], words: str
+    phantom: Path,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str | None],
+    words: str,
 ) -> None:
     content = json.loads((finished / MAIN_02).read_text())
     content["Moesr"] = {k: v for k, v in {**content["Moesr"], **changes}.items() if v is not None}
     shutil.copy(finished / "dataset_description.json", tmp_path)
     sidecar = tmp_path / "changed.json"
     sidecar.write_text(json.dumps(content))
-    assert moesr(["rerun", str(sidecar), "--output-dir", str(tmp_path / "out")]) == 1
+    data = ["--bids-dir", str(phantom / "bids")]
+    assert moesr(["rerun", str(sidecar), *data, "--output-dir", str(tmp_path / "out")]) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_rerun_says_what_it_does_not_find(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert moesr(["rerun", str(tmp_path / "none.json")]) == 1
-    assert "not the sidecar of a super-resolved image" in capsys.readouterr().err
+    assert "none.json: no such file" in capsys.readouterr().err
     assert moesr(["rerun", str(finished / MAIN_02), "--bids-dir", str(tmp_path)]) == 1
     assert "sub-02_T1w.nii.gz: no such file; give the data set of the input by --bids-dir" in capsys.readouterr().err
 
