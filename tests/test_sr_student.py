@@ -135,15 +135,18 @@ def test_a_network_grows_without_changing_what_it_says() -> None:
     small = ResidualNetwork(NetworkShape(channels=8, blocks=2, embedding=8))
     torch.nn.init.normal_(small.tail.weight, std=0.1)
     torch.nn.init.normal_(small.body[0].modulate.weight, std=0.1)
-    large = small.grown(NetworkShape(channels=8, blocks=4, embedding=8, kernels=2, expansion=1.5))
+    large = small.grown(NetworkShape(channels=12, blocks=4, embedding=8, kernels=2, expansion=1.5))
     channels, vector = torch.randn(1, 4, 12, 12, 12), torch.randn(1, CONDITIONS)
     for one, other in zip(small(channels, vector), large(channels, vector), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert all(parameter.requires_grad for parameter in large.parameters())
     large(channels, vector).residual.square().mean().backward()
     assert float(large.body[3].second.weight.grad.abs().max()) > 0
-    assert float(large.body[0].second.weight.grad[:, 8:].abs().min()) > 0
-    for smaller in ({"blocks": 1}, {"channels": 16}, {"expansion": 0.5}):
+    # What is new within a block and in the stream will be read: its weights have gradients.
+    assert float(large.body[0].second.weight.grad[:8, 8:].abs().min()) > 0
+    assert float(large.body[0].first.weight.grad[:8, 8:].abs().max()) > 0
+    assert float(large.tail.weight.grad[:, 8:].abs().max()) > 0
+    for smaller in ({"blocks": 1}, {"channels": 4}, {"expansion": 0.5}, {"embedding": 16}):
         with pytest.raises(ValueError, match="cannot grow"):
             small.grown(attrs.evolve(small.shape, **smaller))
 
