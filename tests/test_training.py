@@ -475,6 +475,7 @@ def _train(
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     bids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = set(multiprocessing.active_children())
     whole = _train(bids, tmp_path / "whole", 8).network.state_dict()
     monkeypatch.setattr(loop, "_SAVE_SECONDS", 0.0)
     monkeypatch.setattr(loop, "_LOG_EVERY", 1)
@@ -487,7 +488,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
         _train(bids, tmp_path / "cut", 8, killed)
     resumed = _train(bids, tmp_path / "cut", 8, workers=2)  # planned by others, the examples are the same
     assert resumed.steps == 8
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
     for name, value in resumed.network.state_dict().items():
         torch.testing.assert_close(value, whole[name], rtol=0, atol=0)
 

@@ -150,7 +150,7 @@ class Move:
         grid = operator.target_grid
         inside = torch.from_numpy(operator.input_grid.nearest(mask, grid)).to(before.device)
         change = (after - before).mul_(inside)
-        size = [max(1, round(STRUCTURE_MM / zoom)) for zoom in grid.zooms]
+        size = [min(n, max(1, round(STRUCTURE_MM / zoom))) for n, zoom in zip(grid.shape, grid.zooms, strict=True)]
         means = functional.avg_pool3d(change[None, None], size, ceil_mode=True)[0, 0].abs().cpu().numpy()
         cell = np.unravel_index(int(means.argmax()), means.shape)
         middle = [min((c + 0.5) * n - 0.5, m - 1) for c, n, m in zip(cell, size, grid.shape, strict=True)]
