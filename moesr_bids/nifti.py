@@ -296,6 +296,16 @@ def xform_code(image: SpatialImage) -> int:
     return int(image.header["sform_code"]) or int(image.header["qform_code"]) or 2
 
 
+def image_like(data: NDArray[Any], affine: NDArray[np.float64], like: SpatialImage) -> nib.Nifti1Image:
+    """Make an image in mm whose affine refers to the same as that of another image."""
+    image = nib.Nifti1Image(np.ascontiguousarray(data), affine)
+    code = xform_code(like)
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
 def length_unit(header: Nifti1Header) -> str:
     """Return ``mm``, ``meter``, ``micron``, ``unknown``, or ``undefined`` where the header has a code that is none."""
     try:

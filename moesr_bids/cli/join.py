@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..atomic import temporary_beside
-from ..console import StepProgress, tell
+from ..console import StepProgress
 from ..sr.options import SROptions
+from .outputs import output_problem, resources, write_outputs
 from .sr import read_metadata
 
 LEFT = "nothing was written"  # of an error of the file system
 WAY_OUT = "a coarser --resolution"  # of too little memory
 _COMMAND = "moesr join"
-_IMAGE_SUFFIXES = (".nii.gz", ".nii")
 
 
 def add_parser(commands: Any) -> None:
@@ -62,24 +58,12 @@ def usage_problem(options: argparse.Namespace) -> str | None:
             return f"--{name}: {len(some)} files for {len(inputs)} images; give one for each"
     if len({path.resolve() for path in inputs}) < len(inputs):
         return "an image is named twice"
-    return _output_problem(options, [*inputs, *(options.masks or ()), *(options.metadata or ())], output)
-
-
-def _output_problem(options: argparse.Namespace, inputs: Sequence[Path], output: Path) -> str | None:
-    for path in (output, options.uncertainty, options.seen):
-        if path is not None and not path.name.endswith(_IMAGE_SUFFIXES):
-            return f"{path}: an output image ends in .nii.gz or .nii"
-    if options.residuals is not None and not options.residuals.is_dir():
-        return f"{options.residuals}: no such folder; make it first"
-    outputs = [output, options.uncertainty, options.seen, options.record, *_residual_paths(options)]
-    seen = {path.resolve() for path in inputs}
-    for path in filter(None, outputs):
-        if path.resolve() in seen:
-            return f"{path}: an output may not replace another file of this command"
-        seen.add(path.resolve())
-        if not path.parent.is_dir():
-            return f"{path.parent}: no such folder; make it first"
-    return None
+    return output_problem(
+        (output, options.uncertainty, options.seen),
+        (options.record, *_residual_paths(options)),
+        folder=options.residuals,
+        inputs=(*inputs, *(options.masks or ()), *(options.metadata or ())),
+    )
 
 
 def _residual_paths(options: argparse.Namespace) -> list[Path]:
@@ -91,19 +75,12 @@ def _residual_paths(options: argparse.Namespace) -> list[Path]:
 
 def run(options: argparse.Namespace) -> int:
     """Join the scans and write what was asked for."""
-    import torch
-
-    from ..resources import available_cpus, available_memory_gb
     from ..sr.joint.engine import join
     from ..sr.models import refuse_unused
     from ..sr.storage import compact
 
     *inputs, output = options.images
-    sr = SROptions.from_args(
-        options,
-        threads=options.omp_nthreads or min(available_cpus(), torch.get_num_threads()),
-        memory_gb=options.mem or 0.9 * available_memory_gb(),
-    )
+    sr = SROptions.from_args(options, **resources(options))
     refuse_unused(sr.model, uncertainty=options.uncertainty is not None, averaged=sr.averaged, sampling=sr.sampling)
     progress = StepProgress(_COMMAND)
     try:
@@ -125,13 +102,5 @@ def run(options: argparse.Namespace) -> int:
     for path, residual in zip(_residual_paths(options), result.residuals, strict=False):
         if residual is not None:
             outputs[path] = compact(residual, 1.0)
-    with ExitStack() as stack:
-        # Renamed only when all of them are written.
-        for path, image in outputs.items():
-            image.to_filename(stack.enter_context(temporary_beside(path)))
-        if options.record:
-            text = json.dumps(result.record, indent=2) + "\n"
-            stack.enter_context(temporary_beside(options.record)).write_text(text, encoding="utf-8")
-    for warning in result.record["Warnings"]:
-        tell(_COMMAND, f"note: {warning}")
+    write_outputs(_COMMAND, outputs, result.record, options.record)
     return 0

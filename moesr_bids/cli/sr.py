@@ -5,22 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..atomic import temporary_beside
 from ..bids.names import suffix_of
 from ..config import SUFFIXES
 from ..console import StepProgress, tell
 from ..errors import ImageError
 from ..sr.models import EXPERT_MAPS, EXPERTS
 from ..sr.options import SROptions
+from .outputs import output_problem, resources, write_outputs
 
 LEFT = "nothing was written"  # of an error of the file system
 WAY_OUT = "a coarser --resolution"  # of too little memory
 _COMMAND = "moesr sr"
-_IMAGE_SUFFIXES = (".nii.gz", ".nii")
 
 
 def add_parser(commands: Any) -> None:
@@ -58,43 +56,29 @@ def add_parser(commands: Any) -> None:
 
 def usage_problem(options: argparse.Namespace) -> str | None:
     """Say what is wrong with the options, if anything."""
-    for path in (options.output, options.residual, options.uncertainty):
-        if path is not None and not path.name.endswith(_IMAGE_SUFFIXES):
-            return f"{path}: an output image ends in .nii.gz or .nii"
-    outputs = [p for p in (options.output, options.residual, options.uncertainty, options.record) if p is not None]
-    maps = (options.log_bias, options.log_jacobian)
-    inputs = [p for p in (options.input, options.mask, options.metadata, *maps) if p is not None]
-    seen: set[Path] = {p.resolve() for p in inputs}
+    maps = []
     if options.maps is not None:
-        if not options.maps.is_dir():
-            return f"{options.maps}: no such folder; make it first"
-        outputs += [options.maps / f"{kind}-{name}.nii.gz" for kind in EXPERT_MAPS for name in EXPERTS]
-    for path in outputs:
-        if path.resolve() in seen:
-            return f"{path}: an output may not replace another file of this command"
-        seen.add(path.resolve())
-        if not path.parent.is_dir():
-            return f"{path.parent}: no such folder; make it first"
-    return None
+        maps = [options.maps / f"{kind}-{name}.nii.gz" for kind in EXPERT_MAPS for name in EXPERTS]
+    return output_problem(
+        (options.output, options.residual, options.uncertainty),
+        (options.record, *maps),
+        folder=options.maps,
+        inputs=(options.input, options.mask, options.metadata, options.log_bias, options.log_jacobian),
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Super-resolve the image; return the exit code."""
     # Imported here: PyTorch takes seconds, and --help shall not.
-    import torch
-
-    from ..resources import available_cpus, available_memory_gb
     from ..sr.engine import super_resolve
     from ..sr.models import refuse_unused
     from ..sr.storage import compact, compact_share, compact_std
 
-    # PyTorch alone would take all cores of a node, whatever share of it this process may use.
     sr = SROptions.from_args(
         options,
         contrast=options.contrast or (suffix if (suffix := suffix_of(options.input)) in SUFFIXES else ""),
         maps=options.maps is not None,
-        threads=options.omp_nthreads or min(available_cpus(), torch.get_num_threads()),
-        memory_gb=options.mem or 0.9 * available_memory_gb(),
+        **resources(options),
     )
     refuse_unused(
         sr.model,
@@ -131,15 +115,7 @@ def run(options: argparse.Namespace) -> int:
     for name, image in result.maps.items():
         share = name.startswith("gate")
         outputs[options.maps / f"{name}.nii.gz"] = compact_share(image) if share else compact(image, noise)
-    with ExitStack() as stack:
-        # Renamed only when all of them are written.
-        for path, image in outputs.items():
-            image.to_filename(stack.enter_context(temporary_beside(path)))
-        if options.record:
-            text = json.dumps(result.record, indent=2) + "\n"
-            stack.enter_context(temporary_beside(options.record)).write_text(text, encoding="utf-8")
-    for warning in result.record["Warnings"]:
-        tell(_COMMAND, f"note: {warning}")
+    write_outputs(_COMMAND, outputs, result.record, options.record)
     return 0
 
 

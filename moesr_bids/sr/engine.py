@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import ImageError
 from ..intensities import Intensities
-from ..nifti import MAX_SHEAR, length_unit, open_image, read_voxels, xform_code
+from ..nifti import MAX_SHEAR, image_like, length_unit, open_image, read_voxels
 from ..resources import available_memory_gb, measured
 from .consistency import Misfit, Move
 from .cost import window_voxels
 from .device import choose_device, device_name, full_memory_told
 from .grid import Grid
 from .models import get_model, refuse_unused
-from .models.base import Model, Problem, Progress, Reconstruction
+from .models.base import Model, Problem, Progress, Reconstruction, silent
 from .noise import estimate_noise, fills_corners, foreground
 from .operator import AcquisitionOperator, Factors
 from .options import SROptions
@@ -152,7 +152,7 @@ def super_resolve(
             operator=operator,
             sigma=sigma / scale,
             seed=options.random_seed,
-            progress=progress or _silent,
+            progress=progress or silent,
             guidance={key: torch.from_numpy(value).to(where) for key, value in told.items()},
             contrast=options.contrast,
             averaged=options.averaged,
@@ -383,11 +383,7 @@ def _warnings(
 
 
 def _nifti(data: NDArray[np.float32], affine: NDArray[np.float64], like: SpatialImage, text: str) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(np.ascontiguousarray(data, dtype=np.float32), affine)
-    code = xform_code(like)
-    image.set_sform(affine, code)
-    image.set_qform(affine, code)
-    image.header.set_xyzt_units("mm")
+    image = image_like(np.asarray(data, dtype=np.float32), affine, like)
     image.header["descrip"] = text.encode()[:79]
     return image
 
@@ -411,8 +407,3 @@ def _thread_limit(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _silent(step: str, share: float) -> None:
-    """Progress that nobody looks at."""
-    del step, share

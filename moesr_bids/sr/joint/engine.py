@@ -17,13 +17,13 @@ from scipy.spatial.transform import Rotation
 
 from ... import __version__
 from ...errors import ImageError
-from ...nifti import open_image, read_voxels
+from ...nifti import image_like, open_image, read_voxels
 from ...resources import measured
 from ..engine import Result, super_resolve
 from ..grid import Grid
 from ..interpolation import cubic_spline
 from ..models import get_model
-from ..models.base import Progress
+from ..models.base import Progress, silent
 from ..noise import foreground
 from ..options import SROptions
 from ..psf import PSF
@@ -140,7 +140,7 @@ def join(
         raise ValueError(f"two scans at least are joined, got {len(images)}")
     if options.psf is not None:
         raise ValueError("scans that are joined have a point-spread function each; leave out --psf")
-    told = progress or _silent
+    told = progress or silent
     with measured() as total:
         prepared = prepare(images, options, metadata=metadata, masks=masks, progress=told)
         given = prepared.given
@@ -173,11 +173,11 @@ def join(
     }
     like = nib.load(images[found.reference])
     return JointResult(
-        image=_nifti(joint.image.numpy() * level, grid, like),
-        seen=_nifti(joint.seen.numpy().astype(np.uint8), grid, like),
-        uncertainty=None if std is None else _nifti(std.numpy() * level, grid, like),
+        image=image_like(joint.image.numpy() * level, grid.affine, like),
+        seen=image_like(joint.seen.numpy().astype(np.uint8), grid.affine, like),
+        uncertainty=None if std is None else image_like(std.numpy() * level, grid.affine, like),
         residuals=tuple(
-            _nifti(residuals[s], given[s].grid, nib.load(path)) if s in residuals else None
+            image_like(residuals[s], given[s].grid.affine, nib.load(path)) if s in residuals else None
             for s, path in enumerate(images)
         ),
         record=json.loads(json.dumps(record)),
@@ -203,7 +203,7 @@ def prepare(
         level = level or 100 * result.record["NoiseStd"] / result.record["NoisePercent"]
         estimates.append(_estimate(result, level))
         given.append(_given(path, mask, result.record, level))
-        (progress or _silent)("each scan", (number + 1) / count)
+        (progress or silent)("each scan", (number + 1) / count)
     return Prepared(tuple(given), tuple(estimates), level)
 
 
@@ -264,7 +264,7 @@ def reconstruct(prepared: Prepared, found: Alternation, grid: Grid, progress: Pr
     progress
         As for :func:`join`.
     """
-    told, given = progress or _silent, prepared.given
+    told, given = progress or silent, prepared.given
     operators = {s: ScanOperator(given[s].grid, grid, given[s].psf, found.placed[s].position) for s in found.used}
     covered = [believed_by(operator, given[s].slice_axis, found.placed[s].weights) for s, operator in operators.items()]
     moved = [brought(prepared.estimates[s], given[s], found.placed[s], grid) for s in found.used]
@@ -326,17 +326,3 @@ def _scan_facts(
         inside = np.moveaxis(given.inside, given.slice_axis, -1)[..., placed.weights == 1]
         facts["ResidualStd"] = round(float(np.sqrt(np.mean(believed[inside] ** 2))), 3)
     return facts
-
-
-def _nifti(data: NDArray[np.generic], grid: Grid, like: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(np.ascontiguousarray(data), grid.affine)
-    code = int(like.header["sform_code"]) if isinstance(like, nib.Nifti1Image) else 1
-    image.set_sform(grid.affine, code or 1)
-    image.set_qform(grid.affine, code or 1)
-    image.header.set_xyzt_units("mm")
-    return image
-
-
-def _silent(step: str, share: float) -> None:
-    """Progress that nobody looks at."""
-    del step, share

@@ -17,6 +17,11 @@ Progress = Callable[[str, float], None]
 """Called with the name of the step and the share of it that is done."""
 
 
+def silent(step: str, share: float) -> None:
+    """Progress that nobody looks at."""
+    del step, share
+
+
 @frozen(eq=False)
 class Problem:
     """All that a model may look at.

@@ -1,0 +1,81 @@
+"""Files that ``moesr sr`` and ``moesr join`` write: names are judged beforehand, and all appear at once or none."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..atomic import temporary_beside
+from ..console import tell
+
+if TYPE_CHECKING:
+    import nibabel as nib
+
+_IMAGE_SUFFIXES = (".nii.gz", ".nii")
+
+
+def output_problem(
+    images: Iterable[Path | None],
+    others: Iterable[Path | None],
+    *,
+    folder: Path | None,
+    inputs: Iterable[Path | None],
+) -> str | None:
+    """Say what is wrong with the outputs of a command, if anything is.
+
+    Parameters
+    ----------
+    images
+        Images to write; None for those that nobody asked for, as everywhere here.
+    others
+        Further files to write.
+    folder
+        Folder for some of these, which must be there.
+    inputs
+        Files that are read, and may not be replaced.
+    """
+    wanted = [path for path in images if path is not None]
+    for path in wanted:
+        if not path.name.endswith(_IMAGE_SUFFIXES):
+            return f"{path}: an output image ends in .nii.gz or .nii"
+    if folder is not None and not folder.is_dir():
+        return f"{folder}: no such folder; make it first"
+    seen = {path.resolve() for path in inputs if path is not None}
+    for path in (*wanted, *(path for path in others if path is not None)):
+        if path.resolve() in seen:
+            return f"{path}: an output may not replace another file of this command"
+        seen.add(path.resolve())
+        if not path.parent.is_dir():
+            return f"{path.parent}: no such folder; make it first"
+    return None
+
+
+def resources(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the threads and the memory that a command may use: as asked for, or what is there."""
+    import torch
+
+    from ..resources import available_cpus, available_memory_gb
+
+    return {
+        # PyTorch alone would take all cores of a node, whatever share of it this process may use.
+        "threads": options.omp_nthreads or min(available_cpus(), torch.get_num_threads()),
+        "memory_gb": options.mem or 0.9 * available_memory_gb(),
+    }
+
+
+def write_outputs(
+    command: str, images: Mapping[Path, nib.Nifti1Image], record: Mapping[str, Any], record_path: Path | None
+) -> None:
+    """Write images and record, renamed only when all of them are written; tell the warnings of the record."""
+    with ExitStack() as stack:
+        for path, image in images.items():
+            image.to_filename(stack.enter_context(temporary_beside(path)))
+        if record_path:
+            text = json.dumps(record, indent=2) + "\n"
+            stack.enter_context(temporary_beside(record_path)).write_text(text, encoding="utf-8")
+    for warning in record["Warnings"]:
+        tell(command, f"note: {warning}")
