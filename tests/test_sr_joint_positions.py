@@ -14,10 +14,13 @@ from moesr_bids.cli.moesr import main
 from moesr_bids.sr.grid import Grid
 from moesr_bids.sr.joint.alternate import Given, place
 from moesr_bids.sr.joint.combine import believed_by, measured_share, trusted_mean
+from moesr_bids.sr.joint.engine import prepare
 from moesr_bids.sr.joint.operator import ScanOperator
 from moesr_bids.sr.joint.positions import distance, motion
 from moesr_bids.sr.joint.robust import gain_field, slice_weights
+from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.psf import PSF
+from tests.test_sr_student import brainlike
 
 CENTRE = np.zeros(3)
 NOISE = 0.02
@@ -185,3 +188,19 @@ def test_one_scan_that_fits_nothing_is_an_error(stacks, tmp_path, capsys):
     assert main(["join", *paths, str(out), "--model", "cubic", "--resolution", "2"]) == 1
     assert "no other scan can be joined" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_scans_are_prepared_without_their_faults(tmp_path):
+    """An offset and a hot voxel weigh on the joint data as little as on the scan alone."""
+    clean = brainlike((48, 48, 24), noise=1.0)
+    voxels = np.asarray(clean.dataobj, dtype=np.float32)
+    faulty = voxels + np.float32(500)
+    faulty[1, 1, 1] = 1e6
+    paths = []
+    for name, data in (("clean", voxels), ("faulty", faulty)):
+        paths.append(tmp_path / f"{name}.nii.gz")
+        nib.Nifti1Image(data, clean.affine).to_filename(paths[-1])
+    first, second = prepare(paths, SROptions(resolution=1.0, model="cubic", threads=1)).given
+    assert np.abs(second.data - first.data).max() < 0.02
+    assert second.sigma == pytest.approx(first.sigma, rel=0.05)
+    assert (second.inside == first.inside).mean() > 0.99

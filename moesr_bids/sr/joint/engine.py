@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from ... import __version__
 from ...errors import ImageError
+from ...intensities import Intensities
 from ...nifti import image_like, open_image, read_voxels
 from ...resources import measured
 from ..engine import Result, super_resolve
@@ -219,7 +220,8 @@ def _estimate(result: Result, level: float) -> Estimate:
 
 def _given(path: str | Path, mask: str | Path | None, record: Mapping[str, Any], level: float) -> Given:
     image, _ = open_image(Path(path))
-    data = read_voxels(image, str(path))
+    # As the scan alone was seen: its faults would weigh on the data of all.
+    data = Intensities.of(read_voxels(image, str(path)), str(path)).data
     inside = foreground(data) if mask is None else read_voxels(open_image(Path(mask))[0], str(mask)) > 0.5
     grid = Grid.from_image(image)
     text = ",".join(f"{axis['Kind']}:{axis['FWHM']}" for axis in record["PSF"])
