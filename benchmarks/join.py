@@ -41,7 +41,6 @@ from .degrade import Case, degrade
 from .truths import Truth, load_truths
 
 _NOISE = 0.02
-_FACE = 8  # voxels at the faces of a crop that do not count
 _MOST_MM, _MOST_DEGREES = 5.0, 5.0
 # Chosen on two heads of training, as its competitor's were.
 _TIKHONOV = Prior(0.2, 0.1)
@@ -100,19 +99,6 @@ def moved(truth: nib.Nifti1Image, position: NDArray[np.float64]) -> nib.Nifti1Im
         np.asanyarray(truth.dataobj, dtype=np.float32), back[:3, :3], back[:3, 3], order=5, mode="nearest"
     )
     return nib.Nifti1Image(np.clip(volume, 0, None), truth.affine)
-
-
-def cropped(truth: Truth, size: int) -> Truth:
-    """Cut out a cube around the middle of the brain; voxels near its faces are not judged."""
-    middle = np.round(np.argwhere(truth.mask).mean(axis=0)).astype(int)
-    first = [max(0, min(int(m) - size // 2, n - size)) for m, n in zip(middle, truth.mask.shape, strict=True)]
-    box = tuple(slice(f, f + size) for f in first)
-    affine = truth.image.affine.copy()
-    affine[:3, 3] = nib.affines.apply_affine(truth.image.affine, first)
-    mask = np.zeros_like(truth.mask[box])
-    mask[(slice(_FACE, -_FACE),) * 3] = True
-    volume = np.ascontiguousarray(np.asanyarray(truth.image.dataobj)[box])
-    return evolve(truth, image=nib.Nifti1Image(volume, affine), mask=mask & truth.mask[box], lesions=None)
 
 
 def positions_of(count: int, centre: NDArray[np.float64], seed: int, *, known: bool) -> list[NDArray[np.float64]]:
@@ -241,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [*options.participants, *([options.other] if options.other and options.participants else [])]
     truths = list(load_truths(options.data, options.splits, options.role, names))
     if options.crop:
-        truths = [cropped(truth, options.crop) for truth in truths]
+        truths = [truth.cropped(options.crop) for truth in truths]
     rows: list[Row] = []
     for truth in truths:
         if options.participants and truth.participant.removeprefix("sub-") not in options.participants:

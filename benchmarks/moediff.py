@@ -43,12 +43,11 @@ from moesr_bids.training.acquisition import Scan, SmoothField
 from moesr_bids.training.validation import plain_scan, validate
 from moesr_bids.training.volumes import load_volume
 
-from .degrade import Case, all_cases, degrade
+from .degrade import Case, all_cases
 from .interpolation import interpolate
 from .truths import Truth, load_truths
 
 TABLES = ("side", "ablation", "gate", "threshold")
-_NOISE = 0.02
 _DEEP_VOXELS = 4
 _FIELD = SmoothField([0.12, -0.1, 0.08, 0.1, *[0.05, -0.05] * 7, 0.05], True)
 _WAYS = {
@@ -91,22 +90,6 @@ def teraflops(network: ResidualNetwork | MixtureNetwork, sampling: Sampling, ave
     return (context + (flips * each_flip + steps * step) / _COUNTED**3) * _HEAD_VOXELS / 1e12
 
 
-def cropped(truth: Truth, size: int) -> Truth:
-    """Central cube of a truth, of a size that all cases divide."""
-    if not size:
-        return truth
-    centre = [int(np.mean(axis)) for axis in np.nonzero(truth.mask)]
-    box = tuple(
-        slice(max(0, min(c - size // 2, n - size)), None) for c, n in zip(centre, truth.mask.shape, strict=True)
-    )
-    box = tuple(slice(b.start, b.start + size) for b in box)
-    data = np.asanyarray(truth.image.dataobj)[box]
-    affine = truth.image.affine.copy()
-    affine[:3, 3] = nib.affines.apply_affine(affine, [b.start for b in box])
-    mask = truth.mask[box]
-    return Truth(truth.participant, truth.suffix, nib.Nifti1Image(data, affine), mask, truth.level)
-
-
 def side_table(truths: Sequence[Truth], cases: Sequence[Case], models: Sequence[str], threads: int) -> Iterator[str]:
     """Yield a line per model and way of sampling: mean over scans and cases, worst in brackets."""
     ways: dict[str, tuple[str, Sampling, bool]] = {}
@@ -120,15 +103,15 @@ def side_table(truths: Sequence[Truth], cases: Sequence[Case], models: Sequence[
             ways[f"{model} {_AVERAGED}"] = model, Sampling(), True
     found: dict[str, list[list[float]]] = {name: [] for name in ways}
     for truth in truths:
-        sharp = np.asanyarray(truth.image.dataobj)
-        for case in cases:
-            low = degrade(truth.image, case, _NOISE * truth.level, seed=sum(map(ord, truth.participant + case.name)))
-            base = psnr(sharp, interpolate(low, truth.image, 3), truth.mask)
+        sharp = truth.known(np.asanyarray(truth.image.dataobj))
+        for case in filter(None, map(truth.degradation, cases)):
+            low = truth.degraded(case)
+            base = psnr(sharp, truth.known(interpolate(low, truth.image, 3)), truth.mask)
             for name, (model, sampling, averaged) in ways.items():
                 result = super_resolve(
                     low,
                     SROptions(
-                        resolution=float(truth.image.header.get_zooms()[0]),
+                        resolution=truth.zoom,
                         model=model,
                         contrast=truth.suffix,
                         averaged=averaged,
@@ -138,7 +121,7 @@ def side_table(truths: Sequence[Truth], cases: Sequence[Case], models: Sequence[
                         threads=threads,
                     ),
                 )
-                image = np.asanyarray(result.image.dataobj)
+                image = truth.known(np.asanyarray(result.image.dataobj))
                 inside = [float("nan")] * len(LEVELS)
                 if result.uncertainty is not None:
                     std = np.asanyarray(result.uncertainty.dataobj)
@@ -253,14 +236,13 @@ def gate_table(data: Path, participants: Sequence[str], model: str, threads: int
 def threshold_table(truth: Truth, case: Case, model: str, threads: int) -> Iterator[str]:
     """Yield a line per threshold of the gate, in small windows, on one scan."""
     sharp = np.asanyarray(truth.image.dataobj)
-    low = degrade(truth.image, case, _NOISE * truth.level, seed=0)
-    zoom = float(truth.image.header.get_zooms()[0])
+    low = truth.degraded(case)
     before = moediff.GATE_THRESHOLD, windows.CPU_WINDOW_VOXELS
     try:
         windows.CPU_WINDOW_VOXELS = _SMALL_WINDOW
         for threshold in _THRESHOLDS:
             moediff.GATE_THRESHOLD = threshold
-            result = super_resolve(low, SROptions(resolution=zoom, model=model, threads=threads))
+            result = super_resolve(low, SROptions(resolution=truth.zoom, model=model, threads=threads))
             record, value = result.record, psnr(sharp, np.asanyarray(result.image.dataobj), truth.mask)
             yield (
                 f"threshold {threshold:5.2f}: {100 * record['ExpertsEvaluated']:.0f} % of the experts in "
@@ -285,7 +267,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     cases = [case for case in all_cases() if case.name in options.cases]
-    truths = [cropped(t, options.crop) for t in load_truths(options.data, options.splits, options.role, [])]
+    truths = list(load_truths(options.data, options.splits, options.role, []))
+    if options.crop:
+        truths = [truth.cropped(options.crop) for truth in truths]
     with options.splits.open(encoding="utf-8") as lines:
         chosen = [row["participant_id"] for row in csv.DictReader(lines, delimiter="\t") if row["role"] == options.role]
     mixture = options.models[-1]

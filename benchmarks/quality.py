@@ -33,7 +33,7 @@ from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.weights import Weights
 
 from .calibrate import coverage_table, write_calibration
-from .degrade import Case, all_cases, degrade, other_cases
+from .degrade import Case, all_cases, other_cases
 from .interpolation import BASELINE, INTERPOLATORS
 from .tables import Row, lesion_table, sample_table, summary
 from .truths import Truth, load_truths
@@ -53,7 +53,7 @@ def compare(
 ) -> list[Row]:
     """All methods on one degraded scan."""
     sharp, sigma = truth.known(np.asanyarray(truth.image.dataobj)), case.noise * truth.level
-    low = degrade(truth.image, case, sigma, seed=sum(map(ord, truth.participant + case.name)))
+    low = truth.degraded(case)
     if save_to is not None:
         nib.save(low, save_to / truth.name(case))
     rows: list[Row] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 from nibabel.processing import resample_from_to
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -18,11 +18,12 @@ from moesr_bids.sr.noise import foreground
 from moesr_bids.training.sharpness import axis_resolution
 from moesr_bids.training.volumes import too_coarse
 
-from .degrade import Case, Volume
+from .degrade import Case, Volume, degrade
 
 _MARGIN_VOXELS = 10
 _LCM = 60  # of all factors, so that every degraded image has the truth's field of view
 _RIM_VOXELS = (1, 4)  # from and to this many voxels around a lesion
+_FACE = 8  # voxels at the faces of a crop that do not count: air beyond them is no scan
 _SHARP = 1.25  # voxels: detail of an axis that is a truth in full
 _USABLE = 1.5  # voxels: detail of an axis that can be made coarser
 _CLAMPED = 0.01  # share of the brain that one value has where intensities were cut off
@@ -68,6 +69,18 @@ class Truth:
         """Voxel size in mm."""
         return float(self.image.header.get_zooms()[0])
 
+    def cropped(self, size: int) -> Truth:
+        """Cut out a cube around the middle of the brain; the voxels near its faces do not count."""
+        middle = np.round(np.argwhere(self.mask).mean(axis=0)).astype(int)
+        first = [max(0, min(int(m) - size // 2, n - size)) for m, n in zip(middle, self.mask.shape, strict=True)]
+        box = tuple(slice(f, f + size) for f in first)
+        affine = self.image.affine.copy()
+        affine[:3, 3] = nib.affines.apply_affine(self.image.affine, first)
+        inner = np.zeros_like(self.mask[box])
+        inner[(slice(_FACE, -_FACE),) * 3] = True
+        volume = np.ascontiguousarray(np.asanyarray(self.image.dataobj)[box])
+        return evolve(self, image=nib.Nifti1Image(volume, affine), mask=inner & self.mask[box], lesions=None)
+
     def name(self, case: Case) -> str:
         """File name of the degraded image and of external results."""
         return f"{self.participant}_{case.name}_{self.suffix}.nii.gz"
@@ -76,6 +89,10 @@ class Truth:
         """Return what a case does to the axes along which this is a truth; None if nothing, or not what it is about."""
         possible = case.along([size < _USABLE for size in self.detail])
         return None if possible is None or (case.group != case.name and possible != case) else possible
+
+    def degraded(self, case: Case) -> nib.Nifti1Image:
+        """Return the scan as a case makes it; the noise is the same each time."""
+        return degrade(self.image, case, case.noise * self.level, seed=sum(map(ord, self.participant + case.name)))
 
     def known(self, volume: NDArray[np.floating]) -> NDArray[np.floating]:
         """Keep of a volume what this truth knows: all but what is too fine for its axes."""

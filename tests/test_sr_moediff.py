@@ -19,7 +19,6 @@ from scipy import ndimage
 
 from benchmarks.calibrate import detail_of, write_calibration
 from benchmarks.degrade import all_cases, degrade
-from benchmarks.moediff import cropped
 from benchmarks.tables import Row
 from benchmarks.truths import load_truths
 from moesr_bids.bids.record import SRRecord
@@ -532,7 +531,7 @@ def test_steps_are_told_apart() -> None:
 
 
 def test_packaged_mixture_beats_the_student_and_its_gate_knows_the_tissue(shared_data: Path) -> None:
-    truth = cropped(next(load_truths(shared_data / "bids", shared_data / "splits.tsv", "validation", ["bert"])), 96)
+    truth = next(load_truths(shared_data / "bids", shared_data / "splits.tsv", "validation", ["bert"])).cropped(96)
     case = next(case for case in all_cases() if case.name == "slices4k")
     low = degrade(truth.image, case, 0.02 * truth.level, seed=0)
     student, mixture = (

@@ -17,7 +17,6 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from benchmarks.degrade import all_cases, degrade
-from benchmarks.moediff import cropped
 from benchmarks.truths import load_truths
 from moesr_bids.cli.moesr import main
 from moesr_bids.errors import ImageError
@@ -344,7 +343,7 @@ def test_sharp_input_is_left_alone(model: str) -> None:
 @pytest.mark.parametrize("name", ["kspace2", "slices4k"])
 def test_student_beats_classical_and_cubic_on_a_real_scan(shared_data: Path, name: str) -> None:
     truth = next(load_truths(shared_data / "bids", shared_data / "splits.tsv", "validation", ["bert"]))
-    truth = cropped(truth, 96)
+    truth = truth.cropped(96)
     case = next(case for case in all_cases() if case.name == name)
     low = degrade(truth.image, case, 0.02 * truth.level, seed=0)
     found = {
