@@ -292,6 +292,11 @@ def test_finest_detail_of_both_sides_is_told() -> None:
     assert "input n/a mm, output n/a mm" in str(summary_rows(record(ImageQuality=None)))
 
 
+def test_the_way_of_the_projection_is_told_where_it_went_one() -> None:
+    assert "lambda 0.01; farthest at (" in dict(summary_rows(record()))["Projection onto the scan"]
+    assert dict(summary_rows(record(Lambda=0)))["Projection onto the scan"] == "did not change the image (lambda 0)"
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [

@@ -97,10 +97,7 @@ def uncertainty_words(record: SRRecord) -> str:
 
 def _consistency(record: Record) -> list[tuple[str, str]]:
     """Residual of the model's own image, which judges it, the way of the projection, and the residual of the output."""
-    after, model, move = (record.data_consistency, record.data_consistency.model, record.data_consistency.projection)
-    predicted = (
-        "" if move.move_predicted_std is None else f", {number(move.move_predicted_std, 3)} predicted deviations"
-    )
+    after, model = record.data_consistency, record.data_consistency.model
     return [
         (
             "Data consistency of the model's own image: residual in noise units",
@@ -109,17 +106,27 @@ def _consistency(record: Record) -> list[tuple[str, str]]:
             f"noise leaves: {number(model.structure_std, 3)}, at most {number(model.structure_largest, 3)} "
             f"at {_place(model.structure_place)}",
         ),
-        (
-            "Projection onto the scan",
-            f"moved the image by {number(move.move_noise_std, 3)} noise units{predicted} (root mean square); lambda "
-            f"{number(record.lambda_, 3)}; farthest at {_place(move.largest_move_place)}",
-        ),
+        ("Projection onto the scan", _projection(record)),
         (
             "Data consistency of the output, which the projection forces",
             f"root mean square {number(after.residual_std, 3)} of what the output grid can hold; "
             f"{percent(after.fraction_beyond3)} beyond 3",
         ),
     ]
+
+
+def _projection(record: Record) -> str:
+    """How far the projection moved the image; where it did not, no place is the farthest."""
+    if record.lambda_ == 0:
+        return "did not change the image (lambda 0)"
+    move = record.data_consistency.projection
+    predicted = (
+        "" if move.move_predicted_std is None else f", {number(move.move_predicted_std, 3)} predicted deviations"
+    )
+    return (
+        f"moved the image by {number(move.move_noise_std, 3)} noise units{predicted} (root mean square); lambda "
+        f"{number(record.lambda_, 3)}; farthest at {_place(move.largest_move_place)}"
+    )
 
 
 def _place(place: tuple[float, float, float]) -> str:
