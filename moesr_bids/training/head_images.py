@@ -148,8 +148,6 @@ class RandomImage:
         if rng.random() < self.natural:
             ranges = dict(zip((*_TISSUES, "lesion"), _CONTRASTS[str(rng.choice(list(_CONTRASTS)))], strict=True))
             tissues = _tissue_of_labels(labels, classes)
-            for label, tissue in tissues.items():
-                means[label] = rng.uniform(*ranges[tissue])
             centres = {tissue: rng.uniform(*ranges[tissue]) for tissue in _TISSUES}
             for label, tissue in tissues.items():
                 # The labels of a tissue differ by a few per cent.

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from ..errors import ImageError
 from ..segmentation.labels import BACKGROUND, BRAIN, CSF, EXTRACEREBRAL, MIRRORED, STRUCTURES, from_freesurfer
+from .synthesis import RIGHT_TO_LEFT
 from .volumes import log_uniform
 
 OVERSAMPLING = 2
@@ -129,7 +130,7 @@ def _paintable(raw: NDArray[np.integer], classes: NDArray[np.uint8]) -> NDArray[
         if number >= 1000:
             merged[number] = 3
         elif STRUCTURES[mode].side == "right":
-            merged[number] = _left_of(int(number))
+            merged[number] = _LEFT_OF.get(int(number), number)
     values = merged[values]
     filled = (values == 0) & (classes == CSF)
     values[filled] = 24
@@ -139,14 +140,8 @@ def _paintable(raw: NDArray[np.integer], classes: NDArray[np.uint8]) -> NDArray[
     return np.searchsorted(present, values).astype(np.uint8)
 
 
-_SIDES: Mapping[int, int] = {
-    **{41: 2, 42: 3, 43: 4, 44: 5, 46: 7, 47: 8, 49: 10, 50: 11, 51: 12, 52: 13, 53: 17, 54: 18, 57: 25, 58: 26},
-    **{60: 28, 62: 30, 63: 31, 163: 136, 164: 137},
-}
-
-
-def _left_of(number: int) -> int:
-    return _SIDES.get(number, number)
+# Lesions and parts of the basal forebrain beside those.
+_LEFT_OF: Mapping[int, int] = {**RIGHT_TO_LEFT, 57: 25, 163: 136, 164: 137}
 
 
 class Head(NamedTuple):
@@ -155,13 +150,6 @@ class Head(NamedTuple):
     labels: torch.Tensor
     classes: torch.Tensor
     image: torch.Tensor | None
-
-
-class HeadExample(NamedTuple):
-    """What the network sees, (1, n, n, n), and the share of each class, (classes, n, n, n); float32."""
-
-    image: torch.Tensor
-    classes: torch.Tensor
 
 
 @frozen

@@ -33,9 +33,8 @@ from .heads import HeadMap
 from .objectives import Objective, objective_of
 from .recall import GateMemory
 from .recipe import Recipe, recipe_from
-from .segmenter import SegmentationObjective, segmentation_parts
+from .segmenter import segmentation_parts
 from .synthesis import LabelMap
-from .validation import validate
 from .volumes import Volume
 
 if TYPE_CHECKING:
@@ -45,8 +44,6 @@ _INTERRUPTED = 2.0  # beyond any share of a run
 _FINAL_RATE = 0.02  # of the learning rate
 _LOG_EVERY = 100
 _SAVE_SECONDS = 120.0
-_VALIDATION_PATCH = 64
-_VALIDATION_PATCHES = 3
 STATE = "state.safetensors"
 LOG = "training.tsv"
 
@@ -412,16 +409,7 @@ class _Run:
         get_ema_multi_avg_fn(keep)(*both, None)
 
     def _validate(self, held_out: Sequence[Any]) -> dict[str, float]:
-        if isinstance(self.objective, SegmentationObjective):
-            return self.objective.validate(self.average, held_out, self.team.device)
-        return validate(
-            self.objective.estimator(self.average),
-            held_out,
-            patch=_VALIDATION_PATCH,
-            margin=self.recipe.margin,
-            patches=_VALIDATION_PATCHES,
-            device=self.team.device,
-        )
+        return self.objective.validate(self.average, held_out, margin=self.recipe.margin, device=self.team.device)
 
     def _log(self, kind: str, values: dict[str, float], say: Any) -> None:
         path = self.folder / LOG

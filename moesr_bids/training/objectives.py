@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve
@@ -17,6 +17,7 @@ from .distillation import ONE_STAGE, DistillationLossWeights, Pupil, Stage, dist
 from .losses import LossWeights, importance, student_loss, without_border
 from .mixture_loss import Mixed, MixtureLossWeights, cross_entropy, mixture_loss
 from .recall import GateMemory, gate_inputs
+from .validation import Estimator, validate
 
 if TYPE_CHECKING:
     from ..sr.weights import Network
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 Terms = dict[str, torch.Tensor]
-Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From channels and acquisition vectors to the residual over image and correction, (batch, 1, i, j, k)."""
+_VALIDATION_PATCH = 64
+_VALIDATION_PATCHES = 3
 
 
 class Objective(ABC):
@@ -61,18 +62,45 @@ class Objective(ABC):
         """Return what is kept of the network after the training."""
 
     @abstractmethod
+    def validate(
+        self, network: nn.Module, held_out: Sequence[Any], *, margin: int, device: torch.device
+    ) -> dict[str, float]:
+        """Figures of the network on each of what was not trained on; ``margin`` is that of the recipe."""
+
+    @abstractmethod
+    def summary(self, values: Mapping[str, float]) -> str:
+        """Say a validation in a few words."""
+
+
+class ResidualObjective(Objective):
+    """Face of those whose network estimates a residual over the interpolated image."""
+
+    @abstractmethod
     def estimator(self, network: nn.Module) -> Estimator:
         """How the network estimates a residual."""
 
+    def validate(
+        self, network: nn.Module, held_out: Sequence[Any], *, margin: int, device: torch.device
+    ) -> dict[str, float]:
+        """Gains over interpolation on fixed patches."""
+        return validate(
+            self.estimator(network),
+            held_out,
+            patch=_VALIDATION_PATCH,
+            margin=margin,
+            patches=_VALIDATION_PATCHES,
+            device=device,
+        )
+
     def summary(self, values: Mapping[str, float]) -> str:
-        """Say a validation in a few words."""
+        """Mean gain."""
         return f"mean gain {sum(values.values()) / len(values):+.2f} dB"
 
 
 _IMAGE_ALONE = Stage("image", 1.0, 0.0)
 
 
-class StudentObjective(Objective):
+class StudentObjective(ResidualObjective):
     """One step of the residual network."""
 
     def __init__(self, shape: NetworkShape, weights: LossWeights, border: int = 0) -> None:
@@ -113,7 +141,7 @@ class StudentObjective(Objective):
         return _one_step(self.product(network))
 
 
-class MixtureObjective(Objective):
+class MixtureObjective(ResidualObjective):
     """A step of the chain, drawn at random, by the mixture of experts."""
 
     def __init__(self, recipe: Recipe, memory: GateMemory | None = None) -> None:
@@ -192,7 +220,7 @@ class MixtureObjective(Objective):
         return lambda channels, acquisition: network.mean(network.look(channels, acquisition), acquisition)
 
 
-class DistillationObjective(Objective):
+class DistillationObjective(ResidualObjective):
     """One step of the residual network, taught by a mixture."""
 
     def __init__(self, recipe: Recipe, teacher: nn.Module | None) -> None:

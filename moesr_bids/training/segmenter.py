@@ -22,7 +22,7 @@ from .head_examples import HeadExamples
 from .head_images import RandomImage
 from .heads import HeadMap, RandomHead
 from .losses import SegmentationLossWeights
-from .objectives import Estimator, Objective, Terms
+from .objectives import Objective, Terms
 from .recipe import Recipe
 
 _TISSUES = ("cortex", "white matter", "lateral ventricle", "deep grey matter", "cerebellum", "brainstem")
@@ -93,13 +93,12 @@ class SegmentationObjective(Objective):
         assert isinstance(network, Segmenter)
         return network
 
-    def estimator(self, network: nn.Module) -> Estimator:
-        """Of no use here."""
-        raise TypeError("a segmentation estimates no residual")
-
     @torch.no_grad()
-    def validate(self, network: nn.Module, held_out: Sequence[Any], device: torch.device) -> dict[str, float]:
+    def validate(
+        self, network: nn.Module, held_out: Sequence[Any], *, margin: int, device: torch.device
+    ) -> dict[str, float]:
         """Dice coefficients of the brain, and mean ones of its tissues, of fixed images of each head."""
+        del margin
         if self._cases is None:
             self._cases = [case for head in held_out for case in self._draw(head)]
         found: dict[str, float] = {}

@@ -26,7 +26,7 @@ from .tissue import CORTEX, WHITE
 from .volumes import Turn, log_uniform, read_3d
 
 # FreeSurfer numbers whose two sides have one contrast.
-_RIGHT_TO_LEFT = {
+RIGHT_TO_LEFT = {
     **{41: 2, 42: 3, 43: 4, 44: 5, 46: 7, 47: 8, 49: 10, 50: 11, 51: 12, 52: 13, 53: 17, 54: 18, 58: 26, 60: 28},
     **{62: 30, 63: 31},
 }
@@ -88,7 +88,7 @@ def load_label_map(path: Path) -> LabelMap:
     if raw.min() < 0 or raw.max() > _LARGEST or not np.array_equal(raw, voxels):
         raise ImageError(f"{path}: not a map of FreeSurfer labels with white matter: it holds other numbers")
     merged = np.arange(_LARGEST + 1)
-    merged[list(_RIGHT_TO_LEFT)] = list(_RIGHT_TO_LEFT.values())
+    merged[list(RIGHT_TO_LEFT)] = list(RIGHT_TO_LEFT.values())
     present = np.flatnonzero(np.bincount(raw.ravel()))
     values = np.unique(np.append(merged[present], _BACKGROUND)).astype(np.int32)
     if _CEREBRAL_WHITE_MATTER not in values or len(values) >= _LESION:

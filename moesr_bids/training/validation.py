@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from ..sr.psf import PSF, AxisPSF
 from .acquisition import Contrast, Motion, RandomScan, RicianNoise, Sampling, Scan, SmoothField
 from .examples import Batch
 from .losses import without_border
-from .objectives import Estimator
 from .simulation import acquire
 from .volumes import Volume, cut_out
 
+Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From channels and acquisition vectors to the residual over image and correction, (batch, 1, i, j, k)."""
 _NOISE = 0.02
 _FOREGROUND = 0.1
 _BORDER = 8  # voxels at the sides of a patch in which a network misses its surroundings
