@@ -59,25 +59,25 @@ def tolerated(record: Record, noise_units: float) -> float:
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        "the residual of the model's own image in the brain, in units of what is tolerated,",
+        "the difference between the scan and the model's own image, over what is tolerated,",
         lambda record: tolerated(record, record.data_consistency.model.residual_std),
         0.0,
         1.5,
         "the model's image departs from what was measured, or the slice profile is not as told",
     ),
     Rule(
-        "the residual of the model's own image, averaged over 5 mm, in units of what is tolerated,",
+        "the difference between the scan and the model's own image, averaged over 5 mm, over what is tolerated,",
         lambda record: tolerated(record, record.data_consistency.model.structure_std),
         0.0,
         2.7,
         "anatomy of the scan is left out of the model's image or moved, or the slice profile is not as told",
     ),
     Rule(
-        "the largest residual of the model's own image, averaged over 5 mm, in units of what is tolerated,",
+        "the largest difference between the scan and the model's own image over 5 mm, over what is tolerated,",
         lambda record: tolerated(record, record.data_consistency.model.structure_largest),
         0.0,
         26.0,
-        "something small may be added or missing; its place is Moesr.DataConsistency.Model.StructurePlace",
+        "something small may be added or missing; Numbers tells where to look",
     ),
     Rule(
         "the noise, in % of the brain's brightest,",
