@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from .errors import ImageError
 
-# Upper fence of the values: this many times the range between the middle and the brightest hundredth above it.
-_FAR = 6.0  # twice what arteries and fat have in real scans
+# Fences: so many times the range between the middle and the brightest hundredth, above that and below the middle.
+_FAR = 12.0  # twice what the brightest artery of 64 real scans has: inflow into a carotid, 6.2 times
+_FAR_BELOW = 7.0
 # A voxel that stands alone is an outlier from there on, if it is so many times as bright as all around it.
 _NEAR = 1.0
 _ALONE = 3.0
@@ -129,7 +130,7 @@ def find_outliers(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     span = bright - middle
     if not span > 0:
         return none
-    found = (values > bright + _FAR * span) | (values < middle - (_FAR + 1) * span)
+    found = (values > bright + _FAR * span) | (values < middle - _FAR_BELOW * span)
     candidates = np.argwhere(~found & (values > bright + _NEAR * span))
     if 0 < len(candidates) <= _MOST_CANDIDATES:
         alone = candidates[_stand_alone(values, candidates)]

@@ -139,6 +139,14 @@ def test_arteries_and_images_without_air_are_no_faults() -> None:
     artery[20:40, 30, 20] = 2500  # a thread one voxel wide
     artery[30:32, 28:31, 10:30] = 2000
     assert not find_outliers(artery).any()
+    # Inflow into a carotid, as in T1w without a skull: a thread of some voxels, blurred as all that is scanned.
+    middle, bright = np.percentile(CLEAN[CLEAN > 0], (50, 99))
+    thread = np.zeros((60, 60, 40), dtype=np.float32)
+    thread[28:31, 28:31, 8:32] = 1
+    thread = ndimage.gaussian_filter(thread, 1.0)
+    carotid = head((60, 60, 40)) + (bright + 6.5 * (bright - middle)) * thread / thread.max()
+    assert (carotid.max() - bright) / (bright - middle) > 6.2
+    assert not find_outliers(carotid).any()
     inner = head((60, 60, 40))[20:40, 20:40, 12:28] * np.linspace(0.7, 1.3, 20, dtype=np.float32)[:, None, None]
     assert background_offset(inner) == 0
     signed = np.random.default_rng(0).normal(scale=12, size=SHAPE) + np.where(CLEAN > 100, CLEAN, 0)
