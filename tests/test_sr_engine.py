@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from scipy import ndimage
 
 from moesr_bids.cli.moesr import main
 from moesr_bids.errors import ImageError
+from moesr_bids.sr import engine
 from moesr_bids.sr.cost import estimate_cost, window_voxels
 from moesr_bids.sr.device import choose_device
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.grid import Grid
 from moesr_bids.sr.models import get_model
+from moesr_bids.sr.models.base import Problem, Reconstruction
 from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.windows import CPU_WINDOW_VOXELS, LEAST_CPU_WINDOW_VOXELS
 
@@ -126,6 +129,38 @@ def test_cubic_is_a_plain_baseline_and_mask_is_used(tmp_path: Path):
     shifted = nib.Nifti1Image(mask.get_fdata(), image.affine + np.eye(4))
     with pytest.raises(ImageError, match="not on the grid"):
         super_resolve(image, mask=shifted)
+
+
+def test_maps_that_are_not_finite_never_cost_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classical model, with an uncertainty and a map of its own in which voxels overflowed."""
+    image, options = _image(), SROptions(resolution=1.5, model="classical", threads=1)
+    sound, model = super_resolve(image, options), get_model("classical")
+
+    def overflowing(problem: Problem) -> Reconstruction:
+        found = model.reconstruct(problem)
+        std = torch.full_like(found.image, 0.1)
+        std[0, 0, :5] = torch.inf
+        gate = torch.ones_like(std)
+        gate[1, 1, 1] = torch.nan
+        return attrs.evolve(found, std=std, maps={"gate-cortex": gate})
+
+    monkeypatch.setattr(engine, "get_model", lambda name: attrs.evolve(model, reconstruct=overflowing))
+    found = super_resolve(image, options)
+    np.testing.assert_array_equal(found.image.get_fdata(), sound.image.get_fdata())
+    assert found.uncertainty is not None
+    brightest = found.record["NoiseStd"] / found.record["NoisePercent"] * 100
+    np.testing.assert_allclose(found.uncertainty.get_fdata()[0, 0, :6] / brightest, [1] * 5 + [0.1], rtol=1e-5)
+    assert found.maps["gate-cortex"].get_fdata()[1, 1, 1] == 0
+    told = " ".join(found.record["Warnings"])
+    assert "5 voxels of the map uncertainty" in told
+    assert "1 voxels of the map gate-cortex" in told
+
+    def nothing(problem: Problem) -> Reconstruction:
+        return Reconstruction(torch.full_like(model.reconstruct(problem).image, torch.nan))
+
+    monkeypatch.setattr(engine, "get_model", lambda name: attrs.evolve(model, reconstruct=nothing))
+    with pytest.raises(ImageError, match="the model's image has voxels that are NaN or infinite"):
+        super_resolve(image, options)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from moesr_bids.sr.models import get_model, model_names, weights_sha256
 from moesr_bids.sr.models.inputs import head_weight
 from moesr_bids.sr.models.network import (
     CONDITIONS,
+    FACTOR,
     GUIDANCE,
     INPUTS,
     NetworkShape,
@@ -35,6 +36,7 @@ from moesr_bids.sr.models.network import (
     acquisition_vector,
     axis_order,
     depth_to_space,
+    network_output,
     space_to_depth,
     typical_acquisitions,
 )
@@ -148,6 +150,15 @@ def test_a_network_grows_without_changing_what_it_says() -> None:
     for smaller in ({"blocks": 1}, {"channels": 4}, {"expansion": 0.5}, {"embedding": 16}):
         with pytest.raises(ValueError, match="cannot grow"):
             small.grown(attrs.evolve(small.shape, **smaller))
+
+
+def test_the_predicted_scale_is_bounded() -> None:
+    """Whatever the network says, the error is at most as large as the brightest tissue: no exp overflows."""
+    features = torch.randn(1, 4, 3, 3, 3, generator=torch.Generator().manual_seed(0)) * 1e6
+    output = network_output(features, torch.nn.Conv3d(4, 2 * FACTOR**3, 1))
+    assert output.log_scale.abs().max() > 0
+    assert output.log_scale.exp().max() == 1
+    assert output.log_scale.exp().min() > 0
 
 
 def test_kernels_are_copies_that_come_to_differ() -> None:

@@ -41,6 +41,7 @@ _PERCENTILE = 99.0
 _FEW_NEGATIVE = 0.01  # share of voxels; images of signed values have more, in air alone or everywhere
 # Each projection undoes part of the other one; after some turns what is left is small.
 _PROJECTIONS = 4
+_NOTHING_KNOWN = 1.0  # standard deviation: as large as the brightest tissue
 
 
 @frozen(eq=False)
@@ -162,7 +163,7 @@ def super_resolve(
             window=window,
         )
         with _stage("reconstruct", stages):
-            reconstruction, lost = _usable(chosen.reconstruct(problem), name)
+            reconstruction, mended = _usable(chosen.reconstruct(problem), name)
         with _stage("project", stages):
             factors = operator.factors()
             non_negative = _is_magnitude(data)
@@ -209,7 +210,7 @@ def super_resolve(
             "Warnings": [
                 *notes,
                 *values.notes,
-                *lost,
+                *mended,
                 *_warnings(grid, target, profile, beyond_grid, None if mask is not None else inside),
             ],
         }
@@ -251,7 +252,7 @@ def _with_faults(
 
 
 def _usable(found: Reconstruction, name: str) -> tuple[Reconstruction, list[str]]:
-    """Leave out maps beside the image that are not finite, and say so: they never cost the image.
+    """Mend maps beside the image that are not finite, and say so: they never cost the image.
 
     Raises
     ------
@@ -260,13 +261,20 @@ def _usable(found: Reconstruction, name: str) -> tuple[Reconstruction, list[str]
     """
     if not found.image.isfinite().all():
         raise ImageError(f"{name}: the model's image has voxels that are NaN or infinite; try another model")
-    lost = [key for key, volume in found.maps.items() if not volume.isfinite().all()]
-    maps = {key: volume for key, volume in found.maps.items() if key not in lost}
-    std = found.std
-    if std is not None and not std.isfinite().all():
-        std, lost = None, [*lost, "uncertainty"]
-    notes = [f"the map {key} has voxels that are NaN or infinite and was left out" for key in lost]
+    notes: list[str] = []
+    std = None if found.std is None else _finite("uncertainty", found.std, _NOTHING_KNOWN, notes)
+    maps = {key: _finite(key, volume, 0.0, notes) for key, volume in found.maps.items()}
     return evolve(found, std=std, maps=maps), notes
+
+
+def _finite(key: str, volume: torch.Tensor, value: float, notes: list[str]) -> torch.Tensor:
+    """Give voxels of a map that are not finite a value, and add a note of it."""
+    faulty = ~volume.isfinite()
+    count = int(faulty.sum())
+    if count == 0:
+        return volume
+    notes.append(f"{count} voxels of the map {key} were NaN or infinite; nothing is known of them")
+    return volume.masked_fill(faulty, value)
 
 
 def _agree_with_data(
