@@ -1,14 +1,54 @@
-"""Types of command-line values that both commands take."""
+"""The command line of both commands: how it is read, what is told of mistakes, and types of values."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 RESOLUTION_MM = (0.3, 3.0)
 _LEAST_MEMORY_GB = 0.05
 _LEAST_BARE_MB = 512  # less is most often gigabytes without their unit
 MEMORY_UNITS_GB = {"K": 1024**-2, "M": 1024**-1, "G": 1.0, "T": 1024.0}
+
+
+def with_dashes(argument: str) -> str:
+    """Turn ``--work_dir`` into ``--work-dir``, so that both spellings are accepted; values stay as they are."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
+class _Help(argparse.HelpFormatter):
+    """Lists all names of an option and then its value, once."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes dashes and underscores alike, and says in one sentence what is wrong with a command line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": _Help, **settings})
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse what is known; see `argparse.ArgumentParser`."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([with_dashes(argument) for argument in given], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and leave with code 2."""
+        from moesr_bids.console import tell
+
+        tell(self.prog, f"error: {message}; {self.prog} --help lists all options")
+        raise SystemExit(2)
 
 
 def positive_int(text: str) -> int:

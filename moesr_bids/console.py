@@ -1,12 +1,31 @@
-"""What is told to the person who waits: lines in a log, a bar on a terminal."""
+"""What is told to the person who waits: lines on the screen and in a log, a bar on a terminal."""
 
 from __future__ import annotations
 
+import logging
+import logging.handlers
+import re
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+SILENCE_SECONDS = 15.0
+"""Nobody waits longer than this without a line."""
+_SHARE_LINE = re.compile(r"^.*?: (.+?) +(\d+)% \(\d+ s\)$")
+_REFRESH_SECONDS = 1.0
+
+_log = logging.getLogger("moesr_bids.lines")
+_log.setLevel(logging.INFO)
+_log.propagate = False
+_log.addHandler(logging.NullHandler())
 
 
 def say(text: str) -> None:
@@ -24,6 +43,109 @@ def _line(text: str, *, stderr: bool = False) -> None:
     console = Console(stderr=stderr, soft_wrap=True, markup=False, highlight=False, emoji=False)
     console.print(text)
     console.file.flush()
+    _log.info(text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, as in ``1 image``, ``2 images``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+class _LinesFile(logging.FileHandler):
+    """A file of lines; a disk that is full ends the run by itself, and with a line of its own."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Go on without the line."""
+
+    def close(self) -> None:
+        """Close the file, whether the last line could be written or not."""
+        with suppress(OSError):
+            super().close()
+
+
+@contextmanager
+def lines_kept() -> Iterator[Callable[[Path], None]]:
+    """Keep the lines that are printed from here on.
+
+    Yields
+    ------
+    callable
+        To be called with the file that all of them, those before too, are to be written to; without a call none are.
+
+    """
+    memory = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL, flushOnClose=False)
+
+    def write_to(path: Path) -> None:
+        memory.setTarget(_LinesFile(path, encoding="utf-8"))
+        memory.flush()
+        memory.capacity = 1  # from now on, each line at once
+
+    _log.addHandler(memory)
+    try:
+        yield write_to
+    finally:
+        _log.removeHandler(memory)
+        if memory.target is not None:
+            memory.target.close()
+        memory.close()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say every `SILENCE_SECONDS` that something goes on; no process may be forked meanwhile."""
+    ended, start = threading.Event(), time.monotonic()
+
+    def repeat() -> None:
+        while not ended.wait(SILENCE_SECONDS):
+            say(f"{what}, {duration_words(time.monotonic() - start)} so far")
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def duration_words(seconds: float) -> str:
+    """Return a time as a person would say it, as in ``45 s``, ``4 min``, ``2 h 10 min``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class StandingLine:
+    """What goes on now: at the bottom of a terminal, otherwise a line whenever nothing was said for a while."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+        self._live: Live | None = None
+        if sys.stdout.isatty():
+            # Without a thread of its own: worker processes are forked from this one.
+            self._live = Live(console=Console(), auto_refresh=False, transient=True)
+            self._live.start()
+
+    def said(self) -> None:
+        """Take note that a line was printed."""
+        self._said = time.monotonic()
+
+    def tell(self, text: Callable[[], str]) -> None:
+        """Show the text, if it is time to."""
+        silent = time.monotonic() - self._said
+        if self._live is not None and silent >= _REFRESH_SECONDS:
+            self._live.update(Text(text(), overflow="ellipsis", no_wrap=True), refresh=True)
+        elif self._live is None and silent >= SILENCE_SECONDS:
+            say(text())
+        else:
+            return
+        self.said()
+
+    def close(self) -> None:
+        """Leave the terminal on a new line."""
+        if self._live is not None:
+            self._live.stop()
 
 
 class StepProgress:
@@ -60,3 +182,29 @@ class StepProgress:
         """Leave the terminal on a new line."""
         if self._bars is not None:
             self._bars.stop()
+
+
+def last_share(log: Path, since: float) -> tuple[str, float] | None:
+    """Read how far a command is from the lines of its `StepProgress`.
+
+    Parameters
+    ----------
+    log : pathlib.Path
+        What it printed so far.
+    since : float
+        When it was started, seconds since the epoch: an older file is not its own.
+
+    Returns
+    -------
+    tuple of str and float, or None
+        The step that it is in, and its share that is done; None before the first line.
+
+    """
+    try:
+        if log.stat().st_mtime < since:
+            return None
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = next((match for line in reversed(lines) if (match := _SHARE_LINE.match(line))), None)
+    return (found[1], int(found[2]) / 100) if found else None

@@ -147,7 +147,11 @@ def test_progress_tells_begin_and_end_of_own_images_only(tmp_path: Path, capsys:
     assert len(told) == 3  # Nipype has not written why
     progress(node(other, "conform"), "start")
     assert told[3:] == [("ended", own)]
-    assert "sub-1_FLAIR: n4 failed" in capsys.readouterr().out
+    told_lines = capsys.readouterr().out
+    assert "sub-1_T1w, reference: bias field begins" in told_lines
+    assert "sub-1_FLAIR, image 1 of 2: header check done in 0 s; about" in told_lines
+    assert "sub-1_FLAIR, image 1 of 2: bias field failed" in told_lines
+    assert "sub-1_T2w, image 2 of 2: writing of the outputs done" in told_lines
 
 
 def test_input_that_is_no_data_set_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,9 @@ def configure_nipype(settings: Settings) -> None:
     logging.update_logging(config)
 
 
-def make_plugin(settings: Settings, *, gpus: int, callback: Callable[[Any, str], None]) -> Any:
+def make_plugin(
+    settings: Settings, *, gpus: int, callback: Callable[[Any, str], None], beat: Callable[[], None]
+) -> Any:
     """Return the plugin that runs the workflow.
 
     Parameters
@@ -50,6 +52,8 @@ def make_plugin(settings: Settings, *, gpus: int, callback: Callable[[Any, str],
         GPU slots. Nipype knows no limit at all when the number is left out and no GPU is seen.
     callback : callable
         Called with each node and ``start``, ``end`` or ``exception``.
+    beat : callable
+        Called again and again while steps run; not by a plugin of the user's.
 
     """
     from moesr_bids.workflows.plugin import RobustMultiProc
@@ -62,7 +66,7 @@ def make_plugin(settings: Settings, *, gpus: int, callback: Callable[[Any, str],
         "status_callback": callback,
     }
     if settings.use_plugin is None:
-        return RobustMultiProc(plugin_args=arguments)
+        return RobustMultiProc(plugin_args={**arguments, "beat": beat})
     plugin, own = read_plugin(settings.use_plugin)
     return plugin(plugin_args={**arguments, **own})
 

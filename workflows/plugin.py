@@ -86,7 +86,8 @@ class Workers(Executor):
 class RobustMultiProc(MultiProcPlugin):
     """MultiProc that runs a step again when its own worker died, and reports it as failed the second time.
 
-    It also takes the images one after the other.
+    It also takes the images one after the other, and calls ``beat`` of its arguments, if there is one, several times a
+    second while steps run.
     """
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
@@ -94,6 +95,7 @@ class RobustMultiProc(MultiProcPlugin):
         self.pool: Executor = Workers(self._cwd, self.plugin_args.get("mp_context"))
         self._tries: dict[str, int] = {}
         self._nodes: dict[int, Any] = {}
+        self._beat: Callable[[], None] = self.plugin_args.get("beat") or (lambda: None)
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         taskid = int(super()._submit_job(node, updatehash))
@@ -109,6 +111,7 @@ class RobustMultiProc(MultiProcPlugin):
             super()._async_callback(args)
 
     def _get_result(self, taskid: int) -> Any:
+        self._beat()
         result = super()._get_result(taskid)
         future = self._task_obj.get(taskid)
         if result is not None or future is None or not future.done():

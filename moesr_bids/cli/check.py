@@ -25,7 +25,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("bids_dir", nargs="?", type=Path, metavar="BIDS_DIR", help="data set that is to be read")
     parser.add_argument("output_dir", nargs="?", type=Path, metavar="OUT", help="output folder that is to be written")
     parser.add_argument(
-        *("-w", "--work-dir", "--work_dir"),
+        "-w",
+        "--work-dir",
         type=Path,
         default=Path("work"),
         metavar="DIR",
@@ -37,9 +38,7 @@ def add_parser(commands: Any) -> None:
         default="auto",
         help="cuda: lack of a GPU is a fault; cpu: the GPU is not looked at (default: auto)",
     )
-    parser.add_argument(
-        *("--no-phantom", "--no_phantom"), action="store_true", help="leave out the super-resolution of the phantom"
-    )
+    parser.add_argument("--no-phantom", action="store_true", help="leave out the super-resolution of the phantom")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,13 +8,14 @@ from moesr_bids.config import Settings
 
 def run_group(settings: Settings) -> int:
     """Write ``group_*.tsv`` and ``group.html``; exit code 1 when there is nothing to report on."""
-    from moesr_bids.console import say
+    from moesr_bids.console import say, waiting
     from moesr_bids.reports.group import build_group
 
     if (settings.output_dir / "logs" / "status").is_dir():
         write_table(settings.output_dir)  # of two jobs that end together, the older table may have come last
     try:
-        paths = build_group(settings.output_dir)
+        with waiting("the cohort page is being written"):
+            paths = build_group(settings.output_dir)
     except ValueError as error:
         say(f"FAILED: {error}")
         return 1

@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("NO_ET", "1")
     os.environ.setdefault("NIPYPE_NO_ET", "1")
     os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "off")
+    from moesr_bids.console import tell
     from moesr_bids.errors import UsageError
     from moesr_bids.run.ending import ended_with_its_children
 
@@ -31,14 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ended_with_its_children():
             return _run(settings)
     except KeyboardInterrupt:
-        print("moesr-bids: interrupted; the same command goes on from here", file=sys.stderr)
+        tell("moesr-bids", "interrupted; the same command goes on from here")
         return 128 + signal.SIGINT
     except UsageError as error:
-        print(f"moesr-bids: error: {error}", file=sys.stderr)
+        tell("moesr-bids", f"error: {error}")
         return 2
     except OSError as error:
         # A full or read-only disk, most often: the message names the file, a traceback would bury it.
-        print(f"moesr-bids: error: {error}", file=sys.stderr)
+        tell("moesr-bids", f"error: {error}")
         return 1
 
 

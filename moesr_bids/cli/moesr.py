@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from .. import __version__
+from ..arguments import Parser
 from ..console import tell
 from ..errors import ImageError
 from . import check, join, models, segment, slurm, sr, status, train
@@ -23,9 +24,9 @@ _COMPUTING = {"sr": sr, "join": join, "train": train, "segment": segment}
 """Commands that compute: modules with ``usage_problem``, ``run``, ``LEFT`` and ``WAY_OUT``."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of ``moesr``."""
-    parser = argparse.ArgumentParser(prog="moesr", description="Super-resolution of brain MRI, file by file.")
+    parser = Parser(prog="moesr", description="Super-resolution of brain MRI, file by file.")
     parser.add_argument("--version", action="version", version=f"moesr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sr.add_parser(commands)
@@ -40,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_rerun(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_rerun(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "rerun",
         help="repeat an image of moesr-bids from its sidecar",
@@ -48,11 +49,9 @@ def _add_rerun(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "the same to the last bit; 1: another, or it cannot be repeated.",
     )
     parser.add_argument("sidecar", type=Path, metavar="SIDECAR.json", help="sidecar of a desc-moesr image")
+    parser.add_argument("--bids-dir", type=Path, metavar="DIR", help="where the input is (default: as recorded)")
     parser.add_argument(
-        "--bids-dir", "--bids_dir", type=Path, metavar="DIR", help="where the input is (default: as recorded)"
-    )
-    parser.add_argument(
-        "--output-dir", "--output_dir", type=Path, metavar="DIR", help="keep the new outputs there (default: drop them)"
+        "--output-dir", type=Path, metavar="DIR", help="keep the new outputs there (default: drop them)"
     )
 
 

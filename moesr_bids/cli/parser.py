@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from moesr_bids import __version__
-from moesr_bids.arguments import memory_gb, positive_int
+from moesr_bids.arguments import Parser, memory_gb, positive_int, with_dashes
 from moesr_bids.cli.checks import check_settings, read_filters
 from moesr_bids.config import EMBEDDED_TEMPLATE, GRADUNWARP_MODES, REPORT_FORMATS, SUFFIXES, OutputSpace, Settings
+from moesr_bids.console import tell
 from moesr_bids.errors import UsageError
 from moesr_bids.resources import available_cpus, available_memory_gb
 from moesr_bids.sr.options import SROptions
@@ -30,16 +31,11 @@ def _label(prefix: str) -> Any:
     return lambda text: text.removeprefix(prefix)
 
 
-def _with_dashes(argument: str) -> str:
-    """Turn ``--work_dir`` into ``--work-dir``, so that both spellings are accepted; values stay as they are."""
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of ``moesr-bids``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moesr-bids",
+        usage="%(prog)s bids_dir output_dir {participant,group} [options]",
         description="Super-resolve the T1w, T2w and FLAIR images of a BIDS data set and write BIDS derivatives.",
         epilog="Example: moesr-bids /data /out participant --participant-label 01 02 --nprocs 4 --mem 16G",
     )
@@ -58,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def _add_data(parser: Parser) -> None:
     """Add the options that choose images."""
     data = parser.add_argument_group("which images")
     data.add_argument(
@@ -88,7 +84,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=SUFFIXES,
         default=list(SUFFIXES),
-        help="contrasts to process (default: all three)",
+        metavar="SUFFIX",
+        help=f"contrasts to process: {', '.join(SUFFIXES)} (default: all three)",
     )
     data.add_argument("--skip-bids-validation", action="store_true", help="do not run the BIDS validator on the input")
     data.add_argument(
@@ -109,7 +106,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_gradients(parser: argparse.ArgumentParser) -> None:
+def _add_gradients(parser: Parser) -> None:
     """Add the options of the correction of gradient nonlinearity."""
     gradients = parser.add_argument_group("gradient nonlinearity")
     gradients.add_argument(
@@ -131,7 +128,7 @@ def _add_gradients(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_sr(parser: argparse.ArgumentParser) -> None:
+def _add_sr(parser: Parser) -> None:
     """Add the options of super-resolution and registration."""
     sr = parser.add_argument_group("super-resolution")
     SROptions.add_arguments(sr, of_app=True)
@@ -147,7 +144,7 @@ def _add_sr(parser: argparse.ArgumentParser) -> None:
     sr.add_argument("--sloppy", action="store_true", help="rough bias field and registration, but fast: for tests only")
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: Parser) -> None:
     """Add the options of resources and execution."""
     run = parser.add_argument_group("resources and execution")
     run.add_argument(
@@ -207,7 +204,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv for debugging")
 
 
-def _config_arguments(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+def _config_arguments(path: Path, parser: Parser) -> list[str]:
     """Turn a TOML file of options into command-line arguments, so that both are checked the same way."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -218,7 +215,7 @@ def _config_arguments(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     known = {string for action in parser._actions for string in action.option_strings}
     arguments: list[str] = []
     for key, value in table.items():
-        option = _with_dashes(f"--{key}")
+        option = with_dashes(f"--{key}")
         if option not in known or option == "--config-file":
             raise UsageError(f"configuration file {path}: {key} is no option; see moesr-bids --help")
         if option == "--verbose":
@@ -250,7 +247,6 @@ def parse_settings(argv: Sequence[str]) -> Settings:
 
     """
     parser = build_parser()
-    argv = [_with_dashes(argument) for argument in argv]
     args = parser.parse_args(argv)
     try:
         if args.config_file:
@@ -264,7 +260,8 @@ def parse_settings(argv: Sequence[str]) -> Settings:
         settings = _settings(args)
         check_settings(settings)
     except UsageError as error:
-        parser.exit(2, f"moesr-bids: error: {error}\n")
+        tell(parser.prog, f"error: {error}")
+        parser.exit(2)
     return settings
 
 

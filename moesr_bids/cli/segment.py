@@ -30,14 +30,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("data", type=Path, metavar="BIDS_DIR", help="scans")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write *_dseg.nii.gz to")
     parser.add_argument(
-        *("--participant-label", "--participant_label"),
+        "--participant-label",
         nargs="+",
         default=[],
         metavar="LABEL",
         help="participants (default: all)",
     )
-    parser.add_argument("--omp-nthreads", "--omp_nthreads", type=positive_int, metavar="N", help="CPU threads")
-    parser.add_argument("--random-seed", "--random_seed", type=int, default=1, metavar="SEED", help="(default: 1)")
+    parser.add_argument("--omp-nthreads", type=positive_int, metavar="N", help="CPU threads")
+    parser.add_argument("--random-seed", type=int, default=1, metavar="SEED", help="(default: 1)")
 
 
 def usage_problem(options: argparse.Namespace) -> str | None:

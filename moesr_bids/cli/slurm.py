@@ -38,12 +38,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("output_dir", type=Path, metavar="OUT", help="output folder; scripts go to OUT/logs/slurm")
     parser.add_argument("--submit", action="store_true", help="submit them (default: only write them)")
     parser.add_argument(
-        *("--only-failed", "--only_failed"),
+        "--only-failed",
         action="store_true",
         help="only participants who are neither done nor running, with more memory or time for those who ran out of "
         "it; those who failed for a reason of their own are left out",
     )
-    parser.add_argument("--with-faulty", "--with_faulty", action="store_true", help="take those in as well")
+    parser.add_argument("--with-faulty", action="store_true", help="take those in as well")
     parser.add_argument("--chunk", type=positive_int, metavar="N", help="participants of a task (default: by time)")
     parser.add_argument("--limit", type=positive_int, default=100, metavar="N", help="tasks at once (default: 100)")
     start = parser.add_mutually_exclusive_group()

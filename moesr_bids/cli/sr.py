@@ -33,10 +33,9 @@ def add_parser(commands: Any) -> None:
     SROptions.add_arguments(sr)
     sr.add_argument("--mask", type=Path, metavar="FILE", help="brain mask on the grid of IN")
     sr.add_argument("--metadata", type=Path, metavar="JSON", help="BIDS sidecar of IN (slice thickness and so on)")
-    sr.add_argument("--log-bias", "--log_bias", type=Path, metavar="FILE", help="log of the bias field removed from IN")
+    sr.add_argument("--log-bias", type=Path, metavar="FILE", help="log of the bias field removed from IN")
     sr.add_argument(
         "--log-jacobian",
-        "--log_jacobian",
         type=Path,
         metavar="FILE",
         help="log of the Jacobian determinant of the gradient-nonlinearity correction of IN",

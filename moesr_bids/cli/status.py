@@ -8,7 +8,9 @@ from statistics import median
 from typing import Any
 
 from moesr_bids.cluster.progress import DONE, STATES, Cohort, read_cohort
-from moesr_bids.console import tell
+from moesr_bids.console import counted, tell
+
+_AGAIN = "moesr slurm BIDS_DIR {} --only-failed --submit"
 
 
 def add_parser(commands: Any) -> None:
@@ -21,7 +23,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("output_dir", type=Path, metavar="OUT", help="output folder of moesr-bids")
     parser.add_argument(
-        *("--bids-dir", "--bids_dir"),
+        "--bids-dir",
         type=Path,
         metavar="DIR",
         help="raw data set, for participants not begun (default: the one that OUT links to)",
@@ -32,7 +34,7 @@ def add_parser(commands: Any) -> None:
         help="print only the labels of the participants to run again, one a line: all that are neither done nor "
         "running, but for those who failed for a reason of their own",
     )
-    parser.add_argument("--with-faulty", "--with_faulty", action="store_true", help="list those as well")
+    parser.add_argument("--with-faulty", action="store_true", help="list those as well")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
 def _tell(cohort: Cohort, output_dir: Path) -> None:
     counts = cohort.counts()
     participants = len({image.participant_id for image in cohort.images})
-    print(f"{output_dir}: {counts[DONE]} of {len(cohort.images)} images done, {participants} participants")
+    done = f"{counts[DONE]} of {counted(len(cohort.images), 'image')} done"
+    print(f"{output_dir}: {done}, {counted(participants, 'participant')}")
     for state in STATES:
         if not counts[state]:
             continue
@@ -60,7 +63,7 @@ def _tell(cohort: Cohort, output_dir: Path) -> None:
             if of_state == state:
                 print(f"{count:14}  {reason}")
     if again := cohort.to_submit():
-        print(f"{len(again)} participants to run again: moesr slurm BIDS_DIR {output_dir} --only-failed --submit")
+        print(f"{counted(len(again), 'participant')} to run again: {_AGAIN.format(output_dir)}")
 
 
 def _figures(cohort: Cohort) -> str:

@@ -57,14 +57,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for weights, state and log")
     parser.add_argument("--recipe", default="student", help="name of a recipe, or a .yml file (default: student)")
     parser.add_argument(
-        *("--participant-label", "--participant_label"),
+        "--participant-label",
         nargs="+",
         default=[],
         metavar="LABEL",
         help="participants to train on (default: all that are not for validation)",
     )
     parser.add_argument(
-        *("--validation-label", "--validation_label"),
+        "--validation-label",
         nargs="+",
         default=[],
         metavar="LABEL",
@@ -79,8 +79,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--teacher", type=Path, metavar="FILE", help="weights to learn from, of a recipe that distils")
     parser.add_argument("--licence", default="", help="terms of the data, for the card")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--omp-nthreads", "--omp_nthreads", type=positive_int, metavar="N", help="CPU threads")
-    parser.add_argument("--random-seed", "--random_seed", type=int, default=0, metavar="SEED", help="(default: 0)")
+    parser.add_argument("--omp-nthreads", type=positive_int, metavar="N", help="CPU threads")
+    parser.add_argument("--random-seed", type=int, default=0, metavar="SEED", help="(default: 0)")
 
 
 def usage_problem(options: argparse.Namespace) -> str | None:

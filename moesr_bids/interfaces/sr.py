@@ -24,6 +24,9 @@ from moesr_bids.interfaces.processes import end_with
 from moesr_bids.sr.models import EXPERT_MAPS
 from moesr_bids.sr.options import SROptions
 
+SR_LOG = "moesr_sr.log"
+"""What the process prints, in the work folder of the step."""
+
 
 class _SuperResolveInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="bias-corrected image on its own grid")
@@ -79,18 +82,18 @@ class SuperResolve(RecordedInterface):
         command = [*(sys.executable, "-m", "moesr_bids.cli.moesr", "sr", inputs.in_file, str(out_file))]
         command += options.to_argv()
         command += [part for flag, file in files.items() if file for part in (flag, file)]
-        with _environment(gpu=options.device != "cpu") as environment:
+        log = cwd / SR_LOG  # the run reads from it how far this is
+        with _environment(gpu=options.device != "cpu") as environment, log.open("w") as stream:
             done = subprocess.run(
                 command,
                 cwd=cwd,
-                capture_output=True,
-                text=True,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
                 check=False,
                 env=environment,
                 preexec_fn=partial(end_with, os.getpid()),  # one system call: nothing in it takes a lock
             )
-        (cwd / "moesr_sr.log").write_text(done.stdout + done.stderr, encoding="utf-8")
-        _refuse_failure(done, inputs.in_file)
+        _refuse_failure(done.returncode, log.read_text(encoding="utf-8", errors="replace"), inputs.in_file)
         self._results.update(out_file=str(out_file), residual_file=str(residual_file))
         record = make(SRRecord, read_object(record_file))
         if options.device == "auto" and record.device == "cpu" and visible_gpus():
@@ -102,18 +105,18 @@ class SuperResolve(RecordedInterface):
         return unstructured(record)
 
 
-def _refuse_failure(done: subprocess.CompletedProcess[str], source: str) -> None:
-    """Raise what a process that did not end well ended of."""
-    if done.returncode == -signal.SIGKILL:
+def _refuse_failure(code: int, told: str, source: str) -> None:
+    """Raise what a process that did not end well ended of, by its exit code and what it printed."""
+    if code == -signal.SIGKILL:
         raise MemoryError(
             f"{source}: the super-resolution process was killed, most often for lack of memory; "
             "give more memory to the job or a larger --resolution"
         )
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise RuntimeError(f"super-resolution was ended by signal {name}\n{done.stderr.strip()[-2000:]}")
-    if done.returncode != 0:
-        lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+    if code < 0:
+        name = signal.Signals(-code).name
+        raise RuntimeError(f"super-resolution was ended by signal {name}\n{told.strip()[-2000:]}")
+    if code != 0:
+        lines = (told.strip() or f"exit code {code}").splitlines()
         raise RuntimeError(f"super-resolution failed: {lines[-1]}\n" + "\n".join(lines[-20:]))
 
 

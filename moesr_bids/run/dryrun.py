@@ -8,6 +8,7 @@ from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.plan import ImagePlan
 from moesr_bids.bids.resume import finished_record
 from moesr_bids.config import Settings
+from moesr_bids.console import counted
 
 
 def print_plans(images: Sequence[RawImage], plans: Mapping[RawImage, ImagePlan], settings: Settings) -> None:
@@ -40,7 +41,8 @@ def print_plans(images: Sequence[RawImage], plans: Mapping[RawImage, ImagePlan],
             seconds += plan.cost.seconds
             largest = max(largest, plan.cost.memory_gb)
             print(f"{image.stem}: {_grids(plan)}, about {plan.cost.memory_gb:.1f} GB and {plan.cost.seconds:.0f} s")
-    print(f"{len(images)} images, about {seconds / 60:.0f} min one after the other, {largest:.1f} GB at the most")
+    total = f"about {seconds / 60:.0f} min one after the other, {largest:.1f} GB at the most"
+    print(f"{counted(len(images), 'image')}, {total}")
     if largest > settings.mem_gb:
         print(f"WARNING: a step needs more than --mem {settings.mem_gb:.1f}G; it would run alone and may be killed")
 

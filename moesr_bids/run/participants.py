@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
 from moesr_bids.bids.dataset import prepare_output_folder, save_settings
@@ -16,8 +17,9 @@ from moesr_bids.bids.resume import finished_record
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.source import other_source
 from moesr_bids.bids.status import ImageStatus, write_status
+from moesr_bids.bids.steps import step_words
 from moesr_bids.config import Settings
-from moesr_bids.console import say
+from moesr_bids.console import counted, lines_kept, say, waiting
 from moesr_bids.errors import UsageError
 from moesr_bids.run.dryrun import print_plans
 from moesr_bids.run.outcomes import (
@@ -44,8 +46,14 @@ def run_participants(settings: Settings) -> int:
     """
     if settings.reports_only:
         return rewrite_reports(settings)
-    found = _collect(settings)
-    plans = {image: plan_image(image, settings) for image in found if not image.problem}
+    with lines_kept() as write_lines_to:
+        return _run(settings, write_lines_to)
+
+
+def _run(settings: Settings, write_lines_to: Callable[[Path], None]) -> int:
+    with waiting(f"{settings.bids_dir} is being read"):
+        found = _collect(settings)
+        plans = {image: plan_image(image, settings) for image in found if not image.problem}
     _refuse_second_resolution(plans.values())
     if settings.dry_run:
         print_plans(found, plans, settings)
@@ -55,11 +63,13 @@ def run_participants(settings: Settings) -> int:
         build_workflow(list(plans.values()), settings, use_gpu=False)
         say(f"wrote {settings.output_dir / 'logs' / 'CITATION.md'}")
         return 0
+    # Tasks of a cluster array start within one second of each other.
+    name = f"run-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+    write_lines_to(settings.output_dir / "logs" / f"{name}.log")
     if not settings.skip_bids_validation:
         say(f"the BIDS validator reads {settings.bids_dir}; --skip-bids-validation goes without")
         _validate(settings)
-    # Tasks of a cluster array start within one second of each other.
-    save_settings(settings, f"run-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+    save_settings(settings, name)
     with working_on(plans, settings):
         return _process(found, list(plans.values()), settings)
 
@@ -116,7 +126,7 @@ def _skip_finished(
     finished = [plan for plan in plans if plan.image in records]
     todo = [plan for plan in plans if plan.image not in records]
     say(
-        f"{len(found)} images of {len({image.participant for image in found})} participants: "
+        f"{counted(len(found), 'image')} of {counted(len({image.participant for image in found}), 'participant')}: "
         f"{len(todo)} to process, {len(finished)} already complete"
     )
     if settings.write_graph and not todo:
@@ -144,7 +154,7 @@ def _conclude(found: Sequence[RawImage], statuses: Sequence[ImageStatus], settin
     _tell_unselected(settings, shown)
     failed = [status for status in statuses if status.state == "failed"]
     for status in failed:
-        say(f"FAILED {status.key} at {status.step}: {status.reason}")
+        say(f"FAILED {status.key} at step {step_words(status.step)}: {status.reason}")
     done = sum(status.state == "done" for status in statuses)
     say(f"{done} done, {skipped} skipped, {len(failed)} failed; status of every image: {table}")
     if settings.clean_workdir and not failed:
@@ -156,11 +166,12 @@ def _validate(settings: Settings) -> None:
     from moesr_bids.bids.validation import count_errors
 
     try:
-        errors = count_errors(settings.bids_dir)
+        with waiting("the BIDS validator reads"):
+            errors = count_errors(settings.bids_dir)
     except RuntimeError as error:
         raise UsageError(str(error)) from None
     if errors:
-        listed = "; ".join(f"{code} in {files} files" for code, files in list(errors.items())[:5])
+        listed = "; ".join(f"{code} in {counted(files, 'file')}" for code, files in list(errors.items())[:5])
         say(f"the BIDS validator finds errors in {settings.bids_dir}: {listed}. Images that can be read are processed.")
 
 
@@ -177,7 +188,7 @@ def _refuse_second_resolution(plans: Iterable[ImagePlan]) -> None:
 def _tell_unselected(settings: Settings, shown: set[str]) -> None:
     others = [label for label in participant_labels(settings) if label not in shown]
     if others:
-        say(f"the options select no image of {len(others)} participants: {', '.join(others[:10])}")
+        say(f"the options select no image of {counted(len(others), 'participant')}: {', '.join(others[:10])}")
         if settings.bids_database_dir is not None:
             say(f"{settings.bids_database_dir} may be older than the data set; delete it if images were added")
 

@@ -13,7 +13,7 @@ from moesr_bids.bids.plan import ImagePlan, plan_image
 from moesr_bids.bids.resume import finished_record
 from moesr_bids.bids.sessions import registered_by_itself, with_references
 from moesr_bids.config import Settings
-from moesr_bids.console import say
+from moesr_bids.console import counted, say, waiting
 from moesr_bids.run.citation import write_citation
 from moesr_bids.run.ending import end_children
 from moesr_bids.run.progress import Progress
@@ -109,7 +109,8 @@ def run_workflow(plans: Sequence[ImagePlan], settings: Settings) -> Exception | 
         return error
     configure_nipype(settings)
     _tell_cost(plans, settings, gpus)
-    workflow = build_workflow(plans, settings, use_gpu=gpus > 0)
+    with waiting("the workflow is being built"):
+        workflow = build_workflow(plans, settings, use_gpu=gpus > 0)
     if settings.write_graph:
         graph = settings.output_dir / "logs" / "graph.dot"
         workflow.write_hierarchical_dotfile(dotfilename=str(graph), colored=True)
@@ -119,9 +120,9 @@ def run_workflow(plans: Sequence[ImagePlan], settings: Settings) -> Exception | 
     progress = Progress(plans, began=reporter.began, ended=reporter.ended)
     try:
         try:
-            workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=progress))
+            workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=progress, beat=progress.beat))
         finally:
-            progress.tell_of_failures()
+            progress.close()
     except Exception as error:  # What failed, and why, is read per image from the crash files.
         if settings.stop_on_first_crash or isinstance(error, OSError):
             end_children()  # Nipype has left its workers to themselves
@@ -164,7 +165,7 @@ def _count_gpus(settings: Settings) -> int:
         if gpus:
             say(f"WARNING: the GPU is not used: {problem}")
         gpus = 0
-    say("super-resolution runs on " + (f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else "the CPU"))
+    say("super-resolution runs on " + (counted(gpus, "GPU") if gpus else "the CPU"))
     return gpus
 
 

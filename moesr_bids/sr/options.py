@@ -217,12 +217,11 @@ class SROptions:
         for field, flag in _flags():
             if of_app and not flag.of_app:
                 continue
-            names = dict.fromkeys((flag.name, "--" + flag.destination))
             if isinstance(field.default, bool):
-                group.add_argument(*names, action="store_true", help=flag.text)
+                group.add_argument(flag.name, action="store_true", help=flag.text)
                 continue
             group.add_argument(
-                *names,
+                flag.name,
                 type=flag.type,
                 default=field.default,
                 choices=flag.choices,

@@ -1,0 +1,41 @@
+"""The steps of an image in plain words, for lines and pages; files and statuses keep the names of the nodes."""
+
+from __future__ import annotations
+
+import re
+
+_WORDS = {
+    "collect": "search for images",
+    "conform": "header check",
+    "gradunwarp": "gradient nonlinearity",
+    "brain_mask": "brain mask",
+    "n4": "bias field",
+    "coregister": "alignment to the session's reference",
+    "register": "registration to {}",
+    "super_resolve": "super-resolution",
+    "target_mask": "brain mask of the output",
+    "warp": "output in the space of {}",
+    "quality": "image quality",
+    "reportlets": "figures",
+    "publish": "writing of the outputs",
+}
+# Steps that there is one of per template or space: "register:TEMPLATE" in records, "register_TEMPLATE" as a node.
+_WITH_TEMPLATE = re.compile(r"(register|warp)[:_](.+)")
+
+
+def step_kind(step: str) -> str:
+    """Return the name of a step without its template or space."""
+    return found[1] if (found := _WITH_TEMPLATE.fullmatch(step)) else step
+
+
+def step_words(step: str) -> str:
+    """Return a step in plain words; a name that is no step's stays as it is.
+
+    Examples
+    --------
+    >>> step_words("n4"), step_words("register:MNI152NLin2009aSym")
+    ('bias field', 'registration to MNI152NLin2009aSym')
+
+    """
+    found = _WITH_TEMPLATE.fullmatch(step)
+    return _WORDS[found[1]].format(found[2]) if found else _WORDS.get(step, step)

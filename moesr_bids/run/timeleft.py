@@ -1,0 +1,69 @@
+"""How long a run will still take: what the plans say, corrected by how long the steps so far took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from moesr_bids.console import duration_words
+
+if TYPE_CHECKING:
+    from moesr_bids.bids.plan import ImagePlan
+
+_TRUSTED_SECONDS = 60.0  # so much of the plan weighs as much as what was measured
+
+
+class TimeLeft:
+    """Estimate of the time until all images are done.
+
+    Parameters
+    ----------
+    plans : iterable of ImagePlan
+        Images of the run.
+    now : callable
+        Clock, in seconds.
+
+    """
+
+    def __init__(self, plans: Iterable[ImagePlan], now: Callable[[], float] = time.monotonic) -> None:
+        self._costs = {plan.image.workflow_name: plan.cost for plan in plans}
+        self._left = {name: cost.seconds for name, cost in self._costs.items()}
+        self._now, self._begun = now, now()
+        self._worked = 0.0  # planned seconds of the steps that ran
+
+    def ended(self, image: str, step: str, *, ran: bool = True) -> None:
+        """Take note of the end of a step of an image; `ran` is False for one that an earlier run had done."""
+        planned = self._planned(image, step)
+        if image in self._left:
+            self._left[image] = max(0.0, self._left[image] - planned)
+        if ran:
+            self._worked += planned
+
+    def image_ended(self, image: str) -> None:
+        """Take note that nothing more is to be done for an image."""
+        if image in self._left:
+            self._left[image] = 0.0
+
+    def seconds(self, running: Iterable[tuple[str, str, float]] = ()) -> float:
+        """Return the seconds that are left.
+
+        Parameters
+        ----------
+        running : iterable of tuple
+            Image, step and seconds so far of each step that runs.
+
+        """
+        part = sum(min(so_far, self._planned(image, step)) for image, step, so_far in running)
+        measured = self._now() - self._begun
+        pace = (measured + _TRUSTED_SECONDS) / (self._worked + part + _TRUSTED_SECONDS)
+        return pace * max(0.0, sum(self._left.values()) - part)
+
+    def words(self, running: Iterable[tuple[str, str, float]] = ()) -> str:
+        """Return the time that is left in words."""
+        seconds = self.seconds(running)
+        return "less than a minute left" if seconds < 60 else f"about {duration_words(seconds)} left"
+
+    def _planned(self, image: str, step: str) -> float:
+        cost = self._costs.get(image)
+        return cost.seconds_of(step) if cost else 0.0
