@@ -18,7 +18,7 @@ IMAGE_DATA ?= ../shared/data/bids
 IMAGE_LABEL ?= native2mm
 IMAGE_RUN ?= --resolution 2 --model cubic --sloppy
 
-.PHONY: demo test lint install install-test clean image test-image test-slurm test-tools
+.PHONY: demo test lint docs dist install install-test clean image test-image test-slurm test-tools
 
 demo: install
 	$(BIN)/python -m benchmarks.demo $(DEMO)
@@ -33,6 +33,16 @@ lint: install-test
 	rm -rf $(VENV)/types && $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/types .
 	rm -rf build
 	$(BIN)/mypy $(VENV)/types/moesr_bids benchmarks
+
+# The site of the documentation, in build/site. MkDocs would advertise its successor otherwise.
+docs: install-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# The wheel, in dist. A build folder of before would add files that are no more.
+dist: install-test
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
 
 image:
 	$(BUILDER) --build-arg BASE=$(BASE) --build-arg VARIANT=$(VARIANT) --build-arg TORCH_INDEX=$(TORCH_INDEX) \
@@ -70,4 +80,4 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml setup.py constraints.
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf build $(DEMO) $(VENV)
+	rm -rf build dist $(DEMO) $(VENV)

@@ -32,7 +32,7 @@ def compare(out_dir: Path, truth_dir: Path, participant: str, seed: int) -> tupl
     """
     anat = out_dir / f"sub-{participant}" / "anat"
     output = nib.load(anat / f"sub-{participant}_res-1mm_desc-moesr_T1w.nii.gz")
-    preproc = nib.load(anat / f"sub-{participant}_desc-preproc_T1w.nii.gz")
+    preproc = nib.load(anat / f"sub-{participant}_desc-corrected_T1w.nii.gz")
     raw = nib.load(out_dir.parent / "bids" / f"sub-{participant}" / "anat" / f"sub-{participant}_T1w.nii.gz")
     truth = nib.load(truth_dir / f"sub-{participant}_T1w.nii.gz")
     grid = (truth.shape, truth.affine)

@@ -1,6 +1,9 @@
-"""The pictures of docs/moediff.md: a chain of the mixture of experts, and its gate and experts, on the phantom.
+"""The pictures of the documentation, all of the phantom that benchmarks/phantom.py makes from the ICBM 152 brain.
 
-python -m benchmarks.pictures --out docs/figures
+The README has a scan before and after; docs/moediff.md has a chain of the mixture of experts, and its gate and experts.
+
+    python -m benchmarks.pictures --out docs/figures
+    python -m benchmarks.pictures --out docs/figures --only before-after
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 from attrs import evolve
 from PIL import Image
 
-from benchmarks.phantom import ACQUISITIONS, acquire, make_truth
+from benchmarks.phantom import ACQUISITIONS, acquire, bias_field, make_truth
 from moesr_bids.reports.drawing import new_figure, save
 from moesr_bids.reports.experts import plot_experts
 from moesr_bids.sr.engine import super_resolve
@@ -36,6 +39,11 @@ _CASE = "slices4k"
 _CUBE = 96  # target voxels, a multiple of 8
 _MARGIN = 14
 _CENTRE = (70, 120, 120)  # of the truth: frontal lobe, ventricle and sulci
+_CORONAL = 118  # voxel of the truth: ventricles, basal ganglia and temporal lobes
+_WHOLE = (slice(22, 178), slice(22, 186))  # of a coronal slice of the truth, with a margin
+_DETAIL = (slice(28, 92), slice(62, 129))
+_BRIGHTEST = 99.7  # percentile, of the grey scale
+_PICTURES = ("before-after", "moediff-chain", "moediff-experts")
 
 
 def example(truth: nib.Nifti1Image) -> Example:
@@ -107,24 +115,70 @@ def draw_experts(truth: nib.Nifti1Image, model: str, out_file: Path) -> Path:
         return plot_experts(paths.pop("image"), paths.pop("mask"), paths, out_file)
 
 
+def draw_before_after(truth: nib.Nifti1Image, out_file: Path) -> Path:
+    """Draw a coronal slice of a scan in axial slices of 5 mm, of its super-resolved image, and of the truth.
+
+    The scan is interpolated by cubic splines, since large voxels would flatter what comes next.
+    """
+    acquisition = ACQUISITIONS[1]
+    thick = acquire(truth, acquisition)
+    before, after = (
+        super_resolve(thick, SROptions(resolution=1.0, model=model, contrast="T1w"), metadata=acquisition.metadata)
+        for model in ("cubic", "student")
+    )
+    images = {
+        "scan in slices of 5 mm, interpolated": before.image.get_fdata(dtype=np.float32),
+        "moesr-bids": after.image.get_fdata(dtype=np.float32),
+        "truth (phantom)": truth.get_fdata(dtype=np.float32) * bias_field(truth.shape, acquisition.seed),
+    }
+    brightest = float(np.percentile(images["truth (phantom)"], _BRIGHTEST))
+    figure = new_figure(9.0, 6.2)
+    panels = figure.subplots(2, len(images))
+    for column, (name, image) in zip(panels.T, images.items(), strict=True):
+        for axes, part in zip(column, (_WHOLE, _DETAIL), strict=True):
+            pixels = image[:, _CORONAL][part].T[::-1]
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=brightest, interpolation="nearest")
+            axes.set_axis_off()
+        column[0].set_title(name, color="white", fontsize=10, pad=3)
+    return save(figure, out_file)
+
+
+def draw(names: Sequence[str], out: Path, model: str) -> list[Path]:
+    """Draw the pictures of these names; return their files.
+
+    Raises
+    ------
+    ValueError
+        If a picture shows a mixture of experts and the model is none.
+
+    """
+    truth = make_truth(ACQUISITIONS[1].seed)
+    drawn = [draw_before_after(truth, out / "before-after.png")] if "before-after" in names else []
+    if "moediff-chain" in names:
+        path = weights_path(model)
+        network = Weights.read(path).network(torch.device("cpu")) if path else None
+        if not isinstance(network, MixtureNetwork):
+            raise ValueError(f"{model} is no mixture of experts")
+        drawn.append(draw_chain(network, example(truth), out / "moediff-chain.png"))
+    if "moediff-experts" in names:
+        drawn.append(draw_experts(truth, model, out / "moediff-experts.png"))
+    return drawn
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw them all."""
+    """Draw them, with few colours: a third of the bytes in the repository."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--model", default="moediff", help="name or weights of a mixture (default: moediff)")
+    parser.add_argument("--only", nargs="+", choices=_PICTURES, default=_PICTURES, help="some of the pictures")
     options = parser.parse_args(argv)
-    path = weights_path(options.model)
-    network = Weights.read(path).network(torch.device("cpu")) if path else None
-    if not isinstance(network, MixtureNetwork):
-        parser.error(f"{options.model} is no mixture of experts")
-    truth = make_truth(ACQUISITIONS[1].seed)
-    drawn = [
-        draw_chain(network, example(truth), options.out / "moediff-chain.png"),
-        draw_experts(truth, options.model, options.out / "moediff-experts.png"),
-    ]
+    try:
+        drawn = draw(options.only, options.out, options.model)
+    except ValueError as error:
+        parser.error(str(error))
     for file in drawn:
         with Image.open(file) as picture:
-            small = picture.convert("RGB").quantize(256)  # a third of the bytes in the repository
+            small = picture.convert("RGB").quantize(256)
         small.save(file, optimize=True)
         print(file)
 

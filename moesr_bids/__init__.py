@@ -1,3 +1,3 @@
 """Super-resolution of clinical brain MRI to BIDS derivatives."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -44,6 +44,15 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name, and copy it where the file system has one name for each file."""
+    with temporary_beside(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files that killed runs left beside `path`; those of a running job stay.
 

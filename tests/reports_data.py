@@ -11,6 +11,7 @@ import nibabel as nb
 import numpy as np
 import numpy.typing as npt
 
+from moesr_bids import __version__
 from moesr_bids.bids.record import Record, SRRecord, record_of
 from moesr_bids.bids.schema import json_key
 
@@ -53,7 +54,7 @@ def moesr(**changes: Any) -> dict[str, Any]:
     """Return the ``Moesr`` block of a finished image."""
     block: dict[str, Any] = {
         "SchemaVersion": 1,
-        "Version": "0.1.0",
+        "Version": __version__,
         "Model": "classical",
         "WeightsSHA256": "n/a",
         "RandomSeed": 0,

@@ -248,8 +248,8 @@ def test_outputs_of_several_images_never_share_a_name(settings: Settings) -> Non
     stems = ["sub-01_T1w", "sub-01_T2w", "sub-01_FLAIR", "sub-01_run-1_T1w", "sub-01_run-2_T1w", "sub-01_part-mag_T1w"]
     images = with_references([image(f"sub-01/anat/{stem}.nii.gz") for stem in stems])
     paths = [path for one in images for path in (output.path for output in plan_image(one, settings).outputs)]
-    # All but the reference have transforms to it and back.
-    assert len(paths) == 8 * len(stems) + 2 * (len(stems) - 1)
+    # All but the reference have transforms to it and back, and the reference has a name for other software.
+    assert len(paths) == 8 * len(stems) + 2 * (len(stems) - 1) + 1
     assert len(set(paths)) == len(paths)
 
 

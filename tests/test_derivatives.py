@@ -62,7 +62,7 @@ def test_names_of_all_derivatives(plan: ImagePlan) -> None:
         "gate-cortex": "sub-1_space-T2w_res-0p7mm_label-cortex_desc-gate_probseg.nii.gz",
         "gate-junction": "sub-1_space-T2w_res-0p7mm_label-junction_desc-gate_probseg.nii.gz",
         "residual": "sub-1_desc-residual_T2w.nii.gz",
-        "preproc": "sub-1_desc-preproc_T2w.nii.gz",
+        "corrected": "sub-1_desc-corrected_T2w.nii.gz",
         "mask": "sub-1_space-T2w_res-0p7mm_desc-brain_mask.nii.gz",
         "from-orig": "sub-1_from-orig_to-T2w_mode-image_xfm.nii.gz",
         "to-orig": "sub-1_from-T2w_to-orig_mode-image_xfm.nii.gz",
@@ -75,7 +75,7 @@ def test_names_of_all_derivatives(plan: ImagePlan) -> None:
         f"space-{TEMPLATE}:res-1": f"sub-1_space-{TEMPLATE}_res-1_desc-moesr_T2w.nii.gz",
     }
     assert plan.main.key == "moesr"
-    assert {row.when for row in DERIVATIVES} == {"always", "uncertainty", "experts", "unwarped", "aligned"}
+    assert {row.when for row in DERIVATIVES} == {"always", "uncertainty", "experts", "unwarped", "aligned", "first"}
 
 
 def test_every_derivative_comes_from_a_node_of_the_workflow(plan: ImagePlan) -> None:
@@ -88,12 +88,14 @@ def test_sidecars_name_their_sources_and_leave_no_word_in_braces(plan: ImagePlan
     contents = sidecars(plan, record())
     assert contents["moesr"]["Sources"] == [
         "bids:raw:sub-1/anat/sub-1_T2w.nii.gz",
-        "bids::sub-1/anat/sub-1_desc-preproc_T2w.nii.gz",
+        "bids::sub-1/anat/sub-1_desc-corrected_T2w.nii.gz",
     ]
     assert contents["moesr"]["Moesr"]["SchemaVersion"] == 1
     assert contents["mask"]["SpatialReference"] == "bids::sub-1/anat/sub-1_res-0p7mm_desc-moesr_T2w.nii.gz"
     assert contents["to-reference"]["Reference"] == "bids:raw:sub-1/anat/sub-1_T1w.nii.gz"
-    assert contents["preproc"]["Description"].startswith("Input with gradient nonlinearity and the bias field removed")
+    assert contents["corrected"]["Description"].startswith(
+        "Input with gradient nonlinearity and the bias field removed"
+    )
     assert [key for key, content in contents.items() if "SkullStripped" not in content and "Type" not in content] == [
         "gate-centrum",
         "gate-cortex",
@@ -104,9 +106,10 @@ def test_sidecars_name_their_sources_and_leave_no_word_in_braces(plan: ImagePlan
 
 
 def test_the_documentation_has_the_table() -> None:
-    text = Path(__file__).parents[1].joinpath("docs/usage.md").read_text(encoding="utf-8")
+    text = Path(__file__).parents[1].joinpath("docs/outputs.md").read_text(encoding="utf-8")
     assert text.partition("<!-- derivatives -->\n")[2].partition("<!-- end of derivatives -->")[0] == documentation()
-    assert list(descriptions()) == ["moesr", "uncertainty", "gate", "residual", "preproc", "brain", "jacobian"]
+    described = ["moesr", "preproc", "uncertainty", "gate", "residual", "corrected", "brain", "jacobian"]
+    assert list(descriptions()) == described
 
 
 DAMAGED = {

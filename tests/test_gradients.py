@@ -225,7 +225,7 @@ def test_the_app_corrects_and_samples_and_says_so(tmp_path: Path) -> None:
     assert record["Action"] == "full"
     assert record["File"] == "phantom.grad"
     assert record["LargestDisplacementMM"] > 1
-    assert "gradient nonlinearity" in json.loads((anat / "sub-01_desc-preproc_T1w.json").read_text())["Description"]
+    assert "gradient nonlinearity" in json.loads((anat / "sub-01_desc-corrected_T1w.json").read_text())["Description"]
     page = (out / "sub-01.html").read_text()
     assert "corrected in three dimensions, by up to" in page
     assert (out / "sub-01/figures/sub-01_desc-gradunwarp_T1w.png").stat().st_size > 20_000
@@ -235,7 +235,7 @@ def test_the_app_corrects_and_samples_and_says_so(tmp_path: Path) -> None:
     field = anat / "sub-01_from-orig_to-T1w_mode-image_xfm.nii.gz"
     moved = ants.apply_transforms(source, source, [str(field)], interpolator="bSpline").numpy()
     moved = np.clip(moved, 0, None) * nib.load(anat / "sub-01_desc-jacobian_T1w.nii.gz").get_fdata()
-    preproc = nib.load(anat / "sub-01_desc-preproc_T1w.nii.gz").get_fdata()
+    preproc = nib.load(anat / "sub-01_desc-corrected_T1w.nii.gz").get_fdata()
     inside = moved > 0.3 * np.percentile(moved, 99)
     ratio = np.log(preproc[inside] / moved[inside])
     shifted = np.log(preproc[inside] / np.maximum(raw.get_fdata()[inside], 1))

@@ -85,7 +85,7 @@ def test_page_and_table_tell_it(tmp_path: Path) -> None:
 
 
 def test_documentation_lists_every_threshold() -> None:
-    text = (Path(__file__).resolve().parents[1] / "docs" / "usage.md").read_text()
+    text = (Path(__file__).resolve().parents[1] / "docs" / "outputs.md").read_text()
     section = text.partition("## Verdict")[2].partition("\n## ")[0]
     assert section.count("\n| ") - 1 == len(RULES)
     for rule in RULES:

@@ -40,7 +40,7 @@ class Derivative:
         With its dot.
     when : str
         Condition: ``always``, ``uncertainty`` and ``experts`` (of the model), ``unwarped`` (gradient nonlinearity is
-        corrected), ``aligned`` (the image has a reference).
+        corrected), ``aligned`` (the image has a reference), ``first`` (it is a T1w and has none).
     each : str
         What there is one file for: ``expert``, ``template``, ``space``; empty for a single file.
     compact : bool
@@ -63,7 +63,7 @@ class Derivative:
     when: str = "always"
     each: str = ""
     compact: bool = False
-    sources: tuple[str, ...] = ("preproc",)
+    sources: tuple[str, ...] = ("corrected",)
     stripped: bool = True
     sidecar: Mapping[str, str]
 
@@ -71,6 +71,11 @@ class Derivative:
 _TRANSFORM = {"mode": "image"}
 _ITK = "ITK composite transform for antsApplyTransforms"
 _FIELD = "ITK displacement field for antsApplyTransforms that brings the {} image"
+_INFERRED = (
+    "Detail finer than the voxels and the slice profile of the scan was not measured; it comes from model {model}. "
+    "Cortical thickness, surfaces and volumes measured on this image depend on it: compare them only with those of "
+    "images made in the same way from scans of one protocol."
+)
 
 DERIVATIVES: tuple[Derivative, ...] = (
     Derivative(
@@ -78,10 +83,26 @@ DERIVATIVES: tuple[Derivative, ...] = (
         meaning="Super-resolved image",
         source="super_resolve.out_file",
         entities={"res": "{res}", "desc": "moesr"},
-        sources=("raw", "preproc"),
+        sources=("raw", "corrected"),
         sidecar={
             "Description": "Image on the target grid by model {model}; Moesr.DataConsistency says how well it agrees "
             "with the acquired image",
+            "InferredDetail": _INFERRED,
+            "SpatialReference": "orig",
+            "Resolution": "{grid}",
+        },
+    ),
+    Derivative(
+        key="preproc",
+        meaning="The same image under the name that fMRIPrep and others look for",
+        source="super_resolve.out_file",
+        entities={"res": "{res}", "desc": "preproc"},
+        when="first",
+        sources=("moesr",),
+        sidecar={
+            "Description": "The image desc-moesr under the name that other software looks for; the mask desc-brain is "
+            "on its grid",
+            "InferredDetail": _INFERRED,
             "SpatialReference": "orig",
             "Resolution": "{grid}",
         },
@@ -92,7 +113,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
         source="super_resolve.uncertainty_file",
         entities={"res": "{res}", "desc": "uncertainty"},
         when="uncertainty",
-        sources=("preproc", "moesr"),
+        sources=("corrected", "moesr"),
         sidecar={
             "Description": "Standard deviation of the error of the super-resolved image, in its units, as the model "
             "predicts it, in steps of 2 % of its median in the brain; Moesr.UncertaintyCalibration of the image says "
@@ -121,7 +142,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
         meaning="Input minus the acquisition operator applied to the super-resolved image, in units of the noise",
         source="super_resolve.residual_file",
         entities={"desc": "residual"},
-        sources=("preproc", "moesr"),
+        sources=("corrected", "moesr"),
         sidecar={
             "Description": "Bias-corrected input minus the acquisition operator applied to the super-resolved image",
             "Units": "noise standard deviations",
@@ -129,10 +150,10 @@ DERIVATIVES: tuple[Derivative, ...] = (
         },
     ),
     Derivative(
-        key="preproc",
+        key="corrected",
         meaning="Input without bias field and, where it was corrected, without gradient nonlinearity, on its own grid",
         source="n4.out_file",
-        entities={"desc": "preproc"},
+        entities={"desc": "corrected"},
         compact=True,
         sources=("raw",),
         sidecar={"Description": "Input with {corrected} removed, on its own grid", "SpatialReference": "orig"},
@@ -150,7 +171,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
         key="from-orig",
         meaning="Displacement field that corrects gradient nonlinearity",
         source="gradunwarp.field_file",
-        entities={"from": "orig", "to": "{suffix}", **_TRANSFORM},
+        entities={"from": "orig", "to": "{own}", **_TRANSFORM},
         suffix="xfm",
         when="unwarped",
         sources=("raw",),
@@ -161,7 +182,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
         key="to-orig",
         meaning="Displacement field back to the image as acquired",
         source="gradunwarp.inverse_file",
-        entities={"from": "{suffix}", "to": "orig", **_TRANSFORM},
+        entities={"from": "{own}", "to": "orig", **_TRANSFORM},
         suffix="xfm",
         when="unwarped",
         sources=("raw",),
@@ -185,7 +206,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
         key="to-reference",
         meaning="Rigid transform to the reference image of the session",
         source="coregister.out_to_reference",
-        entities={"from": "{suffix}", "to": "{reference}", **_TRANSFORM},
+        entities={"from": "{own}", "to": "{reference}", **_TRANSFORM},
         suffix="xfm",
         extension=".h5",
         when="aligned",
@@ -196,7 +217,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
         key="from-reference",
         meaning="Rigid transform from the reference image of the session",
         source="coregister.out_from_reference",
-        entities={"from": "{reference}", "to": "{suffix}", **_TRANSFORM},
+        entities={"from": "{reference}", "to": "{own}", **_TRANSFORM},
         suffix="xfm",
         extension=".h5",
         when="aligned",
@@ -207,7 +228,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
         key="to-{template}",
         meaning="Transform to a template",
         source="register_{template_node}.out_to_template",
-        entities={"from": "{suffix}", "to": "{template}", **_TRANSFORM},
+        entities={"from": "{own}", "to": "{template}", **_TRANSFORM},
         suffix="xfm",
         extension=".h5",
         each="template",
@@ -218,7 +239,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
         key="from-{template}",
         meaning="Transform from a template",
         source="register_{template_node}.out_from_template",
-        entities={"from": "{template}", "to": "{suffix}", **_TRANSFORM},
+        entities={"from": "{template}", "to": "{own}", **_TRANSFORM},
         suffix="xfm",
         extension=".h5",
         each="template",
@@ -235,6 +256,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
         sources=("moesr", "to-{template}"),
         sidecar={
             "Description": "Super-resolved image in the space of the template",
+            "InferredDetail": _INFERRED,
             "SpatialReference": "{template_url}",
             "Interpolation": "cubic B-spline, once",
             "Resolution": "{space_grid}",
@@ -326,26 +348,31 @@ def _output(row: Derivative, image: RawImage, words: Mapping[str, str]) -> Outpu
 
 def words_of(image: RawImage, settings: Settings, *, unwarped: bool) -> dict[str, str]:
     """Return what words in braces stand for in every row of an image."""
-    # The T1w has the plain mask name; other contrasts have grids of their own and say so.
-    plain = image.suffix == "T1w"
+    # Readers take what names no space for that of the T1w, of which they expect one; all others say whose they are.
+    own, plain = _own_label(image), is_first_t1w(image)
     names = {"suffix": image.suffix, "res": settings.resolution_label}
     return {
         **names,
         "model": settings.sr.model,
         "grid": f"{settings.sr.resolution:g} mm isotropic grid along the axes of the input, over its field of view",
-        "own_space": "" if plain else image.suffix,
+        "own": own,
+        "own_space": "" if plain else own,
         "own_grid": "orig" if plain else f"bids::{_path(DERIVATIVES[0], image, names)}",
         "corrected": "gradient nonlinearity and the bias field" if unwarped else "the bias field",
-        "reference": _reference_label(image),
+        "reference": image.reference.suffix if image.reference else "",
         "reference_uri": f"bids:raw:{image.reference.relative}" if image.reference else "",
     }
 
 
-def _reference_label(image: RawImage) -> str:
-    """Return how transforms name the reference image: by its contrast, where that is another one."""
-    if image.reference is None:
-        return ""
-    return image.reference.suffix if image.reference.suffix != image.suffix else "reference"
+def is_first_t1w(image: RawImage) -> bool:
+    """Whether the image is the T1w of its session, or of several the one to which the others are aligned."""
+    return image.suffix == "T1w" and image.reference is None
+
+
+def _own_label(image: RawImage) -> str:
+    """Return what the space of an image is called: its contrast, if that is not that of its reference."""
+    another = image.reference is not None and image.reference.suffix == image.suffix
+    return f"other{image.suffix}" if another else image.suffix
 
 
 def _each(what: str, settings: Settings) -> Iterator[dict[str, str]]:
@@ -384,10 +411,12 @@ _WHEN = {
     "experts": "mixtures of experts",
     "unwarped": "where gradient nonlinearity was corrected",
     "aligned": "images that are not their session's reference",
+    "first": "T1w that are their session's reference",
 }
 _NAMES: dict[str, Any] = {
     "suffix": "T1w",
     "res": "0p7mm",
+    "own": "T1w",
     "own_space": "",
     "expert": "<expert>",
     "template": "<template>",

@@ -15,7 +15,7 @@ import numpy as np
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.cost import Cost
-from moesr_bids.bids.derivatives import DERIVATIVES, Output, outputs_of
+from moesr_bids.bids.derivatives import DERIVATIVES, Output, is_first_t1w, outputs_of
 from moesr_bids.bids.gradients import GradientPlan, is_coefficients, plan_gradunwarp
 from moesr_bids.bids.masks import MaskPlan, plan_mask
 from moesr_bids.bids.names import file_name
@@ -185,6 +185,7 @@ class ImagePlan:
             "experts": bool(self.card.experts),
             "unwarped": self.gradients.corrects,
             "aligned": self.reference is not None,
+            "first": is_first_t1w(self.image),
         }
         return outputs_of(self.image, self.settings, conditions)
 

@@ -67,11 +67,16 @@ class Publish(RecordedInterface):
         for figure, source in figures.items():
             _publish_file(source, output_dir / figure)
         # The main output last: its sidecar says that all others are whole.
+        names: dict[Path, Path] = {}
         for output, source in (*files[1:], files[0]):
-            if output.compact:
+            if source in names:  # one image under two names takes its room once
+                _make_room(output_dir / output.path)
+                atomic.link_file(names[source], output_dir / output.path)
+            elif output.compact:
                 _publish_image(source, output_dir / output.path, record.noise_std)
             else:
                 _publish_file(source, output_dir / output.path)
+            names[source] = output_dir / output.path
             try:
                 _publish_json(contents[output.key], output_dir / output.sidecar_path)
             except OSError:

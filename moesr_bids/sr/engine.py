@@ -46,20 +46,21 @@ _NOTHING_KNOWN = 1.0  # standard deviation: as large as the brightest tissue
 
 @frozen(eq=False)
 class Result:
-    """What :func:`super_resolve` returns.
+    """What `super_resolve` returns.
 
-    Parameters
+    Attributes
     ----------
-    image
+    image : nibabel.Nifti1Image
         Super-resolved image, float32, isotropic, on the axes of the input.
-    residual
+    residual : nibabel.Nifti1Image
         Input minus A(image) on the input grid, in units of the noise, float32.
-    uncertainty
+    uncertainty : nibabel.Nifti1Image or None
         Standard deviation of the error of ``image`` in its units, float32, same grid; None for models that know none.
-    record
+    record : dict
         JSON-serialisable facts (see the ``Moesr`` block of the sidecars).
-    maps
-        Maps of how the model works, float32 on the grid of ``image``: see :attr:`.models.base.Reconstruction.maps`.
+    maps : dict
+        Maps of how the model works, float32 on the grid of ``image``: see `models.base.Reconstruction.maps`.
+
     """
 
     image: nib.Nifti1Image
