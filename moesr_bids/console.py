@@ -17,8 +17,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-SILENCE_SECONDS = 15.0
-"""Nobody waits longer than this without a line."""
+SILENCE_SECONDS = 14.0
+"""After so long without a line one is due, so that nobody waits for 15 s."""
 _SHARE_LINE = re.compile(r"^.*?: (.+?) +(\d+)% \(\d+ s\)$")
 _REFRESH_SECONDS = 1.0
 
@@ -39,10 +39,8 @@ def tell(command: str, text: str) -> None:
 
 
 def _line(text: str, *, stderr: bool = False) -> None:
-    # Made anew for each line: tests and callers may have replaced the streams.
-    console = Console(stderr=stderr, soft_wrap=True, markup=False, highlight=False, emoji=False)
-    console.print(text)
-    console.file.flush()
+    # Not by a console of rich's: it would write past the line that stands at the bottom of a terminal.
+    print(text, file=sys.stderr if stderr else sys.stdout, flush=True)
     _log.info(text)
 
 

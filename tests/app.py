@@ -82,7 +82,7 @@ def files_below(folder: Path) -> set[str]:
 
 def outputs_of(folder: Path) -> list[str]:
     """List all files below a folder, with times, users and process numbers in their names as ``*``."""
-    named = re.compile(r"(logs/run-)[^/]+(\.toml)$|(crash-)\d+-\d+-[^-]+-(.+)-[0-9a-f-]{36}(\.txt)$")
+    named = re.compile(r"(logs/run-)[^/]+(\.toml|\.log)$|(crash-)\d+-\d+-[^-]+-(.+)-[0-9a-f-]{36}(\.txt)$")
     return sorted(
         named.sub(lambda found: "*".join(part for part in found.groups() if part), name) for name in files_below(folder)
     )
@@ -90,7 +90,7 @@ def outputs_of(folder: Path) -> list[str]:
 
 _ROOT_FILES = (
     *(".bidsignore", "dataset_description.json", "descriptions.json", "descriptions.tsv"),
-    *("logs/CITATION.md", "logs/run-*.toml", "logs/status.json", "logs/status.tsv"),
+    *("logs/CITATION.md", "logs/run-*.log", "logs/run-*.toml", "logs/status.json", "logs/status.tsv"),
 )
 _FIGURES = ("bias.png", "brainmask.png", "departure.png", "registration.html", "residual.png", "slider.html")
 _FIGURES += ("spectrum.png", "zooms.html")

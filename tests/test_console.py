@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import pty
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +137,28 @@ def test_no_silence_is_longer_than_told(
     assert "reconstruction" not in capsys.readouterr().out
 
 
+def test_lines_do_not_run_into_the_one_at_the_bottom_of_a_terminal() -> None:
+    code = (
+        "import time; from moesr_bids import console; console._REFRESH_SECONDS = 0; line = console.StandingLine()\n"
+        "line.tell(lambda: 'stands'); console.say('said'); line.tell(lambda: 'stands again'); line.close()\n"
+        "console.say('end')\n"
+    )
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, env={**os.environ, "TERM": "xterm"}) as process:
+        os.close(theirs)
+        written = b""
+        with suppress(OSError):  # the other end is closed
+            while part := os.read(ours, 4096):
+                written += part
+    os.close(ours)
+    assert process.returncode == 0
+    # What a terminal shows in the end: a line that is erased is gone.
+    shown = [re.split(rb"\x1b\[2K", line)[-1] for line in written.split(b"\n")]
+    plain = [re.sub(rb"\x1b\[[?\d]*[a-zA-Z]|\r", b"", line).decode() for line in shown]
+    assert [line.partition("] ")[2] for line in plain if "] " in line] == ["said", "end"]
+    assert not any("stands" in line and "said" in line for line in plain)
+
+
 def test_the_plugin_beats_while_a_step_runs(tmp_path: Path) -> None:
     from nipype.interfaces.utility import Function
     from nipype.pipeline.engine import Node, Workflow
@@ -184,4 +208,4 @@ def test_time_left_follows_the_plan_and_then_the_pace(tmp_path: Path) -> None:
     assert left.seconds() < before
     left.image_ended(second)
     assert left.seconds() == 0
-    assert left.words() == "less than a minute left"
+    assert left.words() == "less than 2 min left"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 
 from moesr_bids.bids.names import figure_name
+from moesr_bids.interfaces.reportlets import ImageReportlets
 from moesr_bids.reports.figures import plot_mask
 from moesr_bids.reports.group import build_group
 from moesr_bids.reports.individual import build_participant_report
 from moesr_bids.reports.slider import plot_slider
 from moesr_bids.reports.zooms import plot_zooms
-from tests.reports_data import add_failed, add_finished, save, write_volumes
+from tests.reports_data import add_failed, add_finished, save, sr_record, write_volumes
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
@@ -62,6 +64,48 @@ def browser() -> Iterator[Any]:
         running = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
         yield running
         running.close()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output folder of a participant of three images with all their figures."""
+    folder = tmp_path_factory.mktemp("three")
+    volumes = write_volumes(folder / "work")
+    grid = nb.load(volumes["sr"])
+    labels = np.select([grid.get_fdata() > 120, grid.get_fdata() > 60], [1, 2], 0).astype(np.uint8)
+    tissues = save(folder / "work" / "tissues.nii.gz", labels, grid.affine)
+    given = {
+        "preproc_file": volumes["preproc"],
+        "mask_file": volumes["mask"],
+        "bias_file": volumes["field"],
+        "sr_file": volumes["sr"],
+        "tissue_file": tissues,
+        "uncertainty_file": volumes["sr"],
+        "residual_file": volumes["residual"],
+        "warped_file": volumes["sr"],
+        "template_file": volumes["template"],
+        "template_mask_file": volumes["template_mask"],
+        "reference_file": volumes["sr"],
+        "coregistered_file": volumes["sr"],
+    }
+    interface = ImageReportlets(**{name: str(path) for name, path in given.items()}, sr_record=sr_record())
+    here = Path.cwd()
+    (folder / "drawn").mkdir()
+    os.chdir(folder / "drawn")
+    try:
+        drawn = [Path(file) for file in interface.run().outputs.out_files]
+    finally:
+        os.chdir(here)
+    figures = folder / "sub-01" / "figures"
+    figures.mkdir(parents=True)
+    for suffix in ("T1w", "T2w", "FLAIR"):
+        key = f"sub-01_{suffix}"
+        # One of them with all that a page says of an image.
+        add_finished(folder, key, **({"NoisePercent": 12.0, "Warnings": ["w" * 200] * 4} if suffix == "T2w" else {}))
+        for file in drawn:
+            shutil.copy(file, figures / figure_name(key, file.stem, file.suffix))
+    build_participant_report(folder, "01", single_file=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +170,7 @@ def test_slider_follows_keyboard_mouse_and_choices(browser: Any, out_dir: Path) 
     assert np.abs(mixed - all_output)[rows, right].mean() < 1
 
     divider.fill("100")
-    first.locator(".choose-display").select_option("linear")
+    first.locator(".choose-display").select_option("nearest")
     assert np.abs(screenshot(panel) - all_input).mean() > 0.5
     first.locator(".choose-level").select_option("0")
     assert first.locator(".level:not([hidden])").count() == 1
@@ -191,7 +235,8 @@ def test_zooms_follow_keyboard_and_finger_by_themselves(browser: Any, out_dir: P
 
 def test_quality_metrics_stand_on_the_page(browser: Any, out_dir: Path) -> None:
     watched = open_page(browser, out_dir / "sub-01.html")
-    row = watched.page.locator(".quality tr", has_text="fwhm_avg").first
+    watched.page.locator("details", has_text="Numbers").first.locator("> summary").click()
+    row = watched.page.locator(".quality tr:visible", has_text="fwhm_avg").first
     assert row.locator("td.number").all_text_contents() == ["2.6", "6.5"]
 
 
@@ -255,20 +300,15 @@ def test_dots_of_the_cohort_lead_to_the_reports(browser: Any, tmp_path: Path) ->
     build_group(tmp_path)
     assert "\tnoise_percent\t" in (tmp_path / "group_T1w.tsv").read_text()
     watched = open_page(browser, tmp_path / "group.html")
-    watched.page.wait_for_selector(".distributions .main-svg")
-    assert watched.page.locator(".distributions .xy").count() >= 1
-    # A click on the dot itself: its place on the screen is asked of plotly.
-    at = watched.page.evaluate(
-        """() => {
-            const plot = document.querySelector('.distributions'), layout = plot._fullLayout;
-            const far = plot.data[0].y.indexOf(60), box = plot.getBoundingClientRect();
-            return [box.x + layout.xaxis._offset + layout.xaxis.l2p(plot.data[0].x[far]),
-                    box.y + layout.yaxis._offset + layout.yaxis.l2p(60)];
-        }"""
-    )
-    watched.page.mouse.move(*at)
-    watched.page.wait_for_selector(".hoverlayer .hovertext", state="attached")
-    watched.page.mouse.click(*at)
+    plot = watched.page.locator(".distributions figure", has_text="Noise, %")
+    assert plot.locator(".dot").count() == 12
+    assert plot.locator(".limit").count() == 1
+    far = plot.locator(".dot.far")
+    assert far.locator("title").text_content() == "sub-07_T1w: 60"
+    # The dots lie inside of their plot.
+    box, dot = plot.locator("svg").bounding_box(), far.bounding_box()
+    assert box["x"] < dot["x"] < box["x"] + box["width"] and box["y"] < dot["y"] < box["y"] + box["height"]
+    far.click()
     watched.page.wait_for_url("**/sub-07.html#image-sub-07_T1w")
     assert watched.hosts == []
     assert watched.complaints == []
@@ -283,6 +323,56 @@ def test_group_page_shows_the_rows_that_are_looked_for(browser: Any, out_dir: Pa
     watched.page.locator(".filter").fill("")
     assert watched.page.locator(".cohort tbody tr:visible").count() == 3
     assert watched.complaints == []
+
+
+def test_three_images_fit_ten_screens_and_nothing_is_lost(browser: Any, three: Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto((three / "sub-01.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollHeight") <= 10 * 800
+    image = page.locator("article.image").nth(1)
+    slider, rating = image.locator(".moesr-slider").first.bounding_box(), image.locator(".rating").bounding_box()
+    assert slider["y"] + slider["height"] <= rating["y"]
+    assert slider["y"] - image.bounding_box()["y"] < 120  # nothing but the heading above it
+    assert image.locator("table:visible, .png-reportlet:visible").count() == 0
+    # Every part is there, by mouse and by keyboard.
+    parts = image.locator("details.reportlet-block")
+    assert parts.count() >= 9
+    for number in range(parts.count()):
+        part = parts.nth(number)
+        part.locator("> summary").focus()
+        page.keyboard.press("Enter")
+        assert part.get_attribute("open") is not None
+        assert part.bounding_box()["height"] > 100
+    assert image.locator(".unfold").text_content() == "Fold all"
+    image.locator(".unfold").click()
+    assert image.locator("details[open]").count() == 0
+    image.locator(".unfold").click()
+    pictures = image.locator("img.png-reportlet")
+    assert pictures.count() >= 5
+    assert pictures.evaluate_all("all => all.every(one => one.checkVisibility() && one.naturalWidth > 0)")
+    assert image.locator("table:visible").count() >= 7
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.close()
+
+
+def test_the_page_of_an_image_can_be_mailed(three: Path) -> None:
+    size = (three / "sub-01.html").stat().st_size
+    assert size / 3 < 2_000_000
+    for picture in (three / "sub-01" / "figures").glob("*.png"):
+        assert picture.stat().st_size < 400_000, picture.name
+
+
+def test_planes_of_a_slider_have_one_scale(browser: Any, three: Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto((three / "sub-01.html").as_uri())
+    stages = page.locator(".moesr-slider").first.locator(".level:not([hidden]) .stage")
+    scales = stages.evaluate_all(
+        "all => all.map(one => one.getBoundingClientRect().width / Number(one.style.aspectRatio.split('/')[0]))"
+    )
+    assert len(scales) == 3
+    assert max(scales) < 1.03 * min(scales)
+    page.close()
 
 
 @pytest.mark.parametrize("name", ["sub-01.html", "sub-02.html"])

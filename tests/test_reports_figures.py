@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import nibabel as nb
 import numpy as np
@@ -19,11 +20,12 @@ from PIL import Image
 
 from moesr_bids.bids.record import AxisProfile
 from moesr_bids.interfaces.reportlets import ImageReportlets
-from moesr_bids.preproc.images import resample_to
+from moesr_bids.reports import figures, residual
 from moesr_bids.reports.departures import APART_MM, PLACES, largest_places, plot_departures
+from moesr_bids.reports.drawing import BAR, DPI
 from moesr_bids.reports.experts import COLOURS, plot_experts
 from moesr_bids.reports.figures import plot_bias, plot_mask, plot_uncertainty
-from moesr_bids.reports.planes import Volume, bounding_box, plane, plane_of_other
+from moesr_bids.reports.planes import Volume, bounding_box, plane, plane_of_other, spline_coefficients
 from moesr_bids.reports.residual import plot_residual
 from moesr_bids.reports.slider import plot_registration, plot_slider
 from moesr_bids.reports.spectrum import measured_up_to, plot_spectrum
@@ -100,24 +102,26 @@ def test_departures_show_what_was_added(volumes: dict[str, Path], tmp_path: Path
     names = (volumes["preproc"], volumes["sr"], volumes["mask"])
     changed = pixels(plot_departures(*names, tmp_path / "changed.png")).astype(int)
     thick, sharp = Volume.load(volumes["preproc"]), Volume.load(volumes["sr"])
-    linear = resample_to(thick.data, thick.affine, sharp.data.shape, sharp.affine)
-    same = save(tmp_path / "same.nii.gz", linear, sharp.affine)
+    cubic = spline_coefficients(thick).on(sharp, 3).data
+    same = save(tmp_path / "same.nii.gz", cubic, sharp.affine)
     unchanged = pixels(plot_departures(volumes["preproc"], same, volumes["mask"], tmp_path / "same.png")).astype(int)
 
     def coloured(picture: npt.NDArray[np.int_]) -> int:
-        return int((np.ptp(picture, axis=2) > 80).sum())
+        without_bar = picture[:, : -int(BAR * DPI)]
+        return int((np.ptp(without_bar, axis=2) > 80).sum())
 
     assert coloured(changed) > 1000 > 10 * coloured(unchanged)
 
 
-@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("order", [0, 1, 3])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slice_of_another_image_is_its_own_slice_on_the_same_grid(axis: int, order: int) -> None:
     data = np.random.default_rng(1).random((6, 7, 8)).astype(np.float32)
     volume = Volume(data, np.array([[1, 0.1, 0, 3], [-0.1, 1, 0, 4], [0, 0, 2, 5], [0, 0, 0, 1]], dtype=float))
     box = bounding_box(volume)
     expected = plane(volume, axis, 3, box)
-    np.testing.assert_allclose(plane_of_other(volume, volume, axis, 3, box, order), expected, atol=1e-5)
+    moving = spline_coefficients(volume) if order == 3 else volume
+    np.testing.assert_allclose(plane_of_other(moving, volume, axis, 3, box, order), expected, atol=1e-5)
 
 
 def test_bounding_box_has_the_margin_in_millimetres() -> None:
@@ -138,17 +142,72 @@ def test_slider_shows_both_images_on_the_same_slices(volumes: dict[str, Path], t
     html = out.read_text(encoding="ascii")
     after, before = pictures(html, "after"), pictures(html, "before")
     assert len(after) == 3 * 3
-    assert len(before) == 3 * 3 * 2  # nearest and linear
+    assert len(before) == 3 * 3 * 2  # interpolated, and voxel by voxel
+    assert html.count('data-display="cubic"') == html.count('data-display="nearest"') == 9
+    # What is seen first is the input at its best: voxels would flatter the output.
+    assert re.findall(r'data-display="(\w+)"[^>]*? hidden>', html) == ["nearest"] * 9
     for number, sharp in enumerate(after):
-        nearest, linear = before[2 * number : 2 * number + 2]
-        assert nearest.shape == linear.shape == sharp.shape
+        cubic, nearest = before[2 * number : 2 * number + 2]
+        assert nearest.shape == cubic.shape == sharp.shape
         assert np.abs(nearest - sharp).mean() > 2  # the bars are in the output alone
         assert np.corrcoef(nearest.ravel(), sharp.ravel())[0, 1] > 0.7  # of the same place
-    # the middle coronal slice: three rows of the thick input are one voxel, linear display smooths them
-    nearest, linear = before[8], before[9]
-    assert np.abs(np.diff(nearest, axis=0)).max() > np.abs(np.diff(linear, axis=0)).max()
+    # the middle coronal slice: three rows of the thick input are one voxel, interpolation smooths them
+    cubic, nearest = before[8], before[9]
+    assert np.abs(np.diff(nearest, axis=0)).max() > np.abs(np.diff(cubic, axis=0)).max()
     assert "voxels as acquired" in html
     assert "2 × 2 × 6 mm" in html.replace("&#215;", "×")
+
+
+def test_grey_scale_is_that_of_the_brain(volumes: dict[str, Path], tmp_path: Path) -> None:
+    """Fat that is far brighter must not leave the brain dark."""
+    mask = nb.load(volumes["mask"])
+    head = nb.load(volumes["preproc"]).get_fdata().astype(np.float32)
+    head[:6] = 2000.0
+    output = nb.load(volumes["sr"]).get_fdata().astype(np.float32)
+    output[-6:] = 2000.0  # the same side, in the other direction of the axis
+    fat = save(tmp_path / "fat.nii.gz", head, mask.affine)
+    fat_output = save(tmp_path / "fat_output.nii.gz", output, nb.load(volumes["sr"]).affine)
+    html = plot_slider(fat, fat_output, tmp_path / "slider.html", mask_path=volumes["mask"]).read_text()
+    for picture in pictures(html, "after") + pictures(html, "before"):
+        rows, columns = (slice(n // 3, 2 * n // 3) for n in picture.shape)
+        assert np.percentile(picture[rows, columns], 90) > 150
+
+
+def test_slices_of_all_figures_lie_at_the_same_places(volumes: dict[str, Path], tmp_path: Path) -> None:
+    titles: list[str] = []
+    html = plot_slider(volumes["sr"], volumes["sr"], tmp_path / "slider.html", mask_path=volumes["mask"]).read_text()
+    told = set(re.findall(r'"tag where">(\w+) ([RAS]) ([+-]\d+) mm', html))
+    assert len(told) == 9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text))
+        plot_uncertainty(volumes["sr"], volumes["sr"], tmp_path / "u.png", mask_path=volumes["mask"])
+        plot_residual(volumes["residual"], volumes["mask"], tmp_path / "r.png")
+    found = re.findall(r"(\w+), ([RAS]) ([+-]\d+) mm", "\n".join(titles))
+    assert len(found) == 18
+    thick = max(nb.load(volumes["mask"]).header.get_zooms())
+    for plane_name, letter, position in found:
+        near = [abs(int(position) - int(other)) for name, _, other in told if name == plane_name]
+        assert min(near) <= thick / 2 + 1, (plane_name, letter, position)
+
+
+def test_uncertainty_and_residual_are_large_and_inside_the_brain_alone(
+    volumes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caught: list[Any] = []
+    monkeypatch.setattr(figures, "save", lambda figure, out: caught.append(figure) or out)
+    monkeypatch.setattr(residual, "save", lambda figure, out: caught.append(figure) or out)
+    plot_uncertainty(volumes["sr"], volumes["sr"], tmp_path / "u.png", mask_path=volumes["mask"])
+    plot_residual(volumes["residual"], volumes["mask"], tmp_path / "r.png")
+    for figure, least in zip(caught, (2.5, 1.8), strict=True):
+        panels = [axes for axes in figure.axes if axes.images]
+        assert len(panels) == 9
+        for axes in panels:
+            size = axes.get_position().size * figure.get_size_inches()
+            assert min(size) > least  # inches
+            shown = axes.images[-1].get_array()
+            assert np.ma.is_masked(shown)
+            # The phantom is a ball: what is hidden are the corners, what is shown is the disk.
+            assert shown.mask[0, 0] and not shown.mask[tuple(n // 2 for n in shown.shape)]
 
 
 def test_slider_needs_nothing_from_outside(volumes: dict[str, Path], tmp_path: Path) -> None:

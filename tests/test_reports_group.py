@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from moesr_bids.reports.derivatives import find_images
 from moesr_bids.reports.group import build_group
 from moesr_bids.reports.individual import build_participant_report
+from moesr_bids.reports.verdict import RULES
 from tests.reports_data import add_failed, add_finished, add_status, moesr
 
 
@@ -99,6 +101,37 @@ def test_broken_sidecar_does_not_stop_the_table(tmp_path: Path) -> None:
     assert [row["n_warnings"] for row in rows] == ["1", "1", "1"]
     assert [row["registration_dice"] for row in rows] == ["n/a"] * 3
     assert [row["input_zoom_i"] for row in rows] == ["n/a", "1", "n/a"]
+
+
+def test_page_is_small_and_its_table_comes_before_the_plots(tmp_path: Path) -> None:
+    sizes = []
+    for count in (1, 12):
+        for number in range(count):
+            add_finished(tmp_path, f"sub-{number:02d}_T1w", NoisePercent=2.0 + 0.1 * number)
+        build_group(tmp_path)
+        sizes.append((tmp_path / "group.html").stat().st_size)
+    assert sizes[0] < 100_000
+    assert (sizes[1] - sizes[0]) / 11 < 100_000
+    page = (tmp_path / "group.html").read_text(encoding="utf-8")
+    places = [page.index(text) for text in ("Verdicts:", 'id="look"', "<tbody>", 'id="distributions"', "<svg")]
+    assert places == sorted(places)
+    assert page.count(">limit 8<") == 1  # that of the noise
+    for number in range(5, 12):
+        (tmp_path / f"sub-{number:02d}/anat/sub-{number:02d}_res-0p7mm_desc-moesr_T1w.json").unlink()
+        (tmp_path / f"logs/status/sub-{number:02d}_T1w.json").unlink()
+    build_group(tmp_path)
+    assert "<svg" not in (tmp_path / "group.html").read_text(encoding="utf-8")
+
+
+def test_the_table_holds_what_the_verdict_asks(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    build_group(tmp_path)
+    (row,) = rows_of(tmp_path / "group_T1w.tsv")
+    (image,) = find_images(tmp_path)
+    assert image.moesr is not None
+    for rule in RULES:
+        value = rule.value(image.moesr)
+        assert row[rule.column] == ("n/a" if value is None else f"{value:.6g}"), rule.column
 
 
 def test_empty_folder_writes_nothing(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from moesr_bids.bids.names import figure_name, image_key
 from moesr_bids.reports.derivatives import find_images
-from moesr_bids.reports.fragments import methods_html, summary_rows, times_html
+from moesr_bids.reports.fragments import methods_html, times_html
 from moesr_bids.reports.individual import build_participant_report
+from moesr_bids.reports.numbers import number_tables
 from moesr_bids.reports.values import number
 from tests.reports_data import add_failed, add_finished, add_status, brain_mask, record
 
@@ -101,8 +102,10 @@ def test_all_sections_of_a_finished_image(tmp_path: Path) -> None:
         assert page.headings.count(heading) == 1
     assert "sform and qform differ by 0.3 mm" in html  # a warning
     assert "gaussian 5 mm" in html
-    assert "root mean square 1.04 (noise alone would give 1)" in html
-    assert "0.31 %" in html
+    told = {row[0]: row[1:] for table in number_tables(record()) for row in table.rows}
+    assert told["Residual in the brain, root mean square"] == ("1.04", "1.01", "1")
+    assert told["Share of voxels beyond 3"] == ("0.31 %", "0.29 %", "0.27 %")
+    assert all(f">{value}</td>" in html for row in told.values() for value in row if value.isalnum())
     assert "1433 ml" in html
     assert "MNI152NLin2009aSym: 0.957" in html
     assert "2 min 40 s" in html
@@ -129,7 +132,7 @@ def test_no_request_to_another_host(tmp_path: Path) -> None:
 def test_participant_that_failed_at_the_first_step(tmp_path: Path) -> None:
     add_failed(tmp_path, "sub-01_T1w", CRASH)
     html, page = report(tmp_path, "sub-01")
-    assert "failed at step conform: the file is cut short" in html
+    assert "failed at step header check: the file is cut short" in html
     assert "EOFError: Compressed file ended" in html
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert" in html
@@ -145,7 +148,7 @@ def test_participant_without_any_record(tmp_path: Path) -> None:
 def test_status_of_a_whole_participant(tmp_path: Path) -> None:
     add_status(tmp_path, "sub-01", image="n/a", state="failed", step="collect", reason="no T1w, T2w or FLAIR")
     html, page = report(tmp_path, "01")
-    assert "failed at step collect: no T1w, T2w or FLAIR" in html
+    assert "failed at step search for images: no T1w, T2w or FLAIR" in html
     assert "#Errors" in page.links
 
 
@@ -218,7 +221,7 @@ def test_missing_and_unreadable_outputs_are_told(tmp_path: Path) -> None:
 def test_facts_that_a_model_does_not_state_are_shown_as_not_available(tmp_path: Path) -> None:
     add_finished(tmp_path, "sub-01_T1w", BrainMask=brain_mask(Dice=None), Registration={}, Steps=[])
     html, _ = report(tmp_path, "01")
-    assert "Dice coefficient with the template n/a" in html
+    assert "Dice coefficient of mask and template, mask step</th><td>n/a</td>" in html
     assert "this model states none" in html
 
 
@@ -259,7 +262,7 @@ def test_output_folder_with_odd_characters(tmp_path: Path) -> None:
     folder = tmp_path / "it's {odd}: #1 Å"
     add_finished(folder, "sub-01_T1w")
     html, _ = report(folder, "01")
-    assert "root mean square 1.04 (noise alone would give 1)" in html
+    assert ">1.04</td>" in html
 
 
 def test_bars_are_in_proportion_to_time() -> None:
@@ -287,14 +290,60 @@ def test_rounding_keeps_three_digits(value: float) -> None:
     assert float(number(value, 3)) == pytest.approx(value, rel=5.1e-3, abs=1e-9)  # smaller is told as 0
 
 
+def rows_of(**changes: Any) -> dict[str, tuple[str, ...]]:
+    return {row[0]: row[1:] for table in number_tables(record(**changes)) for row in table.rows}
+
+
+def test_every_number_stands_in_one_small_table() -> None:
+    tables = number_tables(record())
+    names = [row[0] for table in tables for row in table.rows]
+    assert len(names) == len(set(names))
+    for table in tables:
+        assert len(table.rows) <= 8
+        assert {len(row) - 1 for row in table.rows} == {len(table.heads) or 1}
+
+
 def test_finest_detail_of_both_sides_is_told() -> None:
-    assert "input 1 × 1.1 × 5 mm, output 0.7 × 0.7 × n/a mm" in str(summary_rows(record()))
-    assert "input n/a mm, output n/a mm" in str(summary_rows(record(ImageQuality=None)))
+    def told(**changes: Any) -> list[tuple[str, ...]]:
+        return [values for name, values in rows_of(**changes).items() if name.startswith("Finest detail")]
+
+    assert told() == [("1", "0.7"), ("1.1", "0.7"), ("5", "n/a")]
+    assert told(ImageQuality=None) == [("n/a", "n/a")] * 3
 
 
 def test_the_way_of_the_projection_is_told_where_it_went_one() -> None:
-    assert "lambda 0.01; farthest at (" in dict(summary_rows(record()))["Projection onto the scan"]
-    assert dict(summary_rows(record(Lambda=0)))["Projection onto the scan"] == "did not change the image (lambda 0)"
+    assert "lambda 0.01; farthest at (" in rows_of()["Projection onto the scan"][0]
+    assert rows_of(Lambda=0)["Projection onto the scan"] == ("did not change the image (lambda 0)",)
+
+
+def test_slider_comes_before_rating_and_tables_and_all_else_is_folded(tmp_path: Path) -> None:
+    add_finished(tmp_path, "sub-01_T1w")
+    add_figures(tmp_path, "sub-01_T1w")
+    html, page = report(tmp_path, "01")
+    block = html[html.index('id="image-sub-01_T1w"') : html.index("</article>")]
+    assert block.index("slider of sub-01_T1w") < min(block.index('class="rating"'), block.index("<table"))
+    outside = re.sub(r"<details.*?</details>", "", block, flags=re.DOTALL)
+    assert "<table" not in outside
+    assert ".png" not in outside
+    folded = re.findall(r"<summary><h4>(.*?)</h4></summary>", block)
+    assert folded == [
+        *("Residual", "Numbers", "Brain mask", "Registration to the template", "Bias field"),
+        "Times and peak memory",
+    ]
+    assert page.headings.count("Input and output") == 1
+
+
+def test_stages_stand_under_their_step() -> None:
+    steps = [{"Step": name, "Seconds": 1.0} for name in ("n4", "super_resolve", "quality")]
+    html = times_html(
+        record(
+            Steps=steps,
+            Stages=[{"Stage": name, "Seconds": 0.5, "PeakMemoryGB": 1.0} for name in ("prepare", "project")],
+        )
+    )
+    assert re.findall(r'<th scope="row">(.*?)</th>', html)[:-1] == [
+        *("bias field", "super-resolution", "reading and preparation", "projection onto the scan", "image quality"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
-import pytest
 
 from moesr_bids.reports.derivatives import ImageRecord
-from moesr_bids.reports.plots import Metric, ascii_script, distributions, modified_z_scores, outliers
+from moesr_bids.reports.plots import HEIGHT, LEAST_IMAGES, WIDTH, Metric, distributions, modified_z_scores, outliers
 
 
 def test_scores_are_standard_deviations_of_a_normal_sample() -> None:
@@ -31,21 +28,46 @@ def test_outliers_are_those_of_their_contrast() -> None:
     found = outliers(records, metrics)
     assert found[-1] == ["noise"]  # like the T1w images, but no FLAIR is
     assert not any(found[:-1])
-    figure = json.loads(distributions(records, metrics, found, ["page.html"] * 24))
-    points = [trace for trace in figure["data"] if trace["text"]]
-    assert sum(len(trace["y"]) for trace in points) == 24
-    assert [trace["marker"]["symbol"].count("diamond") for trace in points] == [1, 0]  # FLAIR, T1w
-    assert figure["layout"]["xaxis"]["ticktext"] == ["FLAIR", "T1w"]
-    assert "Empty" not in json.dumps(figure["layout"]["annotations"])
+    (plot,) = distributions(records, metrics, found, ["page.html"] * 24)  # the empty one is left out
+    assert (plot["title"], len(plot["named"])) == ("Noise", 24)
+    assert [dot["key"] for dot in plot["named"] if dot["far"]] == [keys[-1]]
+    assert [suffix["text"] for suffix in plot["suffixes"]] == ["FLAIR", "T1w"]
+    left, right = ([dot["x"] for dot in plot["named"] if dot["key"].endswith(suffix)] for suffix in ("FLAIR", "T1w"))
+    assert 0 < min(left) < max(left) < min(right) < max(right) < WIDTH
+    # Higher up is more, and all lie inside.
+    by_value = sorted(plot["named"], key=lambda dot: dot["value"])
+    heights = [dot["y"] for dot in by_value]
+    assert heights == sorted(heights, reverse=True)
+    assert 0 < heights[-1] < heights[0] < HEIGHT
 
 
-def test_no_figures_no_plot() -> None:
-    assert distributions([ImageRecord("sub-01_T1w")], [Metric("noise", "Noise", (None,))], [[]], [None]) == ""
+def test_limits_of_the_verdict_are_drawn_where_there_are_some() -> None:
+    records = [ImageRecord(f"sub-{n:02d}_T1w") for n in range(10)]
+    values = tuple(900.0 + 100 * n for n in range(10))
+    metrics = [Metric("mask", "Mask", values, 850.0, 2000.0), Metric("noise", "Noise", values, 0.0, 8.0)]
+    mask, noise = distributions(records, metrics, [[]] * 10, [None] * 10)
+    assert [limit["text"] for limit in mask["limits"]] == ["850", "2000"]
+    assert [limit["text"] for limit in noise["limits"]] == ["8"]
+    assert mask["judged"] and noise["judged"]
+    assert not distributions(records, [Metric("other", "Other", values)], [[]] * 10, [None] * 10)[0]["judged"]
+    lower, upper = (limit["y"] for limit in mask["limits"])
+    assert upper < min(dot["y"] for dot in mask["named"]) < max(dot["y"] for dot in mask["named"]) < lower
 
 
-@pytest.mark.parametrize("text", ["\u00e9 \U0001f9e0", "</script>", "plain"])
-def test_scripts_are_ascii_and_stay_in_their_element(text: str) -> None:
-    script = ascii_script(json.dumps({"key": text}, ensure_ascii=False))
-    assert script.isascii()
-    assert "</script" not in script
-    assert json.loads(script)["key"] == text
+def test_few_images_have_no_plots() -> None:
+    def plots(count: int, value: float | None = 1.0) -> int:
+        records = [ImageRecord(f"sub-{n:02d}_T1w") for n in range(count)]
+        metrics = [Metric("noise", "Noise", (value,) * count)]
+        return len(distributions(records, metrics, [[]] * count, [None] * count))
+
+    assert [plots(LEAST_IMAGES - 1), plots(LEAST_IMAGES), plots(LEAST_IMAGES, None)] == [0, 1, 0]
+
+
+def test_of_many_images_only_outliers_have_a_name() -> None:
+    count = 1000
+    records = [ImageRecord(f"sub-{n:04d}_T1w") for n in range(count)]
+    metrics = [Metric("noise", "Noise", (*np.linspace(1, 2, count - 1).tolist(), 50.0))]
+    found = outliers(records, metrics)
+    (plot,) = distributions(records, metrics, found, ["page.html"] * count)
+    assert [dot["key"] for dot in plot["named"]] == ["sub-0999_T1w"]
+    assert plot["unnamed"].count("M") == count - 1

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from moesr_bids.reports import departures, experts, figures, residual, zooms
-from moesr_bids.reports.planes import PLANES, Box, Volume, bounding_box, box_on, intensity_window
+from moesr_bids.reports.planes import PLANES, Box, Volume, bounding_box, intensity_window
 from moesr_bids.reports.slider import plot_registration, plot_slider
 
 SHAPE = (36, 42, 33)  # right, anterior, superior
@@ -143,11 +143,12 @@ def test_still_figures_show_the_slice_that_they_name_with_left_on_the_left(
     named = set()
     for axes in panels(figure):
         pixels = np.asarray(axes.images[0].get_array())
-        title = re.search(rf"({'|'.join(PLANES)}) (\d+)", axes.get_title())
-        if title is None or pixels.ndim != 2:
+        title = re.search(rf"({'|'.join(PLANES)}), ([RAS]) ([+-]\d+) mm", axes.get_title())
+        if title is None or pixels.ndim != 2 or np.ptp(pixels) == 0:
             continue  # a map beside the slice: below
         axis = axis_shown(pixels)
-        assert title.groups() == (PLANES[axis], str(slice_number(pixels, axis)))
+        position = AFFINE[axis, 3] + ZOOM * slice_number(pixels, axis)
+        assert title.groups() == (PLANES[axis], "RAS"[axis], f"{position:+.0f}")
         check_marks(axes, axis)
         named.add(axis)
     assert named == {0, 1, 2}
@@ -197,7 +198,7 @@ def test_maps_lie_as_the_image_does(files: dict[str, Path], tmp_path: Path, monk
                 assert bright[0] < 0.5, "the block is at the top, or in front"
                 assert bright[1] > 0.5 if sagittal else bright[1] < 0.5, "in front, or on the left"
                 seen += 1
-    assert seen > 40
+    assert seen > 30
 
 
 def test_departures_are_where_they_are_said_to_be(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,12 +275,11 @@ def test_sliders_show_the_slice_that_they_name_with_left_on_the_left(
     volume = Volume.load(image)
     if name == "zooms":
         low, high = zooms._grey_scale(volume, Volume.load(files["labels"]))
+    elif name == "slider":
+        mask = Volume.load(files["mask"])
+        low, high = intensity_window(volume, bounding_box(mask), mask)
     else:
-        box = Box((0, 0, 0), SHAPE)
-        if name == "slider":
-            mask = Volume.load(files["mask"])
-            box = box_on(mask, volume, bounding_box(mask, margin_mm=12))
-        low, high = intensity_window(volume, box)
+        low, high = intensity_window(volume, Box((0, 0, 0), SHAPE))
     values = 10 + (places - AFFINE[along, 3]) / ZOOM
     expected = np.clip((values - low) / (high - low) * 255, 0, 255)
     # A position is rounded to a millimetre, a third of a voxel.

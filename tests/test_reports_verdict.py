@@ -68,7 +68,7 @@ def test_no_output_is_failed_whatever_an_earlier_run_left(tmp_path: Path) -> Non
     add_finished(tmp_path, KEY)
     add_status(tmp_path, KEY, state="failed", step="n4", reason="the mask is empty")
     (record,) = find_images(tmp_path)
-    assert (verdict(record), reasons(record)) == ("failed", ["at step n4: the mask is empty"])
+    assert (verdict(record), reasons(record)) == ("failed", ["at step bias field: the mask is empty"])
 
 
 def test_page_and_table_tell_it(tmp_path: Path) -> None:

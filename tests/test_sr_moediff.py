@@ -25,7 +25,7 @@ from moesr_bids.bids.record import SRRecord
 from moesr_bids.bids.schema import make
 from moesr_bids.cli.moesr import main
 from moesr_bids.interfaces.sr import SuperResolve
-from moesr_bids.reports.fragments import uncertainty_words
+from moesr_bids.reports.numbers import uncertainty_words
 from moesr_bids.sr import windows
 from moesr_bids.sr.calibration import ErrorRatios
 from moesr_bids.sr.cost import estimate_cost

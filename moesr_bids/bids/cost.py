@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from moesr_bids.bids.steps import step_kind
+from moesr_bids.bids.steps import SUPER_RESOLUTION, step_kind
 from moesr_bids.sr.grid import Grid
 
 BYTES_PER_GB = 1024**3
@@ -63,7 +63,7 @@ class Cost:
 
     def seconds_of(self, step: str) -> float:
         """Wall time of a step, by its name as a node or in a record; 0 for one that hardly takes any."""
-        if step == "super_resolve":
+        if step == SUPER_RESOLUTION:
             return self.sr_seconds
         return PREPROC_SECONDS * _STEP_SHARES.get(step_kind(step), 0) / 100
 

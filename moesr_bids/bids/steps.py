@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+SUPER_RESOLUTION = "super_resolve"
 _WORDS = {
     "collect": "search for images",
     "conform": "header check",
@@ -12,12 +13,17 @@ _WORDS = {
     "n4": "bias field",
     "coregister": "alignment to the session's reference",
     "register": "registration to {}",
-    "super_resolve": "super-resolution",
+    SUPER_RESOLUTION: "super-resolution",
     "target_mask": "brain mask of the output",
     "warp": "output in the space of {}",
     "quality": "image quality",
     "reportlets": "figures",
     "publish": "writing of the outputs",
+}
+_STAGE_WORDS = {
+    "prepare": "reading and preparation",
+    "reconstruct": "reconstruction",
+    "project": "projection onto the scan",
 }
 # Steps that there is one of per template or space: "register:TEMPLATE" in records, "register_TEMPLATE" as a node.
 _WITH_TEMPLATE = re.compile(r"(register|warp)[:_](.+)")
@@ -39,3 +45,8 @@ def step_words(step: str) -> str:
     """
     found = _WITH_TEMPLATE.fullmatch(step)
     return _WORDS[found[1]].format(found[2]) if found else _WORDS.get(step, step)
+
+
+def stage_words(stage: str) -> str:
+    """Return a stage of super-resolution in plain words; a name that is no stage's stays as it is."""
+    return _STAGE_WORDS.get(stage, stage)

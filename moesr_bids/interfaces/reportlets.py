@@ -64,10 +64,20 @@ class ImageReportlets(RecordedInterface):
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         # matplotlib takes a second to import, which no one should wait for who only builds the workflow
+        from moesr_bids.reports.planes import forget_volumes
+
+        try:
+            figures = self._draw(Path(runtime.cwd))
+        finally:
+            forget_volumes()  # this process goes on to other steps
+        self._results["out_files"] = [str(figure) for figure in figures]
+        return {"Figures": [figure.name for figure in figures]}
+
+    def _draw(self, folder: Path) -> list[Path]:
+        """Draw all figures into a folder."""
         from moesr_bids.reports.figures import plot_mask
         from moesr_bids.reports.residual import plot_residual
 
-        folder = Path(runtime.cwd)
         preproc, mask = Path(self.inputs.preproc_file), Path(self.inputs.mask_file)
         output = self._given("sr_file")
         figures = [plot_mask(preproc, mask, folder / "brainmask.png"), *self._of_preprocessing(folder, preproc, mask)]
@@ -77,8 +87,7 @@ class ImageReportlets(RecordedInterface):
         if residual := self._given("residual_file"):
             noise_alone = self._sr_record().data_consistency.noise_alone_std
             figures.append(plot_residual(residual, mask, folder / "residual.png", noise_alone=noise_alone))
-        self._results["out_files"] = [str(figure) for figure in figures]
-        return {"Figures": [figure.name for figure in figures]}
+        return figures
 
     def _of_preprocessing(self, folder: Path, preproc: Path, mask: Path) -> list[Path]:
         """Draw the corrections of gradient nonlinearity and bias field."""

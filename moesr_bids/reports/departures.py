@@ -9,14 +9,24 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from moesr_bids.preproc.images import resample_to
-from moesr_bids.reports.drawing import label_panel, new_figure, save, show
-from moesr_bids.reports.planes import Volume, bounding_box, box_on, intensity_window
-from moesr_bids.reports.zooms import plane_showing_slices, window_around
+from moesr_bids.reports.drawing import BAR, colour_bar, label_panel, panel_grid, save, show_pixels
+from moesr_bids.reports.planes import (
+    WORLD_LETTERS,
+    Volume,
+    bounding_box,
+    box_on,
+    intensity_window,
+    plane,
+    plane_of_other,
+    plane_zooms,
+    spline_coefficients,
+)
+from moesr_bids.reports.zooms import WINDOW_MM, plane_showing_slices, window_around
 
 PLACES = 4
 APART_MM = 20.0
 _WIDTH_MM = 1.5  # standard deviation of the Gaussian in which the difference is averaged: one voxel is no place
+_APART_AT_MOST_MM = 1.5  # of the voxels that are looked at to find the places
 _INSIDE_MM = 3.0  # from the edge of the mask: there, skull and fluid differ most
 _LEAST_LIMIT = 1.0  # % of the brightest: smaller differences are not magnified
 
@@ -29,7 +39,7 @@ def plot_departures(input_path: Path, output_path: Path, mask_path: Path, out_fi
     Parameters
     ----------
     input_path : pathlib.Path
-        Bias-corrected input on its own grid; it is interpolated linearly.
+        Bias-corrected input on its own grid; it is interpolated by cubic splines.
     output_path : pathlib.Path
         Super-resolved image.
     mask_path : pathlib.Path
@@ -49,35 +59,40 @@ def plot_departures(input_path: Path, output_path: Path, mask_path: Path, out_fi
 
     """
     before, after, mask = Volume.load(input_path), Volume.load(output_path), Volume.load(mask_path)
-    inside, linear = (
-        after.with_data(resample_to(volume.data, volume.affine, after.data.shape, after.affine, order))
-        for volume, order in ((mask, 0), (before, 1))
-    )
-    low, high = intensity_window(after, box_on(mask, after, bounding_box(mask)), inside)
-    difference = after.with_data(100 * (after.data - linear.data) / high)
-    places = largest_places(difference, inside)
+    low, high = intensity_window(before, bounding_box(mask), mask.on(before, 0))
+    spline = spline_coefficients(before)
+    places = _places(spline, after, mask)
     axis = plane_showing_slices(before)
-    figure = new_figure(12.0, 9.2)
-    panels = figure.subplots(3, PLACES, squeeze=False)
-    shares = [abs(float(difference.data[place])) for place in places]
-    limit = max(_LEAST_LIMIT, *shares) if shares else _LEAST_LIMIT
+    windows = [window_around(after, place, axis) for place in places]
+    pairs = [
+        (plane_of_other(spline, after, axis, index, box, order=3), plane(after, axis, index, box))
+        for box, index in windows
+    ]
+    changes = [100 * (output - interpolated) / high for interpolated, output in pairs]
+    limit = max([_LEAST_LIMIT, *(float(np.percentile(np.abs(change), 99.8)) for change in changes)])
+    zooms = plane_zooms(after, axis)
+    rows, columns = (WINDOW_MM, WINDOW_MM) if not pairs else np.array(pairs[0][0].shape) * zooms
+    figure, panels = panel_grid([columns] * PLACES, [rows] * 3, right=BAR)
     drawn: Any = None
-    for column in range(PLACES):
-        for axes in panels[:, column]:
-            axes.set_axis_off()
-        if column >= len(places):
-            continue
-        box, index = window_around(after, places[column], axis)
-        for row, (name, volume) in enumerate((("input, interpolated", linear), ("output", after))):
-            show(panels[row, column], volume, axis, index, box, cmap="gray", vmin=low, vmax=high)
+    for column, (place, (interpolated, output), change) in enumerate(zip(places, pairs, changes, strict=True)):
+        for row, (name, pixels) in enumerate((("input, interpolated", interpolated), ("output", output))):
+            show_pixels(panels[row, column], pixels, zooms, cmap="gray", vmin=low, vmax=high)
             label_panel(panels[row, column], name, axis)
-        drawn = show(panels[2, column], difference, axis, index, box, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        label_panel(panels[2, column], _where(after, places[column]), axis)
+        drawn = show_pixels(panels[2, column], change, zooms, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        label_panel(panels[2, column], _where(after, place), axis)
     if drawn is not None:
-        bar = figure.colorbar(drawn, ax=panels[2].tolist(), shrink=0.8, pad=0.01, extend="both")
-        bar.set_label("output − input, % of the brightest", color="white", fontsize=9)
-        bar.ax.tick_params(colors="white", labelsize=8)
+        colour_bar(figure, drawn, "output − input, % of the brightest", extend="both", bottom=0.02, top=0.3)
     return save(figure, out_file)
+
+
+def _places(spline: Volume, after: Volume, mask: Volume) -> list[Place]:
+    """Find where the output differs most, by voxels that are near enough to each other to miss no place."""
+    box = box_on(mask, after, bounding_box(mask))
+    i, j, k = (max(1, int(_APART_AT_MOST_MM / float(zoom))) for zoom in after.zooms)
+    sparse = after.cropped(box).every((i, j, k))
+    difference = sparse.with_data(sparse.data - spline.on(sparse, 3).data)
+    found = np.array(largest_places(difference, mask.on(sparse, 0)), dtype=int).reshape(-1, 3) * (i, j, k) + box.low
+    return [(int(x), int(y), int(z)) for x, y, z in found]
 
 
 def largest_places(difference: Volume, inside: Volume) -> list[Place]:
@@ -116,4 +131,6 @@ def largest_places(difference: Volume, inside: Volume) -> list[Place]:
 def _where(volume: Volume, place: Place) -> str:
     """World position of a voxel, as in "R +12, A -30, S +44 mm"."""
     position = (volume.affine @ np.array([*place, 1.0]))[:3]
-    return ", ".join(f"{letter} {value:+.0f}" for letter, value in zip("RAS", position, strict=True)) + " mm"
+    return (
+        ", ".join(f"{letter} {round(value):+d}" for letter, value in zip(WORLD_LETTERS, position, strict=True)) + " mm"
+    )

@@ -9,17 +9,24 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Patch
 
-from moesr_bids.reports.drawing import label_panel, new_figure, require_same_grid, save, show
-from moesr_bids.reports.planes import PLANES, Box, Volume, bounding_box, box_on, foreground, intensity_window, plane
+from moesr_bids.reports.drawing import (
+    BAR,
+    colour_bar,
+    label_slice,
+    panel_grid,
+    require_same_grid,
+    save,
+    show,
+    slices_in_columns,
+)
+from moesr_bids.reports.planes import Box, Volume, bounding_box, box_on, intensity_window, plane
 
 # Told apart also without colour vision (Okabe and Ito): blue, vermilion, green.
 COLOURS = ("#0072b2", "#d55e00", "#009e73")
 _LEAST_LIMIT = 0.5  # % of the brightest: smaller differences are not magnified
 
 
-def plot_experts(
-    image_path: Path, mask_path: Path, maps: Mapping[str, Path], out_file: Path, *, columns: int = 2
-) -> Path:
+def plot_experts(image_path: Path, mask_path: Path, maps: Mapping[str, Path], out_file: Path) -> Path:
     """Show the gate of a mixture of experts on the image, and the difference that each expert makes.
 
     Parameters
@@ -33,8 +40,6 @@ def plot_experts(
         image, in its units), three of each in one order, on the grid of the image.
     out_file : pathlib.Path
         PNG to write.
-    columns : int
-        Slices per plane.
 
     Returns
     -------
@@ -53,20 +58,19 @@ def plot_experts(
     experts = [name.removeprefix("gate-") for name in volumes if name.startswith("gate-")]
     mask = Volume.load(mask_path)
     box = box_on(mask, image, bounding_box(mask, margin_mm=8))
-    low, high = intensity_window(image, bounding_box(foreground(image), margin_mm=5))
+    brain = box_on(mask, image, bounding_box(mask))
+    low, high = intensity_window(image, box, image.with_data(mask.on(image, 0).data > 0))
     changes = {name: volumes[f"difference-{name}"] for name in experts}
     changes = {name: change.with_data(100 * change.data / high) for name, change in changes.items()}
     spread = [np.percentile(np.abs(change.data[box.slices]), 99.5) for change in changes.values()]
     limit = max(_LEAST_LIMIT, float(max(spread)))
 
-    figure = new_figure(12.0, 2.1 * (2 + len(experts)))
-    panels = figure.subplots(2 + len(experts), 3 * columns, squeeze=False)
+    slices, widths, height = slices_in_columns(image, box, brain)
+    figure, panels = panel_grid(widths, [height] * (2 + len(experts)), right=BAR)
     drawn: Any = None
-    slices = [(axis, index) for axis in range(3) for index in box.positions(axis, columns, inset=0.35)]
     for column, (axis, index) in enumerate(slices):
-        where = f"{PLANES[axis]} {index}"
         show(panels[0, column], image, axis, index, box, cmap="gray", vmin=low, vmax=high)
-        label_panel(panels[0, column], where, axis)
+        label_slice(panels[0, column], image, axis, index, box)
         weights = [plane(volumes[f"gate-{name}"], axis, index, box) for name in experts]
         drawn_gate = panels[1, column].imshow(
             _blend(weights, _grey(image, axis, index, box, low, high)),
@@ -74,21 +78,20 @@ def plot_experts(
             interpolation="nearest",
         )
         drawn_gate.axes.set_axis_off()
-        label_panel(panels[1, column], "gate", axis)
+        label_slice(panels[1, column], image, axis, index, box, "gate")
         for row, (name, change) in enumerate(changes.items(), start=2):
             drawn = show(panels[row, column], change, axis, index, box, cmap="RdBu_r", vmin=-limit, vmax=limit)
-            label_panel(panels[row, column], f"{name} alone", axis)
+            label_slice(panels[row, column], image, axis, index, box, f"{name} alone")
+    gates = panels[1, -1].get_position()
     figure.legend(
         handles=[Patch(color=colour, label=name) for colour, name in zip(COLOURS, experts, strict=True)],
-        loc="outside upper center",
-        ncols=len(experts),
+        loc="center left",
+        bbox_to_anchor=(gates.x1, (gates.y0 + gates.y1) / 2),
         frameon=False,
         labelcolor="white",
         fontsize=9,
     )
-    bar = figure.colorbar(drawn, ax=panels[2:].ravel().tolist(), shrink=0.6, pad=0.01, extend="both")
-    bar.set_label("difference to the image, % of the brightest", color="white", fontsize=8)
-    bar.ax.tick_params(colors="white", labelsize=8)
+    colour_bar(figure, drawn, "difference to the image, % of the brightest", extend="both", bottom=0.1, top=0.5)
     return save(figure, out_file)
 
 

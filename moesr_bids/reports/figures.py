@@ -10,18 +10,28 @@ import numpy as np
 
 from moesr_bids.preproc.images import resample_to
 from moesr_bids.reports.drawing import (
+    BAR,
+    box_mm,
+    colour_bar,
     draw_outline,
-    label_panel,
-    new_figure,
+    label_slice,
+    panel_grid,
     pixel_centres,
     require_same_grid,
     save,
+    sheet_of_planes,
     show,
+    show_inside,
+    slices_in_columns,
 )
-from moesr_bids.reports.planes import PLANES, Volume, bounding_box, box_on, foreground, intensity_window, plane
+from moesr_bids.reports.planes import Volume, bounding_box, box_on, foreground, intensity_window, plane, whole
+
+_MASK_COLUMNS = 6
+_MARGIN_MM = 4.0  # around the brain
+_SHEET_WIDTH = 10.0  # inches: two pixels to a voxel of 0.7 mm, and no larger than a page that is mailed can bear
 
 
-def plot_mask(image_path: Path, mask_path: Path, out_file: Path, *, columns: int = 6) -> Path:
+def plot_mask(image_path: Path, mask_path: Path, out_file: Path) -> Path:
     """Draw the outline of the brain mask on the image, in three planes.
 
     Parameters
@@ -32,8 +42,6 @@ def plot_mask(image_path: Path, mask_path: Path, out_file: Path, *, columns: int
         Brain mask on the same grid.
     out_file : pathlib.Path
         PNG to write.
-    columns : int
-        Slices per plane.
 
     Returns
     -------
@@ -51,20 +59,18 @@ def plot_mask(image_path: Path, mask_path: Path, out_file: Path, *, columns: int
     # slices through the mask, the whole field of view in each: a mask in the neck must be seen
     field_of_view = bounding_box(foreground(image), margin_mm=5)
     brain = bounding_box(mask)
-    low, high = intensity_window(image, field_of_view)
-    figure = new_figure(2.0 * columns, 6.6)
-    panels = figure.subplots(3, columns, squeeze=False)
+    low, high = intensity_window(image, field_of_view, mask)
+    x, y, z = box_mm(image, field_of_view)
+    figure, panels = panel_grid([max(x, y)] * _MASK_COLUMNS, (z, z, y))
     for axis in range(3):
-        for axes, index in zip(panels[axis], brain.positions(axis, columns, inset=0.08), strict=True):
+        for axes, index in zip(panels[axis], brain.positions(axis, _MASK_COLUMNS, inset=0.08), strict=True):
             show(axes, image, axis, index, field_of_view, cmap="gray", vmin=low, vmax=high)
             draw_outline(axes, mask, axis, index, field_of_view)
-            label_panel(axes, f"{PLANES[axis]} {index}", axis)
+            label_slice(axes, image, axis, index, field_of_view)
     return save(figure, out_file)
 
 
-def plot_bias(
-    preproc_path: Path, log_field_path: Path, out_file: Path, *, mask_path: Path | None = None, columns: int = 2
-) -> Path:
+def plot_bias(preproc_path: Path, log_field_path: Path, out_file: Path, *, mask_path: Path | None = None) -> Path:
     """Show the image before the bias correction, the field in percent, and the corrected image.
 
     The uncorrected image is the corrected one times the field. The field is shown relative to its median in the
@@ -80,8 +86,6 @@ def plot_bias(
         PNG to write.
     mask_path : pathlib.Path, optional
         Brain mask on the same grid; without it the foreground is used.
-    columns : int
-        Slices per plane.
 
     Returns
     -------
@@ -108,35 +112,29 @@ def plot_bias(
     uncorrected = corrected.with_data(corrected.data * np.exp(field.data - middle))
     in_brain = np.abs(percent.data[inside.data > 0])
     limit = max(5.0, float(np.ceil(np.percentile(in_brain, 99)))) if values.size else 5.0
-    low, high = intensity_window(corrected, brain)
+    low, high = intensity_window(corrected, brain, inside)
     grey = {"cmap": "gray", "vmin": low, "vmax": high}
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 1000) if limit / step <= 4 or step == 1000)
     levels = np.arange(-10, 11) * step
 
-    figure = new_figure(12.0, 6.6)
-    panels = figure.subplots(3, 3 * columns, squeeze=False)
+    slices, widths, height = slices_in_columns(corrected, box, brain)
+    figure, panels = panel_grid(widths, [height] * 3, right=BAR)
     colored: Any = None
-    slices = [(axis, index) for axis in range(3) for index in brain.positions(axis, columns, inset=0.35)]
     for column, (axis, index) in enumerate(slices):
-        where = f"{PLANES[axis]} {index}"
         for row, volume, text in ((0, uncorrected, "before"), (1, uncorrected, "field"), (2, corrected, "after")):
             show(panels[row, column], volume, axis, index, box, **grey)
-            label_panel(panels[row, column], f"{text}, {where}", axis)
+            label_slice(panels[row, column], corrected, axis, index, box, text)
         colored = show(panels[1, column], percent, axis, index, box, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.55)
         pixels = plane(percent, axis, index, box)
         lines = panels[1, column].contour(
             *pixel_centres(percent, axis, pixels), pixels, levels=levels, colors="white", linewidths=0.6
         )
         panels[1, column].clabel(lines, fontsize=6, fmt="%d")
-    bar = figure.colorbar(colored, ax=list(panels[1]), shrink=0.9, pad=0.01)
-    bar.set_label("field, % of its median", color="white", fontsize=8)
-    bar.ax.tick_params(colors="white", labelsize=8)
+    colour_bar(figure, colored, "field, % of its median", extend="both", bottom=0.36, top=0.64)
     return save(figure, out_file)
 
 
-def plot_gradunwarp(
-    acquired_path: Path, unwarped_path: Path, field_path: Path, out_file: Path, *, columns: int = 2
-) -> Path:
+def plot_gradunwarp(acquired_path: Path, unwarped_path: Path, field_path: Path, out_file: Path) -> Path:
     """Show an image before and after its gradient nonlinearity was corrected, with contours of the displacement.
 
     Parameters
@@ -147,8 +145,6 @@ def plot_gradunwarp(
         ITK displacement field of any grid, shape (i, j, k, 1, 3), mm.
     out_file : pathlib.Path
         PNG to write.
-    columns : int
-        Slices per plane.
 
     Returns
     -------
@@ -171,14 +167,13 @@ def plot_gradunwarp(
     largest = max(float(distance.data[box.slices].max()), 1e-3)
     step = next((step for step in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if largest / step <= 8), 10.0)
     levels = np.arange(1, 40) * step
-    figure = new_figure(12.0, 4.8)
-    panels = figure.subplots(2, 3 * columns, squeeze=False)
-    slices = [(axis, index) for axis in range(3) for index in box.positions(axis, columns, inset=0.35)]
+    slices, widths, height = slices_in_columns(acquired, box, box)
+    figure, panels = panel_grid(widths, [height] * 2)
     for column, (axis, index) in enumerate(slices):
         for row, volume, text in ((0, acquired, "acquired"), (1, unwarped, "corrected")):
             axes = panels[row, column]
             show(axes, volume, axis, index, box, cmap="gray", vmin=low, vmax=high)
-            label_panel(axes, f"{text}, {PLANES[axis]} {index}", axis)
+            label_slice(axes, acquired, axis, index, box, text)
             pixels = plane(distance, axis, index, box)
             centres = pixel_centres(distance, axis, pixels)
             lines = axes.contour(*centres, pixels, levels=levels, colors="#f0e442", linewidths=0.6)
@@ -186,10 +181,8 @@ def plot_gradunwarp(
     return save(figure, out_file)
 
 
-def plot_uncertainty(
-    image_path: Path, std_path: Path, out_file: Path, *, mask_path: Path | None = None, columns: int = 4
-) -> Path:
-    """Show the standard deviation of the error beside the super-resolved image, in three planes.
+def plot_uncertainty(image_path: Path, std_path: Path, out_file: Path, *, mask_path: Path | None = None) -> Path:
+    """Show the standard deviation of the error over the super-resolved image, in three planes.
 
     Parameters
     ----------
@@ -201,10 +194,8 @@ def plot_uncertainty(
     out_file : pathlib.Path
         PNG to write.
     mask_path : pathlib.Path, optional
-        Brain mask on any grid: around it is what is shown, with the uncertainty and its range of colours inside of it
-        alone; without it the foreground.
-    columns : int
-        Slices per plane.
+        Brain mask on any grid: the uncertainty is shown inside of it, and the image around it; without one the
+        foreground.
 
     Returns
     -------
@@ -219,30 +210,23 @@ def plot_uncertainty(
     """
     image, std = Volume.load(image_path), Volume.load(std_path)
     require_same_grid(image, std, names=(image_path, std_path))
-    head = foreground(image)
-    box = bounding_box(head, margin_mm=5)
-    low, high = intensity_window(image, box)
-    inside = head.data > 0
-    if mask_path is not None:
-        mask = Volume.load(mask_path)
-        box = box_on(mask, image, bounding_box(mask, margin_mm=8))
-        inside = resample_to(mask.data, mask.affine, image.data.shape, image.affine, 0) > 0
+    mask = foreground(image) if mask_path is None else Volume.load(mask_path)
+    around = box_on(mask, image, bounding_box(mask, margin_mm=_MARGIN_MM))
+    # All that is shown lies in this box: the rest of the head is left aside from here on.
+    image, std = image.cropped(around), std.cropped(around)
+    inside = mask.on(image, 0)
+    box, brain = whole(image), bounding_box(inside)
+    low, high = intensity_window(image, box, inside)
+    within = inside.data > 0
     # As in the numbers: skin and fat are brighter than the brain.
-    brightest = float(np.percentile(image.data[inside], 99)) if inside.any() else high
-    percent = std.with_data(100 * std.data / brightest * (inside if mask_path is not None else 1))
-    values = percent.data[inside]
-    limit = max(1.0, float(np.ceil(np.percentile(values, 99)))) if values.size else 1.0
-    figure = new_figure(12.0, 10.0)
-    panels = figure.subplots(6, columns, squeeze=False)
+    brightest = float(np.percentile(image.data[within], 99)) if within.any() else high
+    percent = std.with_data(100 * std.data / brightest)
+    limit = max(1.0, float(np.ceil(np.percentile(percent.data[within], 99)))) if within.any() else 1.0
+    figure, slices = sheet_of_planes(image, box, brain, width=_SHEET_WIDTH)
     shown: Any = None
-    for axis in range(3):
-        for column, index in enumerate(box.positions(axis, columns, inset=0.25)):
-            above, below = panels[2 * axis, column], panels[2 * axis + 1, column]
-            show(above, image, axis, index, box, cmap="gray", vmin=low, vmax=high)
-            shown = show(below, percent, axis, index, box, cmap="magma", vmin=0, vmax=limit)
-            label_panel(above, f"{PLANES[axis]} {index}", axis)
-            label_panel(below, "uncertainty", axis)
-    bar = figure.colorbar(shown, ax=panels, shrink=0.5, pad=0.01, extend="max")
-    bar.set_label("standard deviation of the error, % of the brightest", color="white", fontsize=8)
-    bar.ax.tick_params(colors="white", labelsize=8)
+    for axes, axis, index in slices:
+        show(axes, image, axis, index, box, cmap="gray", vmin=low, vmax=high)
+        shown = show_inside(axes, percent, inside, axis, index, box, cmap="magma", vmin=0, vmax=limit)
+        label_slice(axes, image, axis, index, box)
+    colour_bar(figure, shown, "standard deviation of the error, % of the brightest", extend="max")
     return save(figure, out_file)

@@ -11,18 +11,17 @@ from typing import Any
 
 import attrs
 import pandas as pd
-from markupsafe import Markup
 
 from moesr_bids.atomic import write_text
 from moesr_bids.bids.record import Record
 from moesr_bids.reports.derivatives import ImageRecord, find_images
 from moesr_bids.reports.fragments import state_words, warnings_of
 from moesr_bids.reports.metrics import QUALITY_METRICS
-from moesr_bids.reports.plots import LEAST_IMAGES, OUTLIER_SCORE, Metric, distributions, outliers, plotly_script
+from moesr_bids.reports.plots import LEAST_IMAGES, OUTLIER_SCORE, Metric, distributions, outliers
 from moesr_bids.reports.ratings import ratings_files, read_ratings, with_ratings, write_dictionaries
 from moesr_bids.reports.templates import render
 from moesr_bids.reports.values import NOT_AVAILABLE, number, stated
-from moesr_bids.reports.verdict import reasons, verdict
+from moesr_bids.reports.verdict import RULES, Rule, reasons, verdict
 
 
 @attrs.frozen
@@ -85,6 +84,20 @@ def _quality_columns() -> list[Column]:
     ]
 
 
+def _of_rule(rule: Rule) -> Callable[[Record], Any]:
+    return lambda record: rule.value(record)
+
+
+def _verdict_columns(others: Sequence[Column]) -> list[Column]:
+    """Return columns for the figures that the verdict asks, where no other column holds them."""
+    have = {column.name for column in others}
+    return [
+        Column(rule.column, _of(_of_rule(rule)), f"What the verdict asks: {rule.name.rstrip(',')}", title=rule.title)
+        for rule in RULES
+        if rule.column not in have
+    ]
+
+
 _STATE = (
     "done; skipped: done by an earlier run with the same settings; failed; waiting: not begun; running: begun and not "
     "finished; missing: recorded as done, but the main output or its sidecar is not there"
@@ -93,7 +106,7 @@ _OUTLIER = (
     f"more than {OUTLIER_SCORE:g} scaled median absolute deviations from the median of the images of its contrast "
     f"(0.6745 |x - median| / MAD, Iglewicz & Hoaglin 1993; from {LEAST_IMAGES} images on)"
 )
-COLUMNS: tuple[Column, ...] = (
+_FACTS: tuple[Column, ...] = (
     Column("participant_id", lambda record: record.participant, "Participant", heading="Participant"),
     Column("session_id", lambda record: record.session, "Session", heading="Session"),
     Column("image", lambda record: record.key, "Name of the input image without extension", heading="Image"),
@@ -276,8 +289,10 @@ COLUMNS: tuple[Column, ...] = (
     Column("reason", lambda record: record.status and record.status.reason, "Why the image failed or was skipped"),
 )
 
-
+COLUMNS = (*_FACTS, *_verdict_columns(_FACTS))
+_LIMITS = {rule.column: rule for rule in RULES}
 _PLOTTED = (
+    *_LIMITS,
     *("noise_percent", "model_residual_std", "model_fraction_beyond_3", "model_structure_std"),
     *("model_structure_largest", "projection_noise_std", "projection_predicted_std", "residual_std"),
     *("beyond_grid_std", "fraction_beyond_3", "uncertainty_percent"),
@@ -320,11 +335,13 @@ def _row(out_dir: Path, record: ImageRecord, columns: Sequence[Column]) -> dict[
 
 def _metrics(records: Sequence[ImageRecord]) -> list[Metric]:
     metrics = []
-    for column in COLUMNS:
-        if column.name in _PLOTTED:
-            values = [column.value(record) for record in records]
-            known = [float(v) if isinstance(v, int | float) and math.isfinite(v) else None for v in values]
-            metrics.append(Metric(column.name, column.title or column.heading or column.name, tuple(known)))
+    by_name = {column.name: column for column in COLUMNS}
+    for name in dict.fromkeys(_PLOTTED):
+        column, rule = by_name[name], _LIMITS.get(name)
+        values = [column.value(record) for record in records]
+        known = [float(v) if isinstance(v, int | float) and math.isfinite(v) else None for v in values]
+        title = rule.title if rule else column.title or column.heading or name
+        metrics.append(Metric(name, title, tuple(known), *((rule.low, rule.high) if rule else ())))
     return metrics
 
 
@@ -339,14 +356,14 @@ def _page(
     incomplete = [record for record in records if not record.complete]
     verdicts = {record.key: verdict(record) for record in records}
     rows = [_row(out_dir, record, columns) for record in records]
-    figure = distributions(records, metrics, [record.outlier_in for record in records], [row["link"] for row in rows])
+    links = [row["link"] for row in rows]
+    plots = distributions(records, metrics, [record.outlier_in for record in records], links)
     return render(
         "group.html.j2",
         columns=columns,
         rows=rows,
-        # Of the package and escaped: not text to be quoted.
-        figure=Markup(figure),
-        plotly=Markup(plotly_script()) if figure else "",
+        plots=plots,
+        least_images=LEAST_IMAGES,
         outlier_rule=_OUTLIER,
         incomplete=[
             {"key": record.key, "words": state_words(record), "link": _row(out_dir, record, ())["link"]}

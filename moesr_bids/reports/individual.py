@@ -7,6 +7,7 @@ import mimetypes
 import re
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import attrs
 from nireports.assembler.report import Report, SubReport
@@ -14,7 +15,8 @@ from nireports.assembler.report import Report, SubReport
 from moesr_bids.atomic import temporary_beside, write_text
 from moesr_bids.bids.names import figure_name
 from moesr_bids.reports.derivatives import ImageRecord, find_images
-from moesr_bids.reports.fragments import errors_html, methods_html, numbers_html, summary_html, times_html, warnings_of
+from moesr_bids.reports.fragments import errors_html, methods_html, summary_html, times_html, warnings_of
+from moesr_bids.reports.numbers import numbers_html
 from moesr_bids.reports.templates import render, template_dir
 from moesr_bids.reports.values import NOT_AVAILABLE, duration, number, triple
 from moesr_bids.reports.verdict import reasons, verdict
@@ -33,6 +35,59 @@ class Fragment:
     title: str | None = None
     subtitle: str | None = None
     description: str | None = None
+
+
+@attrs.frozen
+class ImageBlock:
+    """What the page shows of one image.
+
+    Attributes
+    ----------
+    name : str
+        Anchor.
+    title : str
+        Entities of the image, as HTML.
+    verdict : str
+    shown, folded : list
+        Reportlets that are seen at once, and those that a reader unfolds.
+
+    """
+
+    name: str
+    title: str
+    verdict: str
+    shown: list[Any]
+    folded: list[Any]
+
+
+# What a reader came for, in this order. Of an image that did not go through, what happened comes first.
+_SHOWN = ("slider", "summary", "zooms")
+_SHOWN_OF_FAILED = ("summary", "slider", "zooms")
+_KEY = re.compile(r'data-image="([^"]+)"')
+_DESC = re.compile(r"(?:^|_)desc-([a-z]+)")
+
+
+def _image_blocks(reportlets: list[Any], records: list[ImageRecord]) -> list[ImageBlock]:
+    """Group the reportlets that nireports found, one image after the other, into a block per image."""
+    groups: list[list[Any]] = []
+    for reportlet in reportlets:
+        if reportlet.title:  # the first of an image has it
+            groups.append([])
+        groups[-1].append(reportlet)
+    by_key = {record.key: record for record in records}
+    blocks = []
+    for group in groups:
+        by_desc = {found[1]: reportlet for reportlet in group if (found := _DESC.search(reportlet.name))}
+        key = _KEY.search(by_desc["summary"].components[0][0])
+        if key is None or key[1] not in by_key:
+            continue  # figures of an image that the folder knows no more
+        record = by_key[key[1]]
+        order = _SHOWN if record.complete else _SHOWN_OF_FAILED
+        title = group[0].title.removeprefix("Reports for: ").removesuffix(".").replace("suffix ", "")
+        shown = [by_desc[desc] for desc in order if desc in by_desc]
+        folded = [reportlet for desc, reportlet in by_desc.items() if desc not in order]
+        blocks.append(ImageBlock(f"image-{record.key}", title, verdict(record), shown, folded))
+    return blocks
 
 
 def _write_fragments(figures: Path, records: list[ImageRecord]) -> None:
@@ -160,6 +215,8 @@ def build_participant_report(out_dir: Path, participant: str, *, single_file: bo
         errors = SubReport("Errors", reportlets=[Fragment("errors-text", [(errors_text, None)])])
         # what failed is read first
         failed = not records or not all(record.complete for record in records)
+        for section in report.sections:
+            section.reportlets = _image_blocks(section.reportlets, records)
         sections = [*_doubtful_masks(figures, records), *report.sections, methods]
         report.sections = [errors, *sections] if failed else [*sections, errors]
         report.generate_report()

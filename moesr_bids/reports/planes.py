@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import nibabel as nb
 import numpy as np
 import numpy.typing as npt
 from nibabel.affines import voxel_sizes
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import affine_transform, map_coordinates, spline_filter
 
 PLANES = ("sagittal", "coronal", "axial")
 """Names of the planes across the first, second and third axis of a volume in RAS order."""
+WORLD_LETTERS = ("R", "A", "S")
+"""Where the coordinates of the world grow to along these axes."""
+POSITIONS = 3
+"""Slices of each plane that every figure shows, the same in all."""
 
 FloatImage = npt.NDArray[np.float32]
 
@@ -44,20 +49,54 @@ class Volume:
             The image has more than one volume.
 
         """
-        image = nb.as_closest_canonical(nb.squeeze_image(nb.load(path)))
-        if len(image.shape) != 3:
-            raise ValueError(f"{path} has shape {image.shape}, a figure needs three dimensions: give a single volume")
-        data = np.nan_to_num(image.get_fdata(dtype=np.float32, caching="unchanged"), posinf=0, neginf=0)
-        return cls(np.asarray(data, dtype=np.float32), np.asarray(image.affine, dtype=np.float64))
+        return _read(Path(path), Path(path).stat().st_mtime_ns)
 
     @property
     def zooms(self) -> npt.NDArray[np.float64]:
         """Voxel size in mm along each axis."""
         return np.asarray(voxel_sizes(self.affine))
 
+    def cropped(self, box: Box) -> Volume:
+        """Return the voxels of a box, which stay where they are in the world."""
+        affine = self.affine.copy()
+        affine[:3, 3] += self.affine[:3, :3] @ np.array(box.low)
+        return Volume(self.data[box.slices], affine)
+
+    def every(self, steps: tuple[int, int, int]) -> Volume:
+        """Return every so many voxels along each axis."""
+        i, j, k = (slice(None, None, step) for step in steps)
+        return Volume(self.data[i, j, k], self.affine @ np.diag([*map(float, steps), 1.0]))
+
+    def on(self, grid: Volume, order: int) -> Volume:
+        """Interpolate at the voxels of another grid; the outermost voxels go on beyond it.
+
+        `order` is 0 for the nearest voxel, 1 for linear interpolation, and 3, of `spline_coefficients`, for splines.
+        """
+        if order < 2 and self.data.shape == grid.data.shape and np.allclose(self.affine, grid.affine, atol=1e-4):
+            return self
+        matrix = np.linalg.inv(self.affine) @ grid.affine
+        place = {"matrix": matrix[:3, :3], "offset": matrix[:3, 3], "output_shape": grid.data.shape}
+        return grid.with_data(affine_transform(self.data, **place, order=order, mode="nearest", prefilter=False))
+
     def with_data(self, data: npt.NDArray[Any]) -> Volume:
         """Return other voxels on the same grid."""
-        return Volume(data.astype(np.float32), self.affine)
+        return Volume(data.astype(np.float32, copy=False), self.affine)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, changed_ns: int) -> Volume:
+    """Read a file, as `Volume.load` says; most figures of an image show the same few."""
+    image = nb.as_closest_canonical(nb.squeeze_image(nb.load(path)))
+    if len(image.shape) != 3:
+        raise ValueError(f"{path} has shape {image.shape}, a figure needs three dimensions: give a single volume")
+    data = np.nan_to_num(image.get_fdata(dtype=np.float32, caching="unchanged"), copy=False, posinf=0, neginf=0)
+    data.flags.writeable = False  # other figures have it too
+    return Volume(data, np.asarray(image.affine, dtype=np.float64))
+
+
+def forget_volumes() -> None:
+    """Give back the memory of the files that were read."""
+    _read.cache_clear()
 
 
 @attrs.frozen
@@ -73,7 +112,7 @@ class Box:
         i, j, k = (slice(low, high) for low, high in zip(self.low, self.high, strict=True))
         return i, j, k
 
-    def positions(self, axis: int, count: int, inset: float = 0.2) -> list[int]:
+    def positions(self, axis: int, count: int = POSITIONS, inset: float = 0.25) -> list[int]:
         """Return ``count`` slice numbers along ``axis``, evenly between the fractions ``inset`` and 1 - ``inset``."""
         fractions = np.linspace(inset, 1 - inset, count) if count > 1 else np.array([0.5])
         first, last = self.low[axis], self.high[axis] - 1
@@ -92,6 +131,12 @@ def bounding_box(volume: Volume, margin_mm: float = 0.0) -> Box:
             low[axis] = max(0, int(occupied[0]) - margin)
             high[axis] = min(volume.data.shape[axis], int(occupied[-1]) + 1 + margin)
     return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+
+
+def whole(volume: Volume) -> Box:
+    """Return the box of all voxels."""
+    i, j, k = volume.data.shape
+    return Box((0, 0, 0), (i, j, k))
 
 
 def box_on(volume: Volume, grid: Volume, box: Box) -> Box:
@@ -139,19 +184,24 @@ def plane(volume: Volume, axis: int, index: int, box: Box) -> FloatImage:
     return np.flipud(volume.data[crop].squeeze(axis).T)
 
 
+def spline_coefficients(volume: Volume) -> Volume:
+    """Return what `plane_of_other` interpolates by cubic splines, of an image."""
+    return volume.with_data(spline_filter(volume.data, order=3, output=np.float32, mode="nearest"))
+
+
 def plane_of_other(moving: Volume, grid: Volume, axis: int, index: int, box: Box, order: int) -> FloatImage:
     """Cut the slice of ``grid`` out of another image, by world coordinates.
 
     Parameters
     ----------
     moving : Volume
-        Image to show.
+        Image to show; with order 3 its `spline_coefficients`.
     grid : Volume
         Image whose slice is asked for.
     axis, index, box
         The slice, as for `plane`, in voxels of ``grid``.
     order : int
-        0 for the nearest voxel, 1 for linear interpolation.
+        0 for the nearest voxel, 1 for linear interpolation, 3 for cubic splines.
 
     Returns
     -------
@@ -163,7 +213,7 @@ def plane_of_other(moving: Volume, grid: Volume, axis: int, index: int, box: Box
     voxels = np.stack(np.meshgrid(*ranges, indexing="ij")).reshape(3, -1)
     to_moving = np.linalg.inv(moving.affine) @ grid.affine
     where = to_moving[:3, :3] @ voxels + to_moving[:3, 3:]
-    values = map_coordinates(moving.data, where, order=order, mode="nearest")
+    values = map_coordinates(moving.data, where, order=order, mode="nearest", prefilter=False)
     limits = np.array(moving.data.shape)[:, None] - 0.5
     values[((where < -0.5) | (where > limits)).any(axis=0)] = 0
     shape = [len(numbers) for numbers in ranges]
@@ -183,10 +233,16 @@ def world_position(volume: Volume, axis: int, index: int, box: Box) -> float:
     return float((volume.affine @ np.array([*centre, 1.0]))[axis])
 
 
+def where_words(volume: Volume, axis: int, index: int, box: Box) -> str:
+    """Name a slice by its plane and its place in the world, as in ``axial, S +24 mm``."""
+    return f"{PLANES[axis]}, {WORLD_LETTERS[axis]} {round(world_position(volume, axis, index, box)):+d} mm"
+
+
 def intensity_window(volume: Volume, box: Box, inside: Volume | None = None) -> tuple[float, float]:
     """Return the grey-scale limits for display: percentiles 0.5 and 99.5 of the voxels above zero in the box.
 
-    The upper one is that of the voxels in a mask on the same grid, if given: fat can be far brighter than the brain.
+    The upper one is that of the voxels in a mask on the same grid, if given: fat can be far brighter than the brain,
+    which would then be dark.
     """
     crop = volume.data[tuple(slice(low, high) for low, high in zip(box.low, box.high, strict=True))]
     chosen = crop if inside is None else volume.data[inside.data > 0]

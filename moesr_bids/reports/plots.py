@@ -1,8 +1,8 @@
-"""Distributions of the cohort's figures, one dot per image, drawn by plotly in the page."""
+"""Distributions of the cohort's figures, one dot per image: outliers, and what a plot shows where."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +10,17 @@ import attrs
 import numpy as np
 
 from moesr_bids.reports.derivatives import ImageRecord
+from moesr_bids.reports.values import number
 
 OUTLIER_SCORE = 3.5
 LEAST_IMAGES = 8
-"""Fewer images have no outliers: the spread of so few is not known."""
+"""Fewer images have no outliers, and no plots: the spread of so few is not known."""
 _NORMAL = 0.6745  # median absolute deviation of a normal distribution, in standard deviations
-_WIDTH = 0.3  # of the cloud of dots of a contrast
-_ROW_PIXELS, _COLUMNS = 300, 3
-_MOST_AS_SVG = 500  # images; more are drawn by WebGL, which not every browser has
+_MOST_NAMED = 500  # images; of more only those that stand out have a name and a link
+WIDTH, HEIGHT = 300, 170
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 6, 8, 18  # pixels around the dots
+_LINE = 10  # pixels of a line of text
+_CLOUD = 0.3  # half the width of the dots of a contrast, of its share of the width
 
 
 @attrs.frozen
@@ -30,12 +33,21 @@ class Metric:
         Column of the table, and what stands over the plot.
     values : tuple of float or None
         One per image.
+    low, high : float
+        Range in which the verdict asks no question; infinite, or 0 below, where there is no such limit.
 
     """
 
     name: str
     title: str
     values: tuple[float | None, ...]
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def limits(self) -> list[float]:
+        """The ends of the range that say something."""
+        return [limit for limit in (self.low, self.high) if math.isfinite(limit) and limit != 0]
 
 
 def modified_z_scores(values: Sequence[float | None]) -> list[float | None]:
@@ -72,8 +84,8 @@ def distributions(
     metrics: Sequence[Metric],
     outlying: Sequence[Sequence[str]],
     links: Sequence[str | None],
-) -> str:
-    """Return the figure as JSON for ``Plotly.newPlot``.
+) -> list[dict[str, Any]]:
+    """Return what the plots show, in pixels, for the template of the page; none of fewer images than `LEAST_IMAGES`.
 
     Parameters
     ----------
@@ -86,55 +98,61 @@ def distributions(
         Where a click on an image's dot leads.
 
     """
-    from plotly.subplots import make_subplots
-
-    shown = [metric for metric in metrics if any(value is not None for value in metric.values)]
-    if not shown:
-        return ""
+    if len(records) < LEAST_IMAGES:
+        return []
     suffixes = sorted({record.suffix for record in records if record.suffix})
-    rows = -(-len(shown) // _COLUMNS)
-    titles = [metric.title for metric in shown]
-    figure = make_subplots(rows=rows, cols=_COLUMNS, subplot_titles=titles, vertical_spacing=0.25 / rows)
-    add = figure.add_scatter if len(records) <= _MOST_AS_SVG else figure.add_scattergl
-    shift = np.random.default_rng(0).uniform(-_WIDTH, _WIDTH, len(records))
-    for number, metric in enumerate(shown):
-        for place, suffix in enumerate(suffixes):
-            chosen = [n for n, record in enumerate(records) if record.suffix == suffix and metric.values[n] is not None]
-            far = [metric.name in outlying[n] for n in chosen]
-            add(
-                x=[round(place + float(shift[n]), 3) for n in chosen],
-                y=[metric.values[n] for n in chosen],
-                text=[records[n].key for n in chosen],
-                customdata=[links[n] for n in chosen],
-                mode="markers",
-                marker={
-                    "size": [10 if out else 5 for out in far],
-                    "symbol": ["diamond" if out else "circle" for out in far],
-                    "color": ["#b3141d" if out else "#4a7fb5" for out in far],
-                },
-                hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
-                row=number // _COLUMNS + 1,
-                col=number % _COLUMNS + 1,
-            )
-    ticks: dict[str, Any] = {"tickvals": list(range(len(suffixes))), "ticktext": suffixes}
-    figure.update_xaxes(range=[-0.6, len(suffixes) - 0.4], **ticks)
-    figure.update_layout(
-        height=rows * _ROW_PIXELS,
-        showlegend=False,
-        margin={"l": 50, "r": 10, "t": 40, "b": 30},
-        template="plotly_white",
-    )
-    return ascii_script(str(figure.to_json()))
+    shift = np.random.default_rng(0).uniform(-_CLOUD, _CLOUD, len(records))
+    share = (WIDTH - _LEFT - _RIGHT) / max(1, len(suffixes))
+    across = [
+        _LEFT + share * (suffixes.index(record.suffix) + 0.5 + float(shift[n])) if record.suffix else None
+        for n, record in enumerate(records)
+    ]
+    names = [{"x": round(_LEFT + share * (n + 0.5)), "text": suffix} for n, suffix in enumerate(suffixes)]
+    plots = []
+    for metric in metrics:
+        dots = [
+            {
+                "x": round(x, 1),
+                "value": value,
+                "key": records[n].key,
+                "link": links[n],
+                "far": metric.name in outlying[n],
+            }
+            for n, (x, value) in enumerate(zip(across, metric.values, strict=True))
+            if x is not None and value is not None
+        ]
+        if dots:
+            plots.append(_plot(metric, dots, names, all_named=len(records) <= _MOST_NAMED))
+    return plots
 
 
-def plotly_script() -> str:
-    """Return plotly's script, to stand in the page: it asks no other host for anything."""
-    from plotly.offline import get_plotlyjs
+def _plot(
+    metric: Metric, dots: list[dict[str, Any]], names: list[dict[str, Any]], *, all_named: bool
+) -> dict[str, Any]:
+    """Return one plot: marks of the axis, limits of the verdict, dots with a name, and those without."""
+    values = [dot["value"] for dot in dots]
+    ends = [*values, *metric.limits]
+    low, high = min(ends), max(ends)
+    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    low, high = low - room, high + room
 
-    return ascii_script(get_plotlyjs())
+    def up(value: float) -> float:
+        return round(HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (value - low) / (high - low), 1)
 
-
-def ascii_script(text: str) -> str:
-    """Return JavaScript or JSON with other characters as escapes, and nothing that would end a script element."""
-    escaped = "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
-    return escaped.replace("</", "<\\/")
+    for dot in dots:
+        dot |= {"y": up(dot["value"]), "text": f"{dot['key']}: {number(dot['value'], 4)}"}
+    named = [dot for dot in dots if all_named or dot["far"]]
+    marks = [min(values)]
+    for value in (float(np.median(values)), max(values)):  # what would be written over another is left out
+        if up(marks[-1]) - up(value) >= _LINE:
+            marks.append(value)
+    return {
+        "title": metric.title,
+        "judged": bool(metric.limits),
+        "marks": [{"y": up(value), "text": number(value, 3)} for value in marks],
+        "limits": [{"y": up(value), "text": number(value, 3)} for value in metric.limits],
+        "named": named,
+        # A path of dots takes a tenth of the room of elements of their own.
+        "unnamed": "".join(f"M{dot['x']} {dot['y']}h0" for dot in dots if not (all_named or dot["far"])),
+        "suffixes": names,
+    }

@@ -10,29 +10,27 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from scipy.stats import norm
 
-from moesr_bids.reports.drawing import BACKGROUND, draw_outline, label_panel, new_figure, require_same_grid, save, show
-from moesr_bids.reports.planes import PLANES, Volume, bounding_box
+from moesr_bids.reports.drawing import colour_bar, label_slice, require_same_grid, save, sheet_of_planes, show_inside
+from moesr_bids.reports.planes import Volume, bounding_box, whole
 
 RESIDUAL_LIMIT = 4.0
+_HISTOGRAM = 4.2  # inches
+_MARGIN_MM = 4.0
 
 
-def plot_residual(
-    residual_path: Path, mask_path: Path, out_file: Path, *, noise_alone: float = 1.0, columns: int = 4
-) -> Path:
-    """Show what the output leaves of the input, in noise units, as a map and as a histogram.
+def plot_residual(residual_path: Path, mask_path: Path, out_file: Path, *, noise_alone: float = 1.0) -> Path:
+    """Show what the output leaves of the input inside the brain, in noise units, as a map and as a histogram.
 
     Parameters
     ----------
     residual_path : pathlib.Path
         Input minus A(output), divided by the noise standard deviation, on the input's grid.
     mask_path : pathlib.Path
-        Brain mask on the same grid; the histogram counts its voxels.
+        Brain mask on the same grid.
     out_file : pathlib.Path
         PNG to write.
     noise_alone : float
         Standard deviation that noise alone would have in the map: below 1 in a zero-filled scan.
-    columns : int
-        Slices per plane.
 
     Returns
     -------
@@ -47,22 +45,19 @@ def plot_residual(
     """
     residual, mask = Volume.load(residual_path), Volume.load(mask_path)
     require_same_grid(residual, mask, names=(residual_path, mask_path))
-    brain = bounding_box(mask)
-    box = bounding_box(mask, margin_mm=8)
-    figure = new_figure(12.0, 6.0)
-    parts: Any = figure.subfigures(1, 2, width_ratios=(2.4, 1), facecolor=BACKGROUND)
-    map_part, histogram_part = parts
-    panels = map_part.subplots(3, columns, squeeze=False)
-    shown = None
-    for axis in range(3):
-        for axes, index in zip(panels[axis], brain.positions(axis, columns), strict=True):
-            shown = show(axes, residual, axis, index, box, cmap="RdBu_r", vmin=-RESIDUAL_LIMIT, vmax=RESIDUAL_LIMIT)
-            draw_outline(axes, mask, axis, index, box, color="black")
-            label_panel(axes, f"{PLANES[axis]} {index}", axis)
-    bar = map_part.colorbar(shown, ax=panels, orientation="horizontal", shrink=0.6, aspect=40, pad=0.02, extend="both")
-    bar.set_label("input − A(output), in units of the noise", color="white", fontsize=9)
-    bar.ax.tick_params(colors="white", labelsize=8)
-    _histogram(histogram_part.subplots(), residual.data[mask.data > 0], noise_alone)
+    around = bounding_box(mask, margin_mm=_MARGIN_MM)
+    residual, mask = residual.cropped(around), mask.cropped(around)
+    box = whole(residual)
+    figure, slices = sheet_of_planes(residual, box, bounding_box(mask), right=_HISTOGRAM)
+    shown: Any = None
+    for axes, axis, index in slices:
+        limits = {"vmin": -RESIDUAL_LIMIT, "vmax": RESIDUAL_LIMIT}
+        shown = show_inside(axes, residual, mask, axis, index, box, cmap="RdBu_r", **limits)
+        label_slice(axes, residual, axis, index, box)
+    width = figure.get_size_inches()[0]
+    histogram = figure.add_axes((1 - (_HISTOGRAM - 0.65) / width, 0.1, (_HISTOGRAM - 1.75) / width, 0.76))
+    _histogram(histogram, residual.data[mask.data > 0], noise_alone)
+    colour_bar(figure, shown, "input − A(output), in units of the noise", extend="both")
     return save(figure, out_file)
 
 
@@ -79,6 +74,7 @@ def _histogram(axes: Axes, values: npt.NDArray[np.float32], noise_alone: float) 
             f"beyond ±3: {beyond:.2f} % (noise alone: {200 * norm.sf(3 / noise_alone):.2g} %)",
             color="white",
             fontsize=9,
+            y=1.0,
         )
     else:
         axes.set_title("the mask is empty", color="white", fontsize=9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ from moesr_bids.reports.planes import (
     plane,
     plane_of_other,
     plane_zooms,
-    world_position,
+    spline_coefficients,
+    where_words,
 )
 from moesr_bids.reports.templates import render
 
-JPEG_QUALITY = 92  # no block artefact visible at the size shown, a fifth of the size of PNG
+JPEG_QUALITY = 88  # no block artefact visible at the size shown, a sixth of the size of PNG
+_MARGIN_MM = 12.0  # around the brain
 CONTOUR_COLOR = (255, 176, 0)
-WORLD_LETTER = ("R", "A", "S")
-INTERPOLATIONS = {"nearest": 0, "linear": 1}
+INTERPOLATIONS = {"nearest": 0, "linear": 1, "cubic": 3}
 
 
 @attrs.frozen
@@ -76,7 +78,7 @@ def _data_uri(
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Comparison:
     """How two images are shown.
 
@@ -99,6 +101,12 @@ class Comparison:
     outline: Volume | None = None
     magnified: bool = False
 
+    @cached_property
+    def _shown_as(self) -> dict[str, Volume]:
+        """What is interpolated in each of the ways."""
+        volume = self.before.volume
+        return {name: spline_coefficients(volume) if name == "cubic" else volume for name in self.shown}
+
     @classmethod
     def of_output(
         cls, before: Volume, after: Volume, window: tuple[float, float], *, magnified: bool = False
@@ -107,7 +115,7 @@ class Comparison:
         return cls(
             Side(before, window, f"input {size_words(before)}"),
             Side(after, window, f"output {size_words(after)}"),
-            shown=("nearest", "linear"),
+            shown=("cubic", "nearest"),
             magnified=magnified,
         )
 
@@ -119,9 +127,9 @@ class Comparison:
             contours = find_contours(plane_of_other(self.outline, grid, axis, index, box, order=0), 0.5)
         row_mm, column_mm = plane_zooms(grid, axis)
         pixels = plane(grid, axis, index, box)
-        position = f"{WORLD_LETTER[axis]} {round(world_position(grid, axis, index, box)):+d} mm"
+        position = where_words(grid, axis, index, box).partition(", ")[2]
         other = {
-            name: plane_of_other(self.before.volume, grid, axis, index, box, INTERPOLATIONS[name])
+            name: plane_of_other(self._shown_as[name], grid, axis, index, box, INTERPOLATIONS[name])
             for name in self.shown
         }
         return {
@@ -163,14 +171,13 @@ class Comparison:
         write_text(out_html, html)
         return out_html
 
-    def write_slices(self, out_html: Path, box: Box, positions: int, caption: str) -> Path:
-        """Write the fragment of so many slices in each of the three planes."""
-        indices = [box.positions(axis, positions, inset=0.3) for axis in range(3)]
-        levels = [
-            (f"{level + 1} of {positions}", [self.panel(axis, indices[axis][level], box) for axis in range(3)])
-            for level in range(positions)
-        ]
-        return self.write(out_html, levels, start=positions // 2, choice="Slices", caption=caption)
+    def write_slices(self, out_html: Path, box: Box, brain: Box, caption: str) -> Path:
+        """Write the fragment of slices through the brain in each plane; `box` is what is shown of them."""
+        levels = []
+        for indices in zip(*(brain.positions(axis) for axis in range(3)), strict=True):
+            panels = [self.panel(axis, index, box) for axis, index in enumerate(indices)]
+            levels.append((", ".join(panel["position"].removesuffix(" mm") for panel in panels) + " mm", panels))
+        return self.write(out_html, levels, start=len(levels) // 2, choice="Slices at", caption=caption)
 
 
 def size_words(volume: Volume) -> str:
@@ -178,14 +185,12 @@ def size_words(volume: Volume) -> str:
     return " × ".join(f"{zoom:.2g}" if zoom < 1 else f"{zoom:.3g}" for zoom in volume.zooms) + " mm"
 
 
-def plot_slider(
-    input_path: Path, output_path: Path, out_html: Path, *, mask_path: Path | None = None, positions: int = 3
-) -> Path:
+def plot_slider(input_path: Path, output_path: Path, out_html: Path, *, mask_path: Path | None = None) -> Path:
     """Compare input and output by a before/after slider: three planes, the same slices of both.
 
-    The slices are those of the output. The input is shown on them by the nearest voxel (what the scanner measured,
-    voxel by voxel) or by linear interpolation, as the reader chooses; the fragment says so. Both images have the same
-    grey scale.
+    The slices are those of the output. The input is shown on them interpolated by cubic splines, the best that can be
+    done without a model, or by the nearest voxel (what the scanner measured, voxel by voxel), as the reader chooses.
+    Both images have the same grey scale, whose white is that of the brain.
 
     Parameters
     ----------
@@ -197,9 +202,7 @@ def plot_slider(
         HTML fragment to write; everything it shows is inside it.
     mask_path : pathlib.Path, optional
         Brain mask, any grid of the same world space: the slices are chosen and cropped around it. Without it, around
-        the foreground of the output.
-    positions : int
-        Slices per plane.
+        the foreground of the input.
 
     Returns
     -------
@@ -213,18 +216,17 @@ def plot_slider(
 
     """
     before, after = Volume.load(input_path), Volume.load(output_path)
-    around = bounding_box(Volume.load(mask_path) if mask_path else foreground(after), margin_mm=12)
-    if mask_path:
-        around = box_on(Volume.load(mask_path), after, around)
-    window = intensity_window(after, around)
-    compared = Comparison.of_output(before, after, window)
+    mask = Volume.load(mask_path) if mask_path else foreground(before)
+    around, brain = (box_on(mask, after, bounding_box(mask, margin_mm=margin)) for margin in (_MARGIN_MM, 0))
+    inside = mask.on(before, 0)
+    compared = Comparison.of_output(before, after, intensity_window(before, bounding_box(inside), inside))
     return compared.write_slices(
         out_html,
         around,
-        positions,
-        "The slices lie on the output's grid, and both sides have the same grey scale. “Voxels as acquired” "
-        "shows the value of the nearest input voxel; “linear” is what most viewers show. Planes follow the axes of "
-        "the scan; the patient's left is on the left.",
+        brain,
+        "The slices lie on the output's grid, and both sides have the same grey scale. “Interpolated” is the input by "
+        "cubic splines, without any model; “voxels as acquired” shows the value of the nearest input voxel. Planes "
+        "follow the axes of the scan; the patient's left is on the left.",
     )
 
 
@@ -236,7 +238,6 @@ def plot_registration(
     template_mask_path: Path | None = None,
     template_name: str = "template",
     rigid: bool = False,
-    positions: int = 3,
 ) -> Path:
     """Compare a registered image with what it was registered to by a slider; the brain's outline is drawn on both.
 
@@ -254,8 +255,6 @@ def plot_registration(
         Shown on the template's side.
     rigid : bool
         Whether both are of the same person, so that everything should stay in place.
-    positions : int
-        Slices per plane.
 
     Returns
     -------
@@ -270,9 +269,8 @@ def plot_registration(
     """
     template, warped = Volume.load(template_path), Volume.load(warped_path)
     outline = Volume.load(template_mask_path) if template_mask_path else None
-    box = bounding_box(outline if outline is not None else foreground(template), margin_mm=12)
-    if outline is not None:
-        box = box_on(outline, template, box)
+    shown = outline if outline is not None else foreground(template)
+    box, brain = (box_on(shown, template, bounding_box(shown, margin_mm=margin)) for margin in (_MARGIN_MM, 0))
     caption = (
         "Move the divider: everything should stay in place; only the contrast differs."
         if rigid
@@ -288,4 +286,4 @@ def plot_registration(
         shown=("linear",),
         outline=outline,
     )
-    return compared.write_slices(out_html, box, positions, caption)
+    return compared.write_slices(out_html, box, brain, caption)

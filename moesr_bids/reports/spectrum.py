@@ -72,7 +72,8 @@ def plot_spectrum(
     boxes = (box, box_on(before, after, box))
     acquired = measured_up_to(input_path, psf)
     figure = new_figure(12.0, 3.9)
-    for axis, axes in enumerate(figure.subplots(1, 3, sharey=True)):
+    places = {"left": 0.06, "right": 0.99, "bottom": 0.14, "top": 0.86, "wspace": 0.05}
+    for axis, axes in enumerate(figure.subplots(1, 3, sharey=True, gridspec_kw=places)):
         axes.set_facecolor("white")
         highest = 0.0
         for volume, where, colour, name in zip(
@@ -100,6 +101,7 @@ def plot_spectrum(
             f"{_NAMES[axis]}\nmeasured up to {measured:.2f} per mm ({size})",
             color="white",
             fontsize=9,
+            y=1.0,
         )
         axes.set_xlabel("frequency, cycles per mm", color="white", fontsize=9)
         axes.tick_params(colors="white", labelsize=8)

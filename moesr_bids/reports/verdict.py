@@ -12,6 +12,7 @@ from collections.abc import Callable
 import attrs
 
 from moesr_bids.bids.record import Record
+from moesr_bids.bids.steps import step_words
 from moesr_bids.reports.derivatives import ImageRecord
 from moesr_bids.reports.values import NOT_AVAILABLE, number
 
@@ -30,6 +31,10 @@ class Rule:
         Range, ends included.
     meaning : str
         What a figure outside may mean.
+    column : str
+        Column of the cohort tables that holds the figure.
+    title : str
+        Short name, that stands over its distribution.
 
     """
 
@@ -38,6 +43,8 @@ class Rule:
     low: float
     high: float
     meaning: str
+    column: str
+    title: str
 
     def problem(self, record: Record) -> str | None:
         """Say that the figure is outside of its range; None where it is inside or unknown."""
@@ -64,6 +71,8 @@ RULES: tuple[Rule, ...] = (
         0.0,
         1.5,
         "the model's image departs from what was measured, or the slice profile is not as told",
+        "model_residual_over_tolerated",
+        "Model's residual, over what is tolerated",
     ),
     Rule(
         "the difference between the scan and the model's own image, averaged over 5 mm, over what is tolerated,",
@@ -71,6 +80,8 @@ RULES: tuple[Rule, ...] = (
         0.0,
         2.7,
         "anatomy of the scan is left out of the model's image or moved, or the slice profile is not as told",
+        "model_structure_over_tolerated",
+        "Model's residual over 5 mm, over what is tolerated",
     ),
     Rule(
         "the largest difference between the scan and the model's own image over 5 mm, over what is tolerated,",
@@ -78,6 +89,8 @@ RULES: tuple[Rule, ...] = (
         0.0,
         26.0,
         "something small may be added or missing; Numbers tells where to look",
+        "model_largest_over_tolerated",
+        "Largest over 5 mm, over what is tolerated",
     ),
     Rule(
         "the noise, in % of the brain's brightest,",
@@ -85,6 +98,8 @@ RULES: tuple[Rule, ...] = (
         0.0,
         8.0,
         "motion or artefacts, or a scan too noisy to gain from",
+        "noise_percent",
+        "Noise, %",
     ),
     Rule(
         "the volume of the brain mask, in ml,",
@@ -92,6 +107,8 @@ RULES: tuple[Rule, ...] = (
         850.0,
         2000.0,  # brains in the space of the MNI templates have 1900 ml
         "the mask may leave out or add tissue; see the brain mask",
+        "mask_volume_ml",
+        "Brain mask, ml",
     ),
     Rule(
         "the Dice coefficient of brain and template",
@@ -99,6 +116,8 @@ RULES: tuple[Rule, ...] = (
         0.9,
         math.inf,
         "mask or registration may be wrong; see the registration",
+        "registration_dice",
+        "Dice coefficient after registration",
     ),
     Rule(
         "the mutual information of brain and template, in nats,",
@@ -106,6 +125,8 @@ RULES: tuple[Rule, ...] = (
         0.06,
         math.inf,
         "the registration may be wrong, or the contrast is weak; see the registration",
+        "registration_mutual_information",
+        "Mutual information after registration, nats",
     ),
     Rule(
         "the largest bias in the brain, in %,",
@@ -113,6 +134,8 @@ RULES: tuple[Rule, ...] = (
         0.0,
         80.0,
         "a strong surface coil, or a mask that holds other tissue; see the bias field",
+        "bias_largest_percent",
+        "Largest bias, %",
     ),
     Rule(
         "the median uncertainty in the brain, in % of the brightest,",
@@ -120,6 +143,8 @@ RULES: tuple[Rule, ...] = (
         0.0,
         12.0,
         "fine detail is hardly more than a guess; see the uncertainty",
+        "uncertainty_percent",
+        "Uncertainty in the brain, %",
     ),
     Rule(
         "the coarsest input voxel over the output voxel",
@@ -127,6 +152,8 @@ RULES: tuple[Rule, ...] = (
         0.0,
         9.0,
         "most of the detail along this axis is inferred; see the uncertainty",
+        "coarsest_over_output",
+        "Coarsest input voxel over output voxel",
     ),
 )
 
@@ -143,7 +170,7 @@ def reasons(record: ImageRecord) -> list[str]:
     status = record.status
     if status is None or status.reason == NOT_AVAILABLE:
         return ["there is no finished output"]
-    return [status.reason if status.step == NOT_AVAILABLE else f"at step {status.step}: {status.reason}"]
+    return [status.reason if status.step == NOT_AVAILABLE else f"at step {step_words(status.step)}: {status.reason}"]
 
 
 def verdict(record: ImageRecord) -> str:

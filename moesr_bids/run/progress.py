@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from moesr_bids.bids.steps import step_words
+from moesr_bids.bids.steps import SUPER_RESOLUTION, stage_words, step_words
 from moesr_bids.console import StandingLine, duration_words, last_share, say
 from moesr_bids.run.timeleft import TimeLeft
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # Steps too short to be worth a line.
 _QUIET_STEPS = frozenset({"files", "records"})
-_SHARE_WORDS = {"reconstruct": "reconstruction", "project": "projection onto the scan"}
 
 
 @attrs.frozen
@@ -97,7 +96,7 @@ class Progress:
             self._begun.add(image)
             self._began(plan)
         self._running[node.fullname] = _Running(image, node.name, time.time(), _log_of(node))
-        self._say(image, f"{step_words(node.name)} begins")
+        self._say(image, f"{step_words(node.name)} started")
 
     def _tell_of_failures(self) -> None:
         """Tell of the images that failed before: Nipype tells of a failure before it writes the crash file."""
@@ -136,7 +135,7 @@ class Progress:
     def _of_step(self, running: _Running) -> str:
         told = f"{self._name(running.image)}: {step_words(running.step)}"
         if running.log is not None and (share := last_share(running.log, running.began)):
-            told += f", {_SHARE_WORDS.get(share[0], share[0])} {share[1]:.0%}"
+            told += f", {stage_words(share[0])} {share[1]:.0%}"
         return f"{told}, {duration_words(time.time() - running.began)} so far"
 
 
@@ -144,4 +143,4 @@ def _log_of(node: Any) -> Path | None:
     """Return the file in which a step tells how far it is, if it does."""
     from moesr_bids.interfaces.sr import SR_LOG  # with Nipype, which takes a second to import
 
-    return Path(node.output_dir()) / SR_LOG if node.name == "super_resolve" else None
+    return Path(node.output_dir()) / SR_LOG if node.name == SUPER_RESOLUTION else None

@@ -62,7 +62,7 @@ class TimeLeft:
     def words(self, running: Iterable[tuple[str, str, float]] = ()) -> str:
         """Return the time that is left in words."""
         seconds = self.seconds(running)
-        return "less than a minute left" if seconds < 60 else f"about {duration_words(seconds)} left"
+        return "less than 2 min left" if seconds < 100 else f"about {duration_words(seconds)} left"
 
     def _planned(self, image: str, step: str) -> float:
         cost = self._costs.get(image)
