@@ -109,7 +109,7 @@ def test_the_scheduler_counts_the_gpus(driver: Path, tmp_path: Path, count: int)
     """The number is always set: left out, Nipype knows no limit where it sees no GPU."""
     (tmp_path / "bids" / "sub-01").mkdir(parents=True)
     settings = parse_settings([str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "--device", "cpu"])
-    plugin = make_plugin(settings, gpus=count, callback=lambda node, status: None)
+    plugin = make_plugin(settings, gpus=count, callback=lambda node, status: None, beat=lambda: None)
     try:
         assert plugin.n_gpu_procs == count
     finally:
@@ -128,7 +128,7 @@ def test_a_run_takes_all_gpus_or_says_why_not(
 ) -> None:
     found: list[int] = []
     monkeypatch.setattr(gpus, "gpu_problem", lambda: None if usable else "PyTorch cannot use the GPU")
-    monkeypatch.setattr(execution, "make_plugin", lambda settings, *, gpus, callback: found.append(gpus))
+    monkeypatch.setattr(execution, "make_plugin", lambda settings, *, gpus, **_: found.append(gpus))
     scan = tmp_path / "bids" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
     scan.parent.mkdir(parents=True)
     nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), np.eye(4)), scan)

@@ -7,6 +7,7 @@ import argparse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesr_bids.arguments import Parser
 from moesr_bids.sr.options import CONTRASTS, DEVICES, SROptions
 from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.runtimes import RUNTIMES
@@ -47,7 +48,7 @@ def test_saved_options_of_the_app_give_them_back(options: SROptions) -> None:
 
 def test_defaults_need_no_argument() -> None:
     assert SROptions().to_argv() == []
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     SROptions.add_arguments(parser)
     assert SROptions.from_args(parser.parse_args([])) == SROptions()
     assert parser.parse_args(["--random_seed", "3"]).random_seed == 3
