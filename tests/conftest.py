@@ -38,6 +38,7 @@ _TOGETHER = (
     "test_training_distillation",
     "test_training_lesions",
     "test_training_mixture",
+    "test_training_pairs",
 )
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -184,6 +184,7 @@ class SRRecord:
     sampling: SamplingRecord | None = None
     uncertainty: Uncertainty | None = None
     uncertainty_calibration: UncertaintyCalibration | None = None
+    synthesis: bool | None = None
 
 
 @attrs.frozen(kw_only=True)

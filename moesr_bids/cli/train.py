@@ -6,20 +6,18 @@ import argparse
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..arguments import positive_float, positive_int
-from ..console import tell
-from ..errors import ImageError
-from .scans import find_scans, label_of, unknown_participant
+from .scans import label_of, unknown_participant
+from .training_data import load_training_data, say
 
 if TYPE_CHECKING:
     from ..sr.weights import Network, Weights
     from ..training.loop import Trained
-    from ..training.volumes import Volume
 
 WEIGHTS = "weights.safetensors"
 _SOURCES = ("start", "trunk", "teacher")
@@ -35,7 +33,19 @@ def add_parser(commands: Any) -> None:
         description="Train a model on the sharp T1w, T2w and FLAIR scans of a BIDS folder. Run it again with the same "
         "--out to go on. Under torchrun it uses one process per GPU.",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="BIDS_DIR", help="scans to train on")
+    parser.add_argument("--data", type=Path, metavar="BIDS_DIR", help="scans to train on")
+    parser.add_argument(
+        "--pairs",
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="two BIDS folders, or two entities of --data such as acq-64mT and acq-3T: scans of the same heads, coarse "
+        "and sharp, to train on as well",
+    )
+    parser.add_argument(
+        "--synthesis",
+        action="store_true",
+        help="the contrasts of the pairs differ: train a model that translates one into the other",
+    )
     parser.add_argument(
         "--labels",
         type=Path,
@@ -85,9 +95,8 @@ def add_parser(commands: Any) -> None:
 
 def usage_problem(options: argparse.Namespace) -> str | None:
     """Say what is wrong with the options, if anything."""
-    for folder in (options.data, *options.labels, *options.segmentations):
-        if not folder.is_dir():
-            return f"{folder}: no such folder"
+    if problem := _source_problem(options):
+        return problem
     if options.trunk and not options.start:
         return "--trunk replaces that of a mixture: name it with --start"
     if options.minutes is None and options.steps is None:
@@ -95,7 +104,22 @@ def usage_problem(options: argparse.Namespace) -> str | None:
     both = set(map(label_of, options.participant_label)) & set(map(label_of, options.validation_label))
     if both:
         return f"participant {sorted(both)[0]} is named for training and for validation"
-    return unknown_participant(options.data, (*options.participant_label, *options.validation_label))
+    folder = options.data or Path(options.pairs[0])
+    return unknown_participant(folder, (*options.participant_label, *options.validation_label))
+
+
+def _source_problem(options: argparse.Namespace) -> str | None:
+    """Say what is wrong with what is named to train on, if anything."""
+    for folder in filter(None, (options.data, *options.labels, *options.segmentations)):
+        if not folder.is_dir():
+            return f"{folder}: no such folder"
+    if options.synthesis and not options.pairs:
+        return "--synthesis is of pairs: name them with --pairs LOW HIGH"
+    if options.pairs and not options.data and not all(Path(side).is_dir() for side in options.pairs):
+        return f"--pairs {' '.join(options.pairs)}: neither two folders, nor entities of a data set that --data names"
+    if not options.data and not options.pairs:
+        return "say what to train on: --data BIDS_DIR, or --pairs LOW HIGH"
+    return None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -105,7 +129,6 @@ def run(options: argparse.Namespace) -> int:
     from ..sr.device import choose_device, full_memory_told
     from ..sr.weights import Weights, write_weights
     from ..training.recipe import read_recipe
-    from ..training.synthesis import load_label_map
 
     try:
         from ..training.loop import Budget, Origin, train
@@ -118,25 +141,7 @@ def run(options: argparse.Namespace) -> int:
         from .train_segmentation import train_segmentation
 
         return train_segmentation(options, recipe, device)
-    held_out_labels = set(map(label_of, options.validation_label))
-    chosen = set(map(label_of, options.participant_label))
-    volumes = list(_volumes(options, lambda label: label in chosen if chosen else label not in held_out_labels))
-    held_out = list(_volumes(options, held_out_labels.__contains__))
-    if recipe.lesion_focus and not any(volume.lesions for volume in volumes):
-        raise ValueError(
-            f"recipe {options.recipe} has a lesion_focus, and no scan has a mask of lesions; name a folder with "
-            "*_label-lesion_mask.nii.gz as --segmentations, or leave lesion_focus out"
-        )
-    if recipe.lesions_planted and not any(volume.segmented for volume in volumes):
-        raise ValueError(
-            f"recipe {options.recipe} plants lesions into white matter, and of no scan it is known; name a folder of "
-            "moesr segment as --segmentations, or leave lesions_planted out"
-        )
-    maps = [path for folder in options.labels for path in sorted(folder.rglob("*_dseg.nii.gz"))]
-    others = {label_of(folder.name) for folder in options.data.glob("sub-*")} - chosen if chosen else set()
-    maps = [path for path in maps if label_of(path.name.split("_", 1)[0]) not in held_out_labels | others]
-    if not volumes and not maps:
-        raise ImageError(f"{options.data}: no scan is sharp enough to train on")
+    data = load_training_data(options, recipe)
     named = {name: Weights.read(path) for name in _SOURCES if (path := getattr(options, name))}
     origin = Origin(
         weights={name: weights.sha256 for name, weights in named.items()},
@@ -147,9 +152,10 @@ def run(options: argparse.Namespace) -> int:
         trained = train(
             recipe,
             options.out,
-            volumes=volumes,
-            labels=[load_label_map(path) for path in maps],
-            held_out=held_out,
+            volumes=data.volumes,
+            labels=data.labels,
+            held_out=data.held_out,
+            pairs=data.pairs,
             budget=Budget(minutes=options.minutes, steps=options.steps),
             device=device,
             seed=options.random_seed,
@@ -161,15 +167,7 @@ def run(options: argparse.Namespace) -> int:
             say=say,
         )
     if os.environ.get("RANK", "0") == "0":
-        facts = {
-            "participants": trained.participants,
-            "scans": [volume.name for volume in volumes],
-            "segmented_scans": [volume.name for volume in volumes if volume.segmented],
-            "lesion_scans": [volume.name for volume in volumes if volume.lesions],
-            "label_maps": [path.name.split(".", 1)[0] for path in maps],
-            "validation_scans": [volume.name for volume in held_out],
-            "licence": options.licence,
-        }
+        facts = {"participants": trained.participants, **data.facts(), "licence": options.licence}
         weights = write_weights(options.out / WEIGHTS, trained.network, _card(trained, facts, device, options, named))
         say(f"wrote {weights.path}")
     return 0
@@ -202,19 +200,6 @@ def planners(device: str, threads: int | None) -> int:
     return max(1, (threads or available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) - 1)
 
 
-def _volumes(options: argparse.Namespace, wanted: Any) -> Iterable[Volume]:
-    from ..training.volumes import load_volume
-
-    for path in find_scans(options.data, wanted):
-        try:
-            volume = load_volume(path, options.segmentations)
-        except ImageError as error:
-            say(f"left out: {error}")
-            continue
-        say(f"{volume.name}: spacing {volume.spacings[0]:.2f} to {volume.spacings[1]:.2f} of its voxels")
-        yield volume
-
-
 def _card(
     trained: Trained, data: dict[str, Any], device: Any, options: argparse.Namespace, named: Mapping[str, Weights]
 ) -> dict[str, Any]:
@@ -227,6 +212,7 @@ def _card(
         "commit": commit(),
         "guidance": list(trained.recipe.guidance),
         "data": data,
+        **({"synthesis": True} if options.synthesis else {}),
         "training": training_facts(trained, device, options),
         "patch_gain_db": {name: round(gain, 2) for name, gain in trained.gains.items()},
         "learning_curve": learning_curve(options.out),
@@ -270,8 +256,3 @@ def _cpu(threads: int) -> str:
     from ..resources import cpu_name
 
     return f"{cpu_name()}, {threads} threads, {platform.machine()}"
-
-
-def say(line: str) -> None:
-    """Tell a line."""
-    tell("moesr train", line)

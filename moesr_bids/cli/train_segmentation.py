@@ -34,9 +34,12 @@ def train_segmentation(options: argparse.Namespace, recipe: Recipe, device: torc
     from ..sr.device import full_memory_told
     from ..sr.weights import write_weights
     from ..training.loop import Budget, Origin, train
-    from .train import WAY_OUT, WEIGHTS, planners, say
+    from .train import WAY_OUT, WEIGHTS, planners
+    from .training_data import say
 
-    for name in ("trunk", "teacher"):
+    if options.data is None:
+        raise ValueError("a segmentation needs --data, the scans that label maps may have")
+    for name in ("trunk", "teacher", "pairs"):
         if getattr(options, name):
             raise ValueError(f"a segmentation has no use for --{name}; leave it out")
     heads, held_out = _heads(options, recipe.kept_out)
@@ -71,7 +74,7 @@ def train_segmentation(options: argparse.Namespace, recipe: Recipe, device: torc
 def _heads(options: argparse.Namespace, kept_out: Sequence[str]) -> tuple[list[HeadMap], list[HeadMap]]:
     """Load the label maps to train on, and those that are kept out: named by the recipe, or of --validation-label."""
     from ..training.heads import load_head_map
-    from .train import say
+    from .training_data import say
 
     aside = {label_of(name) for name in (*kept_out, *options.validation_label)}
     chosen = set(map(label_of, options.participant_label))

@@ -59,8 +59,10 @@ MODEL_ERROR_PERCENT = 1.0
 """What a model may err by beside the noise, in % of the brain's brightest, however little noise a scan has."""
 
 
-def tolerated(record: Record, noise_units: float) -> float:
-    """Return a residual in units of the noise and of the error that models may have, together."""
+def tolerated(record: Record, noise_units: float) -> float | None:
+    """Return a residual in units of the noise and of the error that models may have; None where contrasts differ."""
+    if record.synthesis:
+        return None
     return noise_units * record.noise_percent / math.hypot(record.noise_percent, MODEL_ERROR_PERCENT)
 
 
@@ -159,8 +161,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def doubts(record: Record) -> list[str]:
-    """Return why the step that found the brain was not sure of it."""
-    return [f"{doubt}; see the brain mask" for doubt in record.brain_mask.doubts]
+    """Return why the step that found the brain was not sure of it, and that an image is a synthesis."""
+    translated = ["the contrast was translated by the model: a synthesis cannot be held against the scan"]
+    return [*(translated if record.synthesis else []), *(f"{d}; see the brain mask" for d in record.brain_mask.doubts)]
 
 
 def reasons(record: ImageRecord) -> list[str]:

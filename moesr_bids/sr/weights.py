@@ -82,6 +82,11 @@ class Weights:
         names = data.get("participants") or [*data.get("scans", ()), *data.get("label_maps", ())]
         return {str(name).split("_", 1)[0] for name in names}
 
+    @property
+    def synthesis(self) -> bool:
+        """Whether the network was trained to translate one contrast into another."""
+        return bool(self.card.get("synthesis", False))
+
     def calibration(self, contrast: str) -> dict[str, Any]:
         """Return the factor of the predicted standard deviation, whose scans it is from, and the intervals' coverage.
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from attrs import asdict, evolve, field, frozen
+from cattrs import Converter, transform_error
+from cattrs.errors import BaseValidationError
 from numpy.typing import NDArray
 
 from ..sr.noise import seen_variance
@@ -395,3 +397,19 @@ class RandomScan:
         )
         told = evolve(noise, reported=noise.reported * math.sqrt(true / assumed))
         return Scan(contrast, bias, jacobian, motion, sampling, told, detail)
+
+
+def random_scan(settings: RandomScan | Mapping[str, Any]) -> RandomScan:
+    """Build a family from plain settings, a mapping of the parts to what differs from their defaults.
+
+    Raises
+    ------
+    ValueError
+        If a part or a parameter is unknown or of another type.
+    """
+    if isinstance(settings, RandomScan):
+        return settings
+    try:
+        return Converter(forbid_extra_keys=True).structure(settings, RandomScan)
+    except BaseValidationError as error:
+        raise ValueError(f"simulation: {'; '.join(transform_error(error))}") from error

@@ -14,8 +14,9 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset
 
 from ..sr.models.network import INPUTS
-from .acquisition import RandomScan, Scan
+from .acquisition import Scan
 from .lesions import PlantedLesion, draw_lesions, plant
+from .pairs import PairCut, PairedScan
 from .recipe import Recipe
 from .simulation import Example, Matrices, acquire
 from .synthesis import Anatomy, LabelMap, Palette, RandomAnatomy
@@ -88,11 +89,13 @@ class Plan:
     scan: Scan
     lesions: Sequence[PlantedLesion] = ()
 
-    def table(self, size: int) -> torch.Tensor:
-        """Make what a cube of ``size`` voxels is resampled or painted with."""
+    def tensors(self, size: int) -> list[torch.Tensor]:
+        """Make what a cube of ``size`` voxels is resampled or painted with, and the matrices of its scan."""
         if isinstance(self.source, CutVolume):
-            return self.source.cut.matrix(size)
-        return torch.from_numpy(self.source.palette.tables)
+            table = self.source.cut.matrix(size)
+        else:
+            table = torch.from_numpy(self.source.palette.tables)
+        return [table, *Matrices.of(self.scan, size).tensors()]
 
 
 @frozen(eq=False)
@@ -100,30 +103,30 @@ class Plans:
     """Plans of a batch, their matrices in one piece: many small tensors travel slowly between processes."""
 
     first: int
-    plans: Sequence[Plan]
-    shapes: Sequence[torch.Size]
+    plans: Sequence[Plan | PairCut]
+    shapes: Sequence[Sequence[torch.Size]]
     flat: torch.Tensor
 
     @classmethod
-    def of(cls, first: int, plans: Sequence[Plan], size: int) -> Plans:
-        """Join plans, and make the matrices of their cubes of ``size`` voxels along each axis."""
-        tensors: list[torch.Tensor] = []
-        for plan in plans:
-            tensors += [plan.table(size), *Matrices.of(plan.scan, size).tensors()]
-        return cls(first, plans, [part.shape for part in tensors], torch.cat([part.flatten() for part in tensors]))
+    def of(cls, first: int, plans: Sequence[Plan | PairCut], size: int) -> Plans:
+        """Join plans, and make the matrices of their cubes of ``size`` voxels along each axis; pairs need none."""
+        tensors = [[] if isinstance(plan, PairCut) else plan.tensors(size) for plan in plans]
+        flat = torch.cat([torch.empty(0), *(part.flatten() for some in tensors for part in some)])
+        return cls(first, plans, [[part.shape for part in some] for some in tensors], flat)
 
     def pin_memory(self) -> Plans:
         """Where a GPU fetches it from without waiting; called by the data loader."""
         return evolve(self, flat=self.flat.pin_memory())
 
-    def on(self, device: torch.device) -> Iterator[tuple[Plan, torch.Tensor, Matrices]]:
-        """Yield each plan, its table and the matrices of its scan, on a device."""
-        parts = self.flat.to(device, non_blocking=True).split([shape.numel() for shape in self.shapes])
-        tensors = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        each = len(tensors) // len(self.plans)
-        for n, plan in enumerate(self.plans):
-            table, *others = tensors[n * each : (n + 1) * each]
-            yield plan, table, Matrices.joined(others)
+    def on(self, device: torch.device) -> Iterator[tuple[Plan | PairCut, list[torch.Tensor]]]:
+        """Yield each plan and its tensors, on a device."""
+        flat, start = self.flat.to(device, non_blocking=True), 0
+        for plan, shapes in zip(self.plans, self.shapes, strict=True):
+            tensors = []
+            for shape in shapes:
+                tensors.append(flat[start : start + shape.numel()].view(shape))
+                start += shape.numel()
+            yield plan, tensors
 
 
 class Examples:
@@ -139,6 +142,8 @@ class Examples:
         Of all random numbers.
     device
         Where patches are synthesised and degraded; the volumes are kept there.
+    pairs
+        Real scans with their sharper ones, for the recipe's share of the examples.
     """
 
     def __init__(
@@ -149,12 +154,15 @@ class Examples:
         *,
         seed: int,
         device: torch.device,
+        pairs: Sequence[PairedScan] = (),
     ) -> None:
-        if not volumes and not labels:
-            raise ValueError("a training needs volumes or label maps")
-        self.volumes, self.labels, self.recipe, self.seed, self.device = volumes, labels, recipe, seed, device
+        if not volumes and not labels and not pairs:
+            raise ValueError("a training needs volumes, label maps or pairs")
+        self.volumes, self.labels, self.pairs = volumes, labels, pairs
+        self.recipe, self.seed, self.device = recipe, seed, device
+        self.paired = 0.0 if not pairs else recipe.paired if volumes or labels else 1.0
         self.synthetic = 0.0 if not labels else 1.0 if not volumes else recipe.synthetic
-        self.anatomy, self.scan = RandomAnatomy(), RandomScan().told(recipe.guidance)
+        self.anatomy, self.scan = RandomAnatomy(), recipe.simulation.told(recipe.guidance)
         self._drawn = lru_cache(maxsize=2 * _SLOTS)(self._draw)
         self._kept = cache(self._keep)
 
@@ -162,9 +170,12 @@ class Examples:
     def _size(self) -> int:
         return self.recipe.patch + 2 * self.recipe.margin
 
-    def plan(self, number: int) -> Plan:
+    def plan(self, number: int) -> Plan | PairCut:
         """Draw example ``number``, on the processor."""
         rng = np.random.default_rng([self.seed, 0, number])
+        if self.paired and rng.random() < self.paired:
+            index = int(rng.integers(len(self.pairs)))
+            return self.pairs[index].draw(index, self.recipe.patch, rng)
         source: CutVolume | PaintedAnatomy
         if rng.random() < self.synthetic:
             slot, generation = self._anatomy_of(number)
@@ -180,9 +191,11 @@ class Examples:
             plan = evolve(plan, lesions=draw_lesions(self._size, darker, rng))
         return plan
 
-    def make(self, plan: Plan, table: torch.Tensor, matrices: Matrices) -> Example:
+    def make(self, plan: Plan | PairCut, tensors: list[torch.Tensor]) -> Example:
         """Make a planned example from what :meth:`Plans.on` yields."""
-        source = plan.source
+        if isinstance(plan, PairCut):
+            return self.pairs[plan.index].example(plan, self.recipe.patch, self.device)
+        source, table = plan.source, tensors[0]
         if isinstance(source, CutVolume):
             patch = cut_out(self._kept(source.index), source.cut, table)
             if plan.lesions:
@@ -190,7 +203,7 @@ class Examples:
         else:
             patch = source.palette.paint(self._drawn(source.slot, source.generation), table)
         patch[0] *= plan.scale
-        return acquire(patch, plan.scan, self.recipe.margin, matrices)
+        return acquire(patch, plan.scan, self.recipe.margin, Matrices.joined(tensors[1:]))
 
     def plans(self, first: int) -> Plans:
         """Plan the batch that begins with an example."""

@@ -31,6 +31,7 @@ from .gradients import Gradients, gradients_of
 from .head_examples import HeadExamples
 from .heads import HeadMap
 from .objectives import Objective, objective_of
+from .pairs import PairedScan
 from .recall import GateMemory
 from .recipe import Recipe, recipe_from
 from .segmenter import segmentation_parts
@@ -175,9 +176,10 @@ def train(
     *,
     volumes: Sequence[Volume],
     labels: Sequence[LabelMap] | Sequence[HeadMap],
-    held_out: Sequence[Volume] | Sequence[HeadMap],
+    held_out: Sequence[Volume | PairedScan] | Sequence[HeadMap],
     budget: Budget,
     device: torch.device,
+    pairs: Sequence[PairedScan] = (),
     seed: int = 0,
     start: nn.Module | None = None,
     teacher: nn.Module | None = None,
@@ -197,12 +199,14 @@ def train(
     volumes, labels
         What is trained on.
     held_out
-        Volumes for validation, of other participants.
+        Volumes and pairs for validation, of other participants.
     budget
         When to stop. The learning rate goes to zero with it. A killed run goes on where it was saved, with the time
         that it had left; after one that ended, a new run begins and the rate warms up again.
     device
         Where to train; one GPU per process under torchrun.
+    pairs
+        Pairs of real scans that are trained on as well.
     seed
         Of the weights and of all examples.
     start
@@ -231,9 +235,9 @@ def train(
         if recipe.kind == "segmentation":
             examples, objective = segmentation_parts(recipe, labels, seed=seed, device=team.device)
         else:
-            examples, objective = _parts(recipe, volumes, labels, seed, team, teacher)
+            examples, objective = _parts(recipe, volumes, labels, pairs, seed, team, teacher)
         run = _Run(recipe, folder, team, seed, start, objective, origin or Origin())
-        names = [volume.name for volume in volumes] + [label_map.name for label_map in labels]
+        names = [source.name for source in (*volumes, *labels, *pairs)]
         run.know(set(map(_participant, names)), {_participant(volume.name) for volume in held_out})
         with torch.backends.cudnn.flags(benchmark=True):  # all batches have one shape
             trained = run.loop(examples, held_out, budget, workers, validate_minutes, say)
@@ -247,12 +251,13 @@ def _parts(
     recipe: Recipe,
     volumes: Sequence[Volume],
     labels: Sequence[Any],
+    pairs: Sequence[PairedScan],
     seed: int,
     team: Team,
     teacher: nn.Module | None,
 ) -> tuple[Examples, Objective]:
     """Examples and objective of a super-resolution."""
-    examples = Examples(volumes, labels, recipe, seed=seed, device=team.device)
+    examples = Examples(volumes, labels, recipe, seed=seed, device=team.device, pairs=pairs)
     memory = None
     if recipe.recall.count:
         first, stride = team.rank * recipe.batch, team.size * recipe.batch
@@ -304,7 +309,7 @@ class _Run:
     def loop(
         self,
         examples: Examples | HeadExamples,
-        held_out: Sequence[Volume] | Sequence[HeadMap],
+        held_out: Sequence[Volume | PairedScan] | Sequence[HeadMap],
         budget: Budget,
         workers: int,
         validate_minutes: float,

@@ -14,6 +14,7 @@ from ..segmentation.network import SegmenterShape
 from ..sr.models.context import FINE, TOKEN
 from ..sr.models.mixture import MixtureShape
 from ..sr.models.network import FACTOR, GUIDANCE, NetworkShape
+from .acquisition import RandomScan, random_scan
 from .distillation import DistillationLossWeights
 from .losses import LossWeights, SegmentationLossWeights
 from .mixture_loss import MixtureLossWeights
@@ -74,6 +75,8 @@ class Recipe:
     border: int = field(default=0, validator=_border)
     batch: int = field(validator=_positive)
     synthetic: float = field(validator=_share)
+    paired: float = field(default=0.7, validator=_share)
+    simulation: RandomScan = field(factory=RandomScan, converter=random_scan)
     reuse: int = field(validator=_positive)
     lesion_focus: float = field(default=0.0, validator=_share)
     lesions_planted: float = field(default=0.0, validator=_share)

@@ -91,7 +91,7 @@ class Matrices(NamedTuple):
         powers = [(positions / (n / 2)) ** np.arange(SmoothField.ORDER + 1)[:, None] for positions in (target, *source)]
         known = scan.bias.known, scan.jacobian.known
         (fields,) = tensors([np.stack([scan.bias.cube(), scan.jacobian.cube()])])
-        (band,) = tensors([np.stack([_low_pass(target, size) for size in scan.detail])])
+        band = low_passes(target, scan.detail)
         true = blurs(sampling.psf)
         told = true if sampling.reported == sampling.psf else blurs(sampling.reported)
         return cls(
@@ -162,11 +162,13 @@ def acquire(patch: torch.Tensor, scan: Scan, margin: int, matrices: Matrices | N
     return Example(channels, matrices.vector, truth[0], truth[1:], band)
 
 
-def _low_pass(positions: NDArray[np.float64], detail: float) -> NDArray[np.float64]:
-    """Make the matrix that keeps detail of this size (voxels) and larger."""
-    if detail == 1:
-        return np.eye(len(positions))
-    return axis_matrix(positions, positions, AxisPSF("kspace", detail), 1.0)
+def low_passes(positions: NDArray[np.float64], detail: Sequence[float]) -> torch.Tensor:
+    """Make the matrix of each axis that keeps detail of this size (voxels) and larger, float32 (3, n, n)."""
+    matrices = [
+        np.eye(len(positions)) if size == 1 else axis_matrix(positions, positions, AxisPSF("kspace", size), 1.0)
+        for size in detail
+    ]
+    return torch.from_numpy(np.stack(matrices).astype(np.float32))
 
 
 def _polynomials(fields: torch.Tensor, powers: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from ..sr.psf import PSF, AxisPSF
 from .acquisition import Contrast, Motion, RandomScan, RicianNoise, Sampling, Scan, SmoothField
 from .examples import Batch
 from .losses import without_border
-from .simulation import acquire
+from .pairs import PairedScan
+from .simulation import Example, acquire
 from .volumes import Volume, cut_out
 
 Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -63,10 +64,29 @@ def plain_scan() -> Scan:
     )
 
 
+def simulated(
+    volume: Volume, *, patch: int, margin: int, patches: int, device: torch.device, scan: Scan | None = None
+) -> Iterator[tuple[str, list[Example]]]:
+    """Yield each case and its examples of fixed patches of a volume; parameters as for :func:`validate`."""
+    plain, parts = scan or plain_scan(), volume.tensors(device)
+    for name, sampling in cases().items():
+        examples = []
+        for number in range(patches):
+            cut = volume.draw(patch + 2 * margin, np.random.default_rng(number))
+            seen = _along_sharp_axes(sampling, cut.detail)
+            if max(seen.zooms) == 1:
+                continue
+            sharp = cut_out(parts, cut, cut.matrix(patch + 2 * margin).to(device))
+            noise = RicianNoise(_NOISE, _NOISE, number)
+            examples.append(acquire(sharp, evolve(plain, sampling=seen, noise=noise, detail=cut.detail), margin))
+        if examples:
+            yield f"{volume.name}_{name}", examples
+
+
 @torch.no_grad()
 def validate(
     estimate: Estimator,
-    volumes: Sequence[Volume],
+    held_out: Sequence[Volume | PairedScan],
     *,
     patch: int,
     margin: int,
@@ -74,7 +94,7 @@ def validate(
     device: torch.device,
     scan: Scan | None = None,
 ) -> dict[str, float]:
-    """Mean PSNR gain over cubic interpolation in dB, per volume and case, in the foreground of fixed patches.
+    """Mean PSNR gain over cubic interpolation in dB, per volume and case or per pair, in the head of fixed patches.
 
     The 8 voxels at the sides of a patch do not count: there a network misses its surroundings. Along an axis where a
     volume is not sharp nothing is coarse, and what is finer than it knows does not count.
@@ -83,35 +103,31 @@ def validate(
     ----------
     estimate
         From channels and acquisition vector to the residual.
-    volumes
-        Volumes that were not trained on.
+    held_out
+        Volumes and pairs that were not trained on.
     patch, margin, patches
         Size of a patch, what is cut off around it, and how many there are of each volume.
     device
         Where to simulate.
     scan
-        What else happens in the scan; by default nothing.
+        What else happens in the simulated scan; by default nothing.
     """
-    plain = scan or plain_scan()
     gains: dict[str, float] = {}
-    for volume in volumes:
-        parts = volume.tensors(device)
-        for name, sampling in cases().items():
-            found = []
-            for number in range(patches):
-                cut = volume.draw(patch + 2 * margin, np.random.default_rng(number))
-                seen = _along_sharp_axes(sampling, cut.detail)
-                if max(seen.zooms) == 1:
-                    continue
-                sharp = cut_out(parts, cut, cut.matrix(patch + 2 * margin).to(device))
-                noise = RicianNoise(_NOISE, _NOISE, number)
-                example = acquire(sharp, evolve(plain, sampling=seen, noise=noise, detail=cut.detail), margin)
-                batch = Batch.of([example])
-                residual = estimate(batch.channels, batch.acquisition)
-                errors = torch.cat([batch.channels[:, :1], batch.start + residual], dim=1) - batch.sharp
-                truth, errors = (without_border(part, _BORDER)[0] for part in (batch.sharp, batch.known(errors)))
-                before, after = errors[:, truth[0] > _FOREGROUND].square().mean(dim=1)
-                found.append(10 * math.log10(float(before) / float(after)))
-            if found:
-                gains[f"{volume.name}_{name}"] = float(np.mean(found))
+    for source in held_out:
+        if isinstance(source, PairedScan):
+            named: Iterable[tuple[str, list[Example]]] = [(source.name, list(source.fixed(patch, patches, device)))]
+        else:
+            named = simulated(source, patch=patch, margin=margin, patches=patches, device=device, scan=scan)
+        for name, examples in named:
+            gains[name] = float(np.mean([_gain(estimate, example) for example in examples]))
     return gains
+
+
+def _gain(estimate: Estimator, example: Example) -> float:
+    """PSNR gain over interpolation in dB, in the foreground."""
+    batch = Batch.of([example])
+    residual = estimate(batch.channels, batch.acquisition)
+    errors = torch.cat([batch.channels[:, :1], batch.start + residual], dim=1) - batch.sharp
+    truth, errors = (without_border(part, _BORDER)[0] for part in (batch.sharp, batch.known(errors)))
+    before, after = errors[:, truth[0] > _FOREGROUND].square().mean(dim=1)
+    return 10 * math.log10(float(before) / float(after))

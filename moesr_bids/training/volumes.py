@@ -23,7 +23,8 @@ from .tissue import find_lesions, find_segmentation
 
 _PERCENTILE = 99.0
 _MOST_ANISOTROPIC = 1.5  # voxel sizes of a target may differ by this factor
-_SHARP = 1.25  # detail of a sharp axis, in target voxels: k-space filters reach that far
+SHARP = 1.25
+"""Detail of a sharp axis, in target voxels: k-space filters reach that far."""
 _COARSER = 1.35  # patches are drawn at up to this many times the voxel size
 _COARSE_FWHM = 0.9  # of the coarser voxel: little aliasing, and no Gibbs ringing in a target
 _DEEP_VOXELS = 8
@@ -60,7 +61,7 @@ class Volume:
     @property
     def spacings(self) -> tuple[float, float]:
         """Range of voxel sizes, in own voxels, at which this volume is a sharp target along two axes or more."""
-        least = max(1.0, sorted(self.resolution)[1] / _SHARP)
+        least = max(1.0, sorted(self.resolution)[1] / SHARP)
         return least, least * _COARSER
 
     @property
@@ -165,7 +166,7 @@ def cut_out(parts: Sequence[torch.Tensor], cut: Cut, matrix: torch.Tensor) -> to
 
 def _detail(resolution: Sequence[float], spacing: float, turn: Turn) -> tuple[float, float, float]:
     """Finest detail along the axes of a turned cube, in its voxels."""
-    i, j, k = (1.0 if (d := resolution[axis] / spacing) <= _SHARP else d for axis in turn.axes)
+    i, j, k = (1.0 if (d := resolution[axis] / spacing) <= SHARP else d for axis in turn.axes)
     return i, j, k
 
 

@@ -106,7 +106,9 @@ class ModelCard:
         Sentences for the methods section of a paper, with citation keys such as ``[@tv]``; ``{estimate}`` in them
         stands for what a diffusion model does.
     projected
-        Whether the output is projected onto the data; only plain baselines are not.
+        Whether the output is projected onto the data; plain baselines and syntheses are not.
+    synthesis
+        Whether the model translates the contrast of its input into another: its image cannot agree with the scan.
     weights_sha256
         Hash of the weights, ``n/a`` without any.
     guidance
@@ -138,6 +140,7 @@ class ModelCard:
     summary: str
     methods: str
     projected: bool = True
+    synthesis: bool = False
     weights_sha256: str = "n/a"
     uncertainty: bool = False
     guidance: tuple[str, ...] = ()

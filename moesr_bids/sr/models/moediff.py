@@ -63,6 +63,8 @@ def moediff(name: str, path: Path) -> Model:
     card = ModelCard(
         "mixture-of-experts diffusion model",
         methods=_METHODS,
+        projected=not weights.synthesis,
+        synthesis=weights.synthesis,
         weights_sha256=weights.sha256,
         uncertainty=True,
         guidance=tuple(weights.card.get("guidance", ())),

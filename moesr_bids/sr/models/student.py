@@ -33,6 +33,11 @@ _METHODS = (
     "function and the noise of this one, predicted the image and a standard deviation of its error in each voxel. The "
     "image was then projected onto the acquired data."
 )
+_TRANSLATED = (
+    "A three-dimensional residual network, trained on pairs of real scans of the same heads by two protocols, "
+    "translated the image into the contrast and resolution of the other protocol: the result is a synthesis, and was "
+    "not projected onto the acquired data."
+)
 _ACTIVATIONS = 4  # inner volumes that are alive at a time
 
 
@@ -48,7 +53,9 @@ def student(name: str, path: Path) -> Model:
     shape = weights.shape(NetworkShape)
     card = ModelCard(
         "one-step residual network",
-        methods=_METHODS,
+        methods=_TRANSLATED if weights.synthesis else _METHODS,
+        projected=not weights.synthesis,
+        synthesis=weights.synthesis,
         weights_sha256=weights.sha256,
         uncertainty=True,
         one_step=True,

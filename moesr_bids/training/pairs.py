@@ -1,0 +1,333 @@
+"""Pairs of real scans: a head as one protocol sees it, and as a sharper one does.
+
+The sharp scan is brought to the axes of the coarse one by the band-limited resampling of :mod:`..sr.joint`, so that
+the engine's own operator lies between both, and the network is given just what it will be given of a scan like that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import frozen
+from numpy.typing import NDArray
+
+from ..config import SUFFIXES
+from ..errors import ImageError
+from ..intensities import Intensities
+from ..nifti import open_image, read_voxels
+from ..preproc.align import Pair as Alignment
+from ..preproc.align import read_affine, write_affine
+from ..preproc.images import resample_isotropic, to_ants
+from ..sr.grid import Grid
+from ..sr.interpolation import cubic_spline
+from ..sr.joint.alternate import Given, place
+from ..sr.joint.operator import ScanOperator, covered_by
+from ..sr.joint.positions import centre_of
+from ..sr.joint.resampling import Resampling
+from ..sr.joint.robust import gain_field
+from ..sr.models.base import Problem, silent
+from ..sr.models.inputs import Inputs
+from ..sr.models.network import FACTOR
+from ..sr.noise import estimate_noise, foreground
+from ..sr.operator import AcquisitionOperator
+from ..sr.psf import PSF
+from ..sr.zerofilling import measured_shares, zero_filled
+from .sharpness import axis_resolution
+from .simulation import Example, low_passes
+from .volumes import SHARP, too_coarse
+
+_PERCENTILE = 99.0
+_LARGEST_MISFIT = 0.1  # of the brightest hundredth, beside the noise: more is another contrast
+_MAD_OF_NORMAL = 0.6745
+_ALIGNMENT_MM = 1.5
+_LEVELS = ((60, 4, 2.0), (40, 2, 1.0), (20, 1, 0.0))
+_DRAWS = 50
+
+
+@frozen
+class PairFiles:
+    """A coarse and a sharp scan of one contrast, participant and session."""
+
+    low: Path
+    high: Path
+
+    @property
+    def participant(self) -> str:
+        """``sub-<label>``."""
+        return self.low.name.split("_", 1)[0]
+
+
+@frozen(eq=False)
+class PairCut:
+    """Where a cube is cut out of a pair, by the index of the pair, and the axes that are flipped."""
+
+    index: int
+    corner: tuple[int, int, int]
+    flips: tuple[int, ...]
+
+
+@frozen(eq=False)
+class PairedScan:
+    """A pair on the target grid, axes in the order of the network.
+
+    Parameters
+    ----------
+    name
+        File name of the coarse scan without extension.
+    channels
+        float16 (2 + guidance, i, j, k), see :class:`.simulation.Example`.
+    sharp
+        float16 (i, j, k): the sharp scan, turned, with the gain of the coarse one unless contrasts differ.
+    acquisition
+        Vector of the coarse scan.
+    detail
+        Finest detail of ``sharp`` along each axis, in voxels; 1 where it is sharp.
+    head
+        Boolean (i, j, k): the head, where both scans show it.
+    known
+        Boolean (i, j, k): what the sharp scan shows.
+    facts
+        What the card tells: agreement, misfit, distance that the scan was moved by.
+    """
+
+    name: str
+    channels: NDArray[np.float16]
+    sharp: NDArray[np.float16]
+    acquisition: torch.Tensor
+    detail: tuple[float, float, float]
+    head: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+    facts: dict[str, Any]
+
+    def draw(self, index: int, size: int, rng: np.random.Generator) -> PairCut:
+        """Draw a cube around a voxel of the head that lies in what both scans show, or nearly so.
+
+        Raises
+        ------
+        ImageError
+            If the scans share no cube of this size.
+        """
+        limits = np.array(self.sharp.shape) - size
+        if limits.min() >= 0:
+            places = np.argwhere(self.head)
+            best, share = None, 0.0
+            for _ in range(_DRAWS):
+                corner = np.clip(places[rng.integers(len(places))] - size // 2, 0, limits)
+                box = tuple(slice(c, c + size) for c in corner)
+                seen = float(self.known[box].mean())
+                if seen > share:
+                    best, share = corner, seen
+                if share == 1:
+                    break
+            if best is not None and share > 0.99:
+                i, j, k = (int(c) for c in best)
+                return PairCut(index, (i, j, k), tuple(axis for axis in range(3) if rng.random() < 0.5))
+        raise ImageError(f"{self.name}: both scans of the pair share no cube of {size} voxels; take a smaller patch")
+
+    def example(self, cut: PairCut, size: int, device: torch.device) -> Example:
+        """Cut an example out."""
+        box = tuple(slice(c, c + size) for c in cut.corner)
+        channels = torch.from_numpy(self.channels[:, *box].astype(np.float32))
+        sharp = torch.from_numpy(self.sharp[box].astype(np.float32))
+        channels, sharp = channels.flip([1 + axis for axis in cut.flips]), sharp.flip(cut.flips)
+        band = low_passes(np.arange(size, dtype=np.float64), self.detail)
+        parts = channels, self.acquisition, sharp, torch.zeros((3, size, size, size)), band
+        return Example(*(part.contiguous().to(device) for part in parts))
+
+    def fixed(self, size: int, count: int, device: torch.device) -> Iterator[Example]:
+        """Yield the examples that validate a training."""
+        for number in range(count):
+            cut = self.draw(0, size, np.random.default_rng(number))
+            yield self.example(PairCut(0, cut.corner, ()), size, device)
+
+
+def find_pairs(data: Path | None, low: str, high: str, wanted: Callable[[str], bool]) -> list[PairFiles]:
+    """Find the pairs of the participants whose label is wanted.
+
+    Parameters
+    ----------
+    data
+        BIDS folder that holds both, where ``low`` and ``high`` are entities.
+    low, high
+        Two BIDS folders, or two entities of file names such as ``acq-64mT`` and ``acq-3T``.
+    wanted
+        Whether a label is.
+
+    Raises
+    ------
+    ImageError
+        If there is no pair, or a scan could belong to several.
+    """
+    if Path(low).is_dir() and Path(high).is_dir():
+        sides = [_scans(Path(folder), "", wanted) for folder in (low, high)]
+    elif data is None:
+        raise ImageError(f"--pairs {low} {high}: neither two folders, nor entities of a data set that --data names")
+    else:
+        sides = [_scans(data, entity, wanted) for entity in (low, high)]
+    pairs = []
+    for key, coarse in sorted(sides[0].items()):
+        sharp = sides[1].get(key, [])
+        if len(coarse) > 1 or len(sharp) > 1:
+            several = ", ".join(path.name for path in (coarse if len(coarse) > 1 else sharp))
+            raise ImageError(f"{'_'.join(key)}: several scans could be its pair ({several}); leave one of each there")
+        if sharp:
+            pairs.append(PairFiles(coarse[0], sharp[0]))
+    return pairs
+
+
+def _scans(folder: Path, entity: str, wanted: Callable[[str], bool]) -> dict[tuple[str, ...], list[Path]]:
+    """Find the scans of a folder, by participant, session and suffix."""
+    found: dict[tuple[str, ...], list[Path]] = {}
+    for path in sorted(path for s in SUFFIXES for path in folder.rglob(f"sub-*_{s}.nii.gz")):
+        parts = path.name.split(".", 1)[0].split("_")
+        if wanted(parts[0].removeprefix("sub-")) and (not entity or entity in parts):
+            key = (parts[0], *(part for part in parts if part.startswith("ses-")), parts[-1])
+            found.setdefault(key, []).append(path)
+    return found
+
+
+def load_pair(files: PairFiles, *, synthesis: bool = False, seed: int = 1) -> PairedScan:
+    """Bring a pair to one grid, and match its intensities.
+
+    Scans of one contrast are placed as scans that are joined are (:func:`..sr.joint.alternate.place`), by their detail
+    through the operator of the coarse one; of different contrasts by mutual information.
+
+    Parameters
+    ----------
+    files
+        The scans.
+    synthesis
+        Whether the contrasts may differ: the sharp scan then keeps its own.
+    seed
+        Of the sampling of the mutual information.
+
+    Raises
+    ------
+    ImageError
+        If a scan cannot be used, they cannot be aligned, or their contrasts differ and ``synthesis`` is not said.
+    """
+    low, high = _read(files.low), _read(files.high)
+    if coarse := too_coarse(high.grid.affine):
+        raise ImageError(f"{files.high}: {coarse}")
+    fine = high.grid.isotropic(max(high.grid.zooms))
+    truth = cubic_spline(torch.from_numpy(high.data), high.grid, fine)
+    agreement, position = _by_mutual_information(low, high, seed) if synthesis else _by_detail(files, low, high)
+    grid = low.grid.isotropic(max(high.grid.zooms))
+    known = covered_by(high.grid, grid, np.linalg.inv(position)).numpy()
+    sharp = Resampling(fine, grid, position).forward(truth).clamp_(min=0)
+    facts: dict[str, Any] = {"Low": files.low.name, "High": files.high.name, **agreement}
+    if not synthesis:
+        operator = ScanOperator(low.grid, fine, low.psf, position)
+        predicted = operator.forward(truth).numpy()
+        inside = low.inside & operator.seen().numpy()
+        gain = gain_field(low.data, predicted, inside, low.grid.zooms)
+        facts["Misfit"] = _misfit(files, low.data - gain * predicted, inside, low.sigma)
+        sharp *= cubic_spline(torch.from_numpy(gain), low.grid, grid)
+    detail = axis_resolution(sharp.numpy(), foreground(sharp.numpy()) & known, grid.zooms)
+    return _on_network_axes(files.low.name.split(".", 1)[0], low, grid, sharp, known, detail, facts)
+
+
+def _read(path: Path) -> Given:
+    """Read a scan and find out its profile and noise, as the engine does."""
+    image, _ = open_image(path)
+    data = Intensities.of(read_voxels(image, str(path)), str(path)).data
+    grid, inside = Grid.from_image(image), foreground(data)
+    sidecar = path.with_name(path.name.split(".", 1)[0] + ".json")
+    metadata = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    psf = zero_filled(PSF.from_acquisition(grid.zooms, metadata), data, grid.zooms, inside)
+    noise = estimate_noise(data, inside, zooms=grid.zooms, shares=measured_shares(psf, grid.zooms))
+    scale = float(np.percentile(data[inside], _PERCENTILE))
+    if scale <= 0:
+        raise ImageError(f"{path}: the image is not positive inside the head; a magnitude image is needed")
+    return Given(np.asarray(data / np.float32(scale), dtype=np.float32), grid, psf, inside, noise.std / scale)
+
+
+def _by_detail(files: PairFiles, low: Given, high: Given) -> tuple[dict[str, float], NDArray[np.float64]]:
+    """Agreement of two scans of one contrast, and the position of the coarse one in the world of the sharp one."""
+    found = place([high, low])
+    if found.reference != 0 or len(found.used) < 2:
+        reason = next(placed.reason for placed in found.placed if placed.reason)
+        raise ImageError(f"{files.low}: does not fit {files.high.name}: {reason}; name --synthesis if contrasts differ")
+    placed = found.placed[1]
+    return {"Agreement": round(placed.agreement, 3)}, placed.position
+
+
+def _by_mutual_information(low: Given, high: Given, seed: int) -> tuple[dict[str, float], NDArray[np.float64]]:
+    """Return the same for any two contrasts; the agreement is not known."""
+    images = [resample_isotropic(scan.data, scan.grid.affine, _ALIGNMENT_MM) for scan in (high, low)]
+    region, _ = resample_isotropic(high.inside.astype(np.float32), high.grid.affine, _ALIGNMENT_MM)
+    start = np.eye(4)
+    start[:3, 3] = centre_of(low.inside, low.grid.affine) - centre_of(high.inside, high.grid.affine)
+    with tempfile.TemporaryDirectory() as folder:
+        pair = Alignment(
+            fixed=to_ants(*images[0]),
+            moving=to_ants(*images[1]),
+            mask=to_ants(region >= 0.5, images[0][1]),
+            folder=Path(folder),
+            seed=seed,
+        )
+        initial = write_affine(start, Path(folder) / "start.mat")
+        position = read_affine(pair.affine("pair_", initial, _LEVELS, kinds=("Rigid",)))
+    return {}, position
+
+
+def _misfit(files: PairFiles, residual: NDArray[np.float32], inside: NDArray[np.bool_], sigma: float) -> float:
+    """Robust deviation of the residual beside the noise, relative to the brightest hundredth.
+
+    Raises
+    ------
+    ImageError
+        If it is too large for scans of one contrast.
+    """
+    deviation = float(np.median(np.abs(residual[inside]))) / _MAD_OF_NORMAL
+    misfit = math.sqrt(max(0.0, deviation**2 - sigma**2))
+    if misfit > _LARGEST_MISFIT:
+        raise ImageError(
+            f"{files.low}: differs from {files.high.name} by {misfit:.0%} of the brightest (at most "
+            f"{_LARGEST_MISFIT:.0%}): another contrast; name --synthesis to train a model that translates it"
+        )
+    return round(misfit, 4)
+
+
+def _on_network_axes(
+    name: str,
+    low: Given,
+    grid: Grid,
+    sharp: torch.Tensor,
+    known: NDArray[np.bool_],
+    detail: Sequence[float],
+    facts: dict[str, Any],
+) -> PairedScan:
+    """Make the inputs of the network as the engine does, and turn the truth like them."""
+    problem = Problem(
+        acquired=torch.from_numpy(low.data),
+        mask=torch.from_numpy(low.inside),
+        operator=AcquisitionOperator(low.grid, grid, low.psf),
+        sigma=low.sigma,
+        seed=0,
+        progress=silent,
+    )
+    inputs = Inputs.of(problem, FACTOR)
+    i, j, k = inputs.shape
+    inside = np.asarray(foreground(sharp.numpy())) & known & low.grid.nearest(low.inside, grid)
+    if not inside.any():
+        raise ImageError(f"{name}: both scans of the pair share no part of the head")
+    order = inputs.order
+    turned = [1.0 if detail[axis] <= SHARP else float(detail[axis]) for axis in order]
+    return PairedScan(
+        name=name,
+        channels=inputs.channels()[0, :, :i, :j, :k].numpy().astype(np.float16),
+        sharp=sharp.permute(order).numpy().astype(np.float16),
+        acquisition=inputs.acquisition,
+        detail=(turned[0], turned[1], turned[2]),
+        head=inside.transpose(order),
+        known=known.transpose(order),
+        facts={**facts, "OutputZooms": [round(zoom, 3) for zoom in grid.zooms]},
+    )
