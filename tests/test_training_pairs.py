@@ -146,8 +146,12 @@ def test_a_training_on_pairs_writes_weights_that_know_what_they_are(folder, tmp_
     assert main([*command, "--synthesis", "--out", str(tmp_path / "other")]) == 0
     own, seen = _thick(1)
     image = nib.Nifti1Image(np.asarray(1000 * seen, dtype=np.float32), own.affine)
-    translated = super_resolve(image, SROptions(1.0, str(tmp_path / "other" / "weights.safetensors"))).record
-    projected = super_resolve(image, SROptions(1.0, str(tmp_path / "same" / "weights.safetensors"))).record
+    translated = super_resolve(
+        image, SROptions(resolution=1.0, model=str(tmp_path / "other" / "weights.safetensors"))
+    ).record
+    projected = super_resolve(
+        image, SROptions(resolution=1.0, model=str(tmp_path / "same" / "weights.safetensors"))
+    ).record
     assert translated["Synthesis"] is True
     assert translated["Lambda"] == 0
     assert any("synthesis" in warning for warning in translated["Warnings"])
