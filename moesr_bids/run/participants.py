@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from moesr_bids import __version__
 from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
 from moesr_bids.bids.dataset import prepare_output_folder, save_settings
 from moesr_bids.bids.plan import ImagePlan, plan_image
@@ -51,6 +52,7 @@ def run_participants(settings: Settings) -> int:
 
 
 def _run(settings: Settings, write_lines_to: Callable[[Path], None]) -> int:
+    say(f"moesr-bids {__version__} reads {settings.bids_dir}")
     with waiting(f"{settings.bids_dir} is being read"):
         found = _collect(settings)
         plans = {image: plan_image(image, settings) for image in found if not image.problem}
