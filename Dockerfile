@@ -46,6 +46,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends python3 \
 COPY --from=build /opt/moesr /opt/moesr
 COPY --chmod=755 containers/start.sh /usr/local/bin/moesr-bids
 COPY --chmod=755 containers/start.sh /usr/local/bin/moesr
+COPY --chmod=755 containers/start.sh /usr/local/bin/bids-validator-deno
 COPY LICENSE /usr/share/doc/moesr-bids/LICENSE
 ARG VARIANT=cpu
 ARG VERSION=unknown

@@ -57,7 +57,8 @@ limited() {
 buildah inspect --format '{{range .OCIv1.Config.Env}}{{println .}}{{end}}' "$image" | grep = > "$folder/environment"
 
 limited 1 moesr check /data /out -w /work/work --device cpu || fail "moesr check"
-passed "moesr check finds no fault under the limits"
+limited 1 bids-validator-deno --version || fail "bids-validator-deno"
+passed "moesr check finds no fault under the limits; the validator starts"
 
 started=$(date +%s)
 limited 1 moesr-bids /data /out participant --participant-label "$label" -w /work/work --device cpu "$@" || fail "participant"
