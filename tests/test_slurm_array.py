@@ -25,7 +25,7 @@ from moesr_bids.cluster.progress import ImageState, read_cohort
 from moesr_bids.cluster.tasks import OUT_OF_MEMORY, OUT_OF_TIME, STOPPED, log_folder, submitted_tasks
 
 pytestmark = [
-    pytest.mark.timeout(3600),
+    pytest.mark.timeout(6000),
     pytest.mark.skipif(
         not os.environ.get("MOESR_TEST_SLURM") or bool(missing()), reason=f"make test-slurm runs it; {missing()}"
     ),
@@ -127,10 +127,10 @@ def test_a_cohort_in_which_everything_happens(dataset: Path, site: dict[str, str
     begun = {label: log_folder(out) / f"{index[label]}.out" for label in LABELS}
     for label in (KILLED, REQUEUED):
         status_file = out / "logs" / "status" / f"sub-{label}_run-01_T1w.json"
-        wait_until(lambda path=status_file: path.exists() and '"running"' in path.read_text(), seconds=300)
+        wait_until(lambda path=status_file: path.exists() and '"running"' in path.read_text(), seconds=900)
     kill(index[KILLED], site)
     scontrol(site, "requeue", index[REQUEUED])
-    wait_until(lambda: group not in jobs(site), seconds=1500)
+    wait_until(lambda: group not in jobs(site), seconds=2700)
     time.sleep(60)  # only then a silent task counts as killed
 
     told = status(out, site)
@@ -150,7 +150,7 @@ def test_a_cohort_in_which_everything_happens(dataset: Path, site: dict[str, str
     folder = log_folder(out) / "002"
     again = [label for path in folder.glob("*.txt") for label in path.read_text().split()]
     assert sorted(again) == [KILLED, TOO_LONG, TOO_LARGE]
-    wait_until(lambda: group not in jobs(site), seconds=1200)
+    wait_until(lambda: group not in jobs(site), seconds=1800)
     told = status(out, site)
     assert told.returncode == 1
     found = states(out, site)
