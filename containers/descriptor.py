@@ -16,7 +16,7 @@ from moesr_bids.cli.parser import build_parser
 
 _LEFT_OUT = ("help", "version", "verbose")
 _NUMBERS = (positive_int, int)
-_FOLDERS = ("bids_dir", "output_dir", "bids_database_dir", "work_dir")
+_FOLDERS = ("bids_dir", "output_dir", "bids_database_dir", "work_dir", "export_raw")
 
 
 def descriptor() -> dict[str, Any]:

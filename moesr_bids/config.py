@@ -98,6 +98,8 @@ class Settings:
         ``auto``, ``force`` or ``off``.
     gradunwarp_nojac : bool
         Leave the intensities as they are when gradient nonlinearity is corrected.
+    export_raw : pathlib.Path, optional
+        Folder for a raw data set of the super-resolved images.
 
     """
 
@@ -123,6 +125,7 @@ class Settings:
     gradunwarp: str = "auto"
     gradunwarp_nojac: bool = False
     report_format: str = "folder"
+    export_raw: Path | None = None
     clean_workdir: bool = False
     dry_run: bool = False
     reports_only: bool = False

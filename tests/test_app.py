@@ -262,3 +262,37 @@ def test_group_level(phantom: Path, finished: Path) -> None:
     assert len((copy / "group_T1w.tsv").read_text().splitlines()) == 3
     assert "sub-02.html" in (copy / "group.html").read_text()
     assert validation_errors(copy) == []
+
+
+def test_a_command_that_has_finished_lays_its_images_out_as_raw_data(
+    phantom: Path, finished: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    options = ("--resolution", "1", "--skip-bids-validation", "--export-raw", str(raw))
+    done = run_app(phantom / "bids", finished, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {row["state"] for row in statuses(finished).values()} == {"skipped"}
+    assert validation_errors(raw) == []
+    for label in ("01", "02"):
+        before = nib.load(finished / f"sub-{label}/anat/sub-{label}_res-1mm_desc-moesr_T1w.nii.gz")
+        after = nib.load(raw / f"sub-{label}/anat/sub-{label}_rec-moesr_T1w.nii.gz")
+        np.testing.assert_array_equal(after.affine, before.affine)
+        np.testing.assert_array_equal(after.get_fdata(), before.get_fdata())
+    again = run_here(raw, tmp_path / "out")
+    assert again.returncode == 2
+    assert "holds super-resolved images (--export-raw); give the scans" in again.stderr
+
+
+def test_fmriprep_finds_the_sharp_image_and_its_mask_on_one_grid(finished: Path) -> None:
+    from smriprep.utils.bids import collect_derivatives
+
+    for label in ("01", "02"):
+        found = collect_derivatives(finished, label, [TEMPLATE])
+        image, mask = nib.load(found["t1w_preproc"]), nib.load(found["t1w_mask"])
+        assert image.shape == mask.shape
+        np.testing.assert_allclose(image.affine, mask.affine, atol=1e-5)
+        main = finished / f"sub-{label}/anat/sub-{label}_res-1mm_desc-moesr_T1w.nii.gz"
+        assert Path(found["t1w_preproc"]).samefile(main), "two names, one file"
+        told = json.loads(Path(found["t1w_preproc"].replace(".nii.gz", ".json")).read_text())
+        assert "was not measured; it comes from model student" in told["InferredDetail"]
+        assert set(found["transforms"][TEMPLATE]) == {"forward", "reverse"}

@@ -115,6 +115,7 @@ def _check_group(settings: Settings) -> None:
         "--participant-label": settings.participant_label,
         "--session-label": settings.session_label,
         "--bids-filter-file": settings.bids_filter_file,
+        "--export-raw": settings.export_raw,
     }
     if given := [option for option, value in no_use.items() if value]:
         raise UsageError(
@@ -129,6 +130,17 @@ def _check_raw(settings: Settings) -> None:
             f"{settings.bids_dir} is a derivative data set ({description.get('Name') or 'without a name'}): its images "
             "are no longer as acquired; give the raw data set that it was made from"
         )
+    if any(maker.get("Name") == "moesr-bids" for maker in description.get("GeneratedBy") or ()):
+        raise UsageError(f"{settings.bids_dir} holds super-resolved images (--export-raw); give the scans")
+
+
+def _check_export(settings: Settings) -> None:
+    if settings.export_raw is None:
+        return
+    from moesr_bids.run.export import target_problem  # it reads images
+
+    if problem := target_problem(settings.export_raw, settings.output_dir, settings.bids_dir):
+        raise UsageError(f"--export-raw: {problem}")
 
 
 def _check_participants(settings: Settings) -> None:
@@ -259,6 +271,7 @@ def check_settings(settings: Settings) -> None:
     _check_choices(settings)
     _check_gradients(settings)
     _check_derivatives(settings)
+    _check_export(settings)
     _check_templates(settings)
     if not settings.dry_run:
         _check_writable(settings)

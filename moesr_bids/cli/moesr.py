@@ -2,6 +2,7 @@
 
 ``train`` trains a model, ``models`` lists them;
 ``segment`` labels the tissues of scans to train on; ``rerun`` repeats an image of the BIDS App from its sidecar;
+``export`` lays outputs out as raw data for other software;
 ``check`` tells what a machine offers; ``slurm`` and ``status`` run a cohort on a cluster.
 """
 
@@ -18,7 +19,7 @@ from .. import __version__
 from ..arguments import Parser
 from ..console import tell
 from ..errors import ImageError
-from . import check, join, models, segment, slurm, sr, status, train
+from . import check, export, join, models, segment, slurm, sr, status, train
 
 _COMPUTING = {"sr": sr, "join": join, "train": train, "segment": segment}
 """Commands that compute: modules with ``usage_problem``, ``run``, ``LEFT`` and ``WAY_OUT``."""
@@ -37,6 +38,7 @@ def build_parser() -> Parser:
     check.add_parser(commands)
     slurm.add_parser(commands)
     status.add_parser(commands)
+    export.add_parser(commands)
     _add_rerun(commands)
     return parser
 
@@ -69,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "models": _models,
         "check": check.run,
         "status": status.run,
+        "export": export.run,
         "rerun": _rerun,
     }
     return rest[options.command](options)

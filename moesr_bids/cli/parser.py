@@ -185,6 +185,13 @@ def _add_run(parser: Parser) -> None:
         help="folder: sub-X.html shows the pictures in sub-X/figures; single: it holds them and can be mailed "
         "(default: folder)",
     )
+    run.add_argument(
+        "--export-raw",
+        type=Path,
+        metavar="DIR",
+        help="lay the super-resolved images out as a raw data set there (rec-moesr), for FreeSurfer, FastSurfer, "
+        "SynthSeg and others; given with a command that has finished, it only does this",
+    )
     run.add_argument("--reports-only", action="store_true", help="only write the reports again, from the derivatives")
     run.add_argument("--boilerplate-only", action="store_true", help="only write the methods text (logs/CITATION.md)")
     run.add_argument("--stop-on-first-crash", action="store_true", help="stop all work when one step fails")
@@ -292,6 +299,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         gradient_coefficients=args.gradient_coefficients and _absolute(args.gradient_coefficients),
         gradunwarp=args.gradunwarp,
         gradunwarp_nojac=args.gradunwarp_nojac,
+        export_raw=args.export_raw and _absolute(args.export_raw),
         clean_workdir=args.clean_workdir,
         report_format=args.report_format,
         dry_run=args.dry_run,

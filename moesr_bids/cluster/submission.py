@@ -230,7 +230,12 @@ def options_text(settings: Settings) -> str:
 def container_command(image: Path, settings: Settings, *, binds: Sequence[str] = (), scratch: str) -> str:
     """Return the command line that starts ``moesr-bids`` in an Apptainer image, with folders at their own places."""
     folders = [f"{settings.bids_dir}:{settings.bids_dir}:ro", str(settings.output_dir), *binds]
-    others = (settings.gradient_coefficients, settings.bids_filter_file, settings.bids_database_dir)
+    others = (
+        settings.gradient_coefficients,
+        settings.bids_filter_file,
+        settings.bids_database_dir,
+        settings.export_raw,
+    )
     for path in (*settings.derivatives, *others):
         folders += [str(path)] if path else []
     nv = " --nv" if settings.sr.device == "cuda" else ""

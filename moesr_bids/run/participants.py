@@ -23,6 +23,7 @@ from moesr_bids.config import Settings
 from moesr_bids.console import counted, lines_kept, say, waiting
 from moesr_bids.errors import UsageError
 from moesr_bids.run.dryrun import print_plans
+from moesr_bids.run.export import export_raw
 from moesr_bids.run.outcomes import (
     forget_what_is_gone,
     image_status,
@@ -153,6 +154,8 @@ def _conclude(found: Sequence[RawImage], statuses: Sequence[ImageStatus], settin
     table = tabulate(settings) or f"moesr status {settings.output_dir}"
     shown = {image.participant for image in found} | {s.participant_id.removeprefix("sub-") for s in statuses}
     reports_written = write_reports(settings, sorted(shown))
+    if settings.export_raw is not None:
+        export_raw(settings.output_dir, settings.export_raw, sorted(shown))
     _tell_unselected(settings, shown)
     failed = [status for status in statuses if status.state == "failed"]
     for status in failed:

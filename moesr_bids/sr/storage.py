@@ -113,3 +113,22 @@ def _as_codes(image: nib.Nifti1Image, codes: NDArray[np.integer], step: float) -
 def write_compact(image: nib.Nifti1Image, path: Path, noise: float) -> None:
     """Write the image as :func:`compact` stores it."""
     compact(image, noise).to_filename(path)
+
+
+def stored_part(image: nib.Nifti1Image, box: tuple[slice, slice, slice]) -> nib.Nifti1Image:
+    """Return a box of an image on disk with its voxels as they are stored, where they are: nothing is rounded again.
+
+    Parameters
+    ----------
+    image
+        Image as it was loaded.
+    box
+        Voxels along each axis.
+    """
+    affine = image.slicer.slice_affine(box)
+    part = nib.Nifti1Image(image.dataobj.get_unscaled()[box], affine, image.header)
+    # The codes say what positions refer to; nibabel drops those of an image that it takes for a moved one.
+    part.set_sform(affine, int(image.header["sform_code"]))
+    part.set_qform(affine, int(image.header["qform_code"]))
+    part.header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)  # after it was made, as above
+    return part
