@@ -61,7 +61,7 @@ def test_scripts_are_valid_shell_with_classes_of_memory_and_the_options_of_the_r
     out = tmp_path / "out"
     command = ["slurm", str(dataset), str(out), "--limit", "7", "--sbatch=--partition=long", "--model", "student"]
     assert main([*command, "--nprocs", "2", "--random-seed", "5"]) == 0
-    assert "1 tasks for 2 participants" in capsys.readouterr().out
+    assert "1 task for 2 participants" in capsys.readouterr().out
     folder = submission_of(out)
     scripts = sorted(folder.glob("[0-9]*.sbatch"))
     assert [path.with_suffix(".txt").read_text() for path in scripts] == ["01 02\n", "03\n"]
@@ -133,7 +133,7 @@ def test_who_ran_out_of_memory_gets_more_and_who_is_done_is_left_out(
     capsys.readouterr()
     only = ["--only-failed", "--participant-label", "02"]
     assert main(["slurm", str(dataset), str(out), "--model", "cubic", *only]) == 0
-    assert "1 tasks for 1 participants: 24 GB" in capsys.readouterr().out
+    assert "1 task for 1 participant: 24 GB" in capsys.readouterr().out
     assert read_task(log).end == OUT_OF_MEMORY  # type: ignore[union-attr]
 
 

@@ -17,7 +17,7 @@ from moesr_bids.cluster import submission
 from moesr_bids.cluster.progress import plan_path, plan_text, read_cohort, read_plan
 from moesr_bids.cluster.tasks import Task, log_folder
 from moesr_bids.config import Settings
-from moesr_bids.console import tell
+from moesr_bids.console import counted, tell
 
 _CPUS = 4
 _UNLIMITED = "1000G"  # what an image needs shows when nothing limits it
@@ -97,7 +97,8 @@ def run(options: argparse.Namespace, others: Sequence[str]) -> int:
     submission.write_submission(folder, arrays, settings, _site(options, settings))
     for array in arrays:
         participants = sum(map(len, array.tasks))
-        print(f"{len(array.tasks)} tasks for {participants} participants: {array.memory_gb} GB, {array.minutes} min")
+        whom = f"{counted(len(array.tasks), 'task')} for {counted(participants, 'participant')}"
+        print(f"{whom}: {array.memory_gb} GB, {array.minutes} min")
     if not options.submit:
         print(f"wrote {folder}; sh {folder / 'submit.sh'} submits it")
         return 0
