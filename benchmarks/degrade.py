@@ -12,7 +12,7 @@ import numpy as np
 from attrs import evolve, frozen
 from numpy.typing import NDArray
 
-Volume = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 
@@ -77,7 +77,7 @@ def _slices(name: str, spacing: int, profile: str, share: float = 1.0) -> list[C
     return [Case(f"{name}{axis}", along, profile, share) for axis, along in zip("ijk", factors, strict=True)]
 
 
-def crop_kspace(volume: Volume, axis: int, factor: float) -> Volume:
+def crop_kspace(volume: FloatArray, axis: int, factor: float) -> FloatArray:
     """Keep the middle ``1 / factor`` of k-space along an axis; samples at the centres of ``factor`` voxels."""
     n = volume.shape[axis]
     m = round(n / factor)
@@ -95,7 +95,9 @@ def crop_kspace(volume: Volume, axis: int, factor: float) -> Volume:
     return np.moveaxis(np.fft.ifft(kept, axis=-1).real / factor, -1, axis).astype(np.float32)
 
 
-def thick_slices(volume: Volume, axis: int, spacing: int, *, profile: str = "gaussian", share: float = 1.0) -> Volume:
+def thick_slices(
+    volume: FloatArray, axis: int, spacing: int, *, profile: str = "gaussian", share: float = 1.0
+) -> FloatArray:
     """Slices every ``spacing`` voxels, ``share`` times as thick, with a Gaussian or rectangular profile.
 
     Outside of the image is zero.
@@ -112,7 +114,7 @@ def thick_slices(volume: Volume, axis: int, spacing: int, *, profile: str = "gau
     return np.moveaxis(moved.astype(np.float64) @ weights, -1, axis).astype(np.float32)
 
 
-def rician(volume: Volume, sigma: float, seed: int) -> Volume:
+def rician(volume: FloatArray, sigma: float, seed: int) -> FloatArray:
     """Magnitude of the image with Gaussian noise of ``sigma`` in both channels."""
     rng = np.random.default_rng(seed)
     real, imaginary = (rng.normal(scale=sigma, size=volume.shape) for _ in range(2))

@@ -31,11 +31,12 @@ from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr, ssim
 from moesr_bids.sr.models import EXPERTS, get_model, moediff, weights_path
+from moesr_bids.sr.models.acquisition import CONDITIONS, GUIDANCE
 from moesr_bids.sr.models.context import context_flops
 from moesr_bids.sr.models.detail import detail_energy
 from moesr_bids.sr.models.inputs import FLIPS
 from moesr_bids.sr.models.mixture import MixtureNetwork, context_channels, parameters
-from moesr_bids.sr.models.network import CONDITIONS, GUIDANCE, INPUTS, ResidualNetwork
+from moesr_bids.sr.models.network import INPUTS, ResidualNetwork
 from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.sampling import Sampling
 from moesr_bids.sr.weights import Weights

@@ -24,7 +24,7 @@ from moesr_bids.sr.noise import Noise, estimate_noise, foreground
 from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.zerofilling import measured_shares, zero_filled
 
-from .degrade import FWHM_TO_SIGMA, Volume, crop_kspace, rician, thick_slices
+from .degrade import FWHM_TO_SIGMA, FloatArray, crop_kspace, rician, thick_slices
 
 Zooms = tuple[float, ...]
 SHARES = (0.01, 0.02, 0.04)  # of the 99th percentile
@@ -32,7 +32,7 @@ _SLICES = 4
 _LEAST_SIZE = 96
 
 
-def add_noise(volume: Volume, sigma: float, shares: Sequence[float], seed: int) -> Volume:
+def add_noise(volume: FloatArray, sigma: float, shares: Sequence[float], seed: int) -> FloatArray:
     """Return the magnitude with noise that fills shares of the frequencies; a background of zeros stays zero."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(scale=sigma, size=(2, *volume.shape))
@@ -45,7 +45,7 @@ def add_noise(volume: Volume, sigma: float, shares: Sequence[float], seed: int) 
     return np.where(volume == 0, 0, noisy).astype(np.float32)
 
 
-def estimated(volume: Volume, zooms: Zooms) -> tuple[Noise, list[float]]:
+def estimated(volume: FloatArray, zooms: Zooms) -> tuple[Noise, list[float]]:
     """Noise as the engine estimates it without a mask, and the shares of the frequencies that it found."""
     inside = foreground(volume)
     shares = measured_shares(zero_filled(PSF.from_acquisition(zooms), volume, zooms, inside), zooms)

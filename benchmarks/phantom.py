@@ -26,7 +26,7 @@ from moesr_bids.sr.grid import Grid
 from moesr_bids.sr.operator import AcquisitionOperator
 from moesr_bids.sr.psf import PSF
 
-Volume = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 
 # A multiple of 2 and 5 along each axis, so that both acquisitions cover the truth's field of view exactly.
 TRUTH_SHAPE = (200, 240, 200)
@@ -67,7 +67,7 @@ ACQUISITIONS = (
 )
 
 
-def _smooth_noise(shape: tuple[int, ...], width: float, rng: np.random.Generator) -> Volume:
+def _smooth_noise(shape: tuple[int, ...], width: float, rng: np.random.Generator) -> FloatArray:
     smooth = rng.standard_normal([max(4, round(n / width)) for n in shape])
     # An axis at a time: zooming all at once takes seconds.
     for axis, n in enumerate(shape):
@@ -114,7 +114,7 @@ def make_truth(seed: int) -> nib.Nifti1Image:
     return image
 
 
-def bias_field(shape: tuple[int, ...], seed: int) -> Volume:
+def bias_field(shape: tuple[int, ...], seed: int) -> FloatArray:
     """Return a smooth multiplicative field with a mean of about 1 and a spread of about 10 percent."""
     return np.exp(0.1 * _smooth_noise(shape, 80, np.random.default_rng([seed, 1]))).astype(np.float32)
 

@@ -18,7 +18,7 @@ from moesr_bids.sr.noise import foreground
 from moesr_bids.training.sharpness import axis_resolution
 from moesr_bids.training.volumes import too_coarse
 
-from .degrade import Case, Volume, degrade
+from .degrade import Case, FloatArray, degrade
 
 _MARGIN_VOXELS = 10
 _LCM = 60  # of all factors, so that every degraded image has the truth's field of view
@@ -162,7 +162,7 @@ def _isotropic(affine: NDArray[np.float64], corner: Sequence[int]) -> NDArray[np
     return changed
 
 
-def clamped(volume: Volume, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def clamped(volume: FloatArray, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Voxels of a mask whose intensity was cut off: at the scan's maximum, or at a value of far too many voxels."""
     values, counts = np.unique(volume[mask], return_counts=True)
     if len(values) < 3:

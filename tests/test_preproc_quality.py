@@ -84,7 +84,7 @@ def test_inu_is_of_the_field_not_of_its_logarithm() -> None:
 
 
 def phantom(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return intensities, brain mask and labels (0 outside, 1 white, 2 grey, 3 fluid) of nested balls in a head."""
+    """Return intensities, brain mask and labels (0 outside, 1 white, 2 grey, 3 CSF) of nested balls in a head."""
     labels = np.zeros(SHAPE, int)
     for radius, label in ((26, 3), (22, 2), (16, 1)):
         labels[ball(radius)] = label

@@ -30,9 +30,9 @@ from moesr_bids.preproc.registration import (
     RegistrationError,
     register,
     warp_to_template,
-    with_mask,
 )
 from moesr_bids.preproc.template import Template, load_template
+from moesr_bids.preproc.template_mask import with_mask
 from moesr_bids.sr.grid import Grid
 
 RESOLUTION = 2.5

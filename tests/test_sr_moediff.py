@@ -33,10 +33,11 @@ from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr
 from moesr_bids.sr.models import EXPERTS, get_model
 from moesr_bids.sr.models import moediff as module
+from moesr_bids.sr.models.acquisition import CONDITIONS
 from moesr_bids.sr.models.context import Context, ContextShape, context_in_patches, gate_weights
 from moesr_bids.sr.models.experts import Expert, expert_halo
 from moesr_bids.sr.models.mixture import MixtureNetwork, MixtureShape
-from moesr_bids.sr.models.network import CONDITIONS, NetworkShape, ResidualNetwork
+from moesr_bids.sr.models.network import NetworkShape, ResidualNetwork
 from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.precision import network_flops
 from moesr_bids.sr.sampling import Sampling

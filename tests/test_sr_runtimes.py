@@ -14,9 +14,8 @@ from torch.nn import functional
 
 from moesr_bids.cli.moesr import main
 from moesr_bids.sr.engine import super_resolve
+from moesr_bids.sr.models.acquisition import CONDITIONS, GUIDANCE
 from moesr_bids.sr.models.network import (
-    CONDITIONS,
-    GUIDANCE,
     INPUTS,
     FoldedNetwork,
     NetworkShape,

@@ -25,21 +25,10 @@ from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.metrics import psnr
 from moesr_bids.sr.models import get_model, model_names, weights_sha256
+from moesr_bids.sr.models.acquisition import CONDITIONS, GUIDANCE, acquisition_vector, axis_order, typical_acquisitions
 from moesr_bids.sr.models.inputs import head_weight
-from moesr_bids.sr.models.network import (
-    CONDITIONS,
-    FACTOR,
-    GUIDANCE,
-    INPUTS,
-    NetworkShape,
-    ResidualNetwork,
-    acquisition_vector,
-    axis_order,
-    depth_to_space,
-    network_output,
-    space_to_depth,
-    typical_acquisitions,
-)
+from moesr_bids.sr.models.layers import FACTOR, depth_to_space, space_to_depth
+from moesr_bids.sr.models.network import INPUTS, NetworkShape, ResidualNetwork, network_output
 from moesr_bids.sr.options import SROptions
 from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.weights import PACKAGED, Weights, write_weights
@@ -348,7 +337,7 @@ def test_sharp_input_is_left_alone(model: str) -> None:
     change = out[inside] - scan.get_fdata()[inside]
     assert np.sqrt(np.mean(change**2)) < 1.2 * sigma
     assert psnr(truth, out, inside) > psnr(truth, scan.get_fdata(), inside)
-    assert result.record["DataConsistency"]["ResidualStd"] <= 1.05
+    assert result.record["DataConsistency"]["Model"]["ResidualStd"] <= 1.1
 
 
 @pytest.mark.parametrize("name", ["kspace2", "slices4k"])

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from moesr_bids.cli.moesr import main
 from moesr_bids.cli.train import planners
 from moesr_bids.errors import ImageError
-from moesr_bids.sr.models.network import GUIDANCE, INPUTS, NetworkOutput
+from moesr_bids.sr.models.acquisition import GUIDANCE
+from moesr_bids.sr.models.network import INPUTS, NetworkOutput
 from moesr_bids.sr.noise import estimate_noise
 from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.weights import Weights
@@ -52,7 +53,7 @@ from moesr_bids.training.recipe import Recipe, read_recipe, recipe_from
 from moesr_bids.training.sharpness import axis_resolution
 from moesr_bids.training.simulation import acquire
 from moesr_bids.training.synthesis import RandomAnatomy, load_label_map, texture
-from moesr_bids.training.volumes import Volume, cut_out, load_volume
+from moesr_bids.training.volumes import TrainingVolume, cut_out, load_volume
 from tests.test_sr_student import brainlike
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -300,7 +301,7 @@ def test_thick_slices_are_no_sharp_target(bids: Path) -> None:
         load_volume(bids / "sub-03/anat/sub-03_T2w.nii.gz")
 
 
-def _cut(volume: Volume, seed: int) -> torch.Tensor:
+def _cut(volume: TrainingVolume, seed: int) -> torch.Tensor:
     cut = volume.draw(40, np.random.default_rng(seed))
     return cut_out(volume.tensors(CPU), cut, cut.matrix(40))
 

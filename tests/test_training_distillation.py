@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from moesr_bids.cli.moesr import main
+from moesr_bids.sr.models.acquisition import CONDITIONS
 from moesr_bids.sr.models.mixture import MixtureNetwork, parameters
-from moesr_bids.sr.models.network import CONDITIONS, NetworkShape, ResidualNetwork
+from moesr_bids.sr.models.network import NetworkShape, ResidualNetwork
 from moesr_bids.sr.weights import Weights, write_weights
 from moesr_bids.training.distillation import (
     LARGEST_SHARE,

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from ..training.pairs import PairedScan
     from ..training.recipe import Recipe
     from ..training.synthesis import LabelMap
-    from ..training.volumes import Volume
+    from ..training.volumes import TrainingVolume
 
 
 @frozen(eq=False)
 class TrainingData:
     """Scans, label maps and pairs of the participants to train on, and what is held out for validation."""
 
-    volumes: list[Volume]
+    volumes: list[TrainingVolume]
     labels: list[LabelMap]
     pairs: list[PairedScan]
-    held_out: list[Volume | PairedScan]
+    held_out: list[TrainingVolume | PairedScan]
 
     def facts(self) -> dict[str, object]:
         """Return what the card tells of them."""
@@ -69,7 +69,7 @@ def load_training_data(options: argparse.Namespace, recipe: Recipe) -> TrainingD
     return data
 
 
-def _volumes(options: argparse.Namespace, wanted: Callable[[str], bool]) -> Iterator[Volume]:
+def _volumes(options: argparse.Namespace, wanted: Callable[[str], bool]) -> Iterator[TrainingVolume]:
     from ..training.volumes import load_volume
 
     # Where pairs are entities of the data set, its other scans are not asked for.

@@ -44,8 +44,9 @@ class RegisterToTemplate(RecordedInterface):
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         from moesr_bids.preproc.align import inverse, read_affine
-        from moesr_bids.preproc.registration import SLOPPY, THOROUGH, register, with_mask
+        from moesr_bids.preproc.registration import SLOPPY, THOROUGH, register
         from moesr_bids.preproc.template import load_template
+        from moesr_bids.preproc.template_mask import with_mask
 
         inputs, folder = self.inputs, Path(runtime.cwd)
         options = {"threads": inputs.omp_nthreads, "seed": inputs.random_seed}
@@ -151,8 +152,9 @@ class JoinTransforms(RecordedInterface):
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         from moesr_bids.preproc.align import join_composites
-        from moesr_bids.preproc.registration import judge_registration, with_mask
+        from moesr_bids.preproc.registration import judge_registration
         from moesr_bids.preproc.template import load_template
+        from moesr_bids.preproc.template_mask import with_mask
 
         inputs, folder = self.inputs, Path(runtime.cwd)
         options = {"threads": inputs.omp_nthreads}

@@ -1,6 +1,6 @@
 """The embedded template as a target for brain extraction: tissue maps and a head-like image around the brain.
 
-The template has no skull. Around its mask a cerebrospinal-fluid, a skull and a scalp layer are drawn from the distance
+The template has no skull. Around its mask a layer of CSF, a skull and a scalp are drawn from the distance
 to the brain, so that the outline of a whole head cannot be taken for the outline of the brain. Mutual information
 does not mind which intensity a tissue has, only that it has one of its own.
 """
@@ -18,9 +18,9 @@ from scipy import ndimage
 from moesr_bids.preproc.images import BoolArray, FloatArray, resample_isotropic
 from moesr_bids.preproc.template import load_template
 
-# Outer edges of the drawn layers, mm from the brain (typical adult: fluid and dura 3, bone 6, scalp 6 mm thick).
-FLUID_MM, SKULL_MM, SCALP_MM, RIM_MM = 3.0, 9.0, 15.0, 19.0
-FLUID_VALUE, SKULL_VALUE, SCALP_VALUE, BRAIN_OFFSET = 0.25, 0.0, 1.6, 0.25
+# Outer edges of the drawn layers, mm from the brain (typical adult: CSF and dura 3, bone 6, scalp 6 mm thick).
+CSF_MM, SKULL_MM, SCALP_MM, RIM_MM = 3.0, 9.0, 15.0, 19.0
+CSF_VALUE, SKULL_VALUE, SCALP_VALUE, BRAIN_OFFSET = 0.25, 0.0, 1.6, 0.25
 MARGIN_MM = 24.0
 # Typical distance from the brain to the surface of the scalp, and the depth from which on all is "deep", mm.
 SCALP_SURFACE_MM = 13.0
@@ -38,11 +38,11 @@ class Atlas:
     brain : ndarray of float32
         T1w brain, 0 outside the mask.
     head : ndarray of float32
-        The brain inside drawn layers of fluid, skull and scalp.
+        The brain inside drawn layers of CSF, skull and scalp.
     mask : ndarray of float32
         Share of each voxel that is brain, 0 to 1.
     tissues : ndarray of float32, shape (3, i, j, k)
-        Share of white matter, grey matter and fluid; they sum to `mask`.
+        Share of white matter, grey matter and CSF; they sum to `mask`.
     brain_depth, head_depth : ndarray of float32
         How deep a voxel lies under the surface of the brain and of the scalp, `DEPTH_MM` and more being 1.
     brain_region, head_region : ndarray of bool
@@ -89,7 +89,7 @@ def load_atlas(zoom: float = 3.0) -> Atlas:
     inside = mask >= 0.5
     distance = ndimage.distance_transform_edt(~inside) * zoom
     head = np.where(inside, BRAIN_OFFSET + brain, SKULL_VALUE).astype(np.float32)
-    head[(distance > 0) & (distance <= FLUID_MM)] = FLUID_VALUE
+    head[(distance > 0) & (distance <= CSF_MM)] = CSF_VALUE
     head[(distance > SKULL_MM) & (distance <= SCALP_MM)] = SCALP_VALUE
     calvarium = _calvarium(mask.shape, coarse_affine)
     return Atlas(
@@ -101,7 +101,7 @@ def load_atlas(zoom: float = 3.0) -> Atlas:
         brain_depth=depth_map(inside, zoom),
         head_depth=depth_map((distance <= SCALP_SURFACE_MM) | ~calvarium, zoom),
         brain_region=distance <= 3 * zoom,
-        head_region=(distance <= FLUID_MM) | ((distance <= RIM_MM) & calvarium),
+        head_region=(distance <= CSF_MM) | ((distance <= RIM_MM) & calvarium),
     )
 
 

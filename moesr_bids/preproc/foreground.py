@@ -87,7 +87,7 @@ def _deepest_dip(data: FloatArray, depth: NDArray[np.float64]) -> float:
         return 0.0
     shells = [data[(depth > mm) & (depth <= mm + 2)] for mm in range(0, 24, 2)]
     profile = np.array([np.percentile(shell, 30) for shell in shells if shell.size]) / max(float(np.median(core)), 1e-6)
-    # A skull is a dip: in a stripped T2w the fluid at the rim is brighter than the brain, and all falls inwards.
+    # A skull is a dip: in a stripped T2w the CSF at the rim is brighter than the brain, and all falls inwards.
     before, behind = np.maximum.accumulate(profile), np.maximum.accumulate(profile[::-1])[::-1]
     return float((np.minimum(before, behind) - profile).max())
 

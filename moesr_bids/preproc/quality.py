@@ -148,7 +148,7 @@ def image_quality(
     mask : ndarray of bool
         Brain.
     probabilities : ndarray, shape (3, voxels in the mask)
-        Of white matter, grey matter and fluid.
+        Of white matter, grey matter and CSF.
     around : ndarray of uint8
         See `regions`.
 

@@ -16,7 +16,7 @@ from moesr_bids.preproc.foreground import largest_component
 from moesr_bids.preproc.images import BoolArray, FloatArray
 
 HISTOGRAM_BINS = 96
-WHITE, GREY, FLUID, OUTSIDE = range(4)
+WHITE, GREY, CSF, OUTSIDE = range(4)
 
 
 @attrs.frozen
@@ -36,7 +36,7 @@ class RefineSettings:
     final_blur : float
         Standard deviation of the smoothing of the surface.
     margin : float
-        How far the mask reaches beyond the tissue: the thin layer of fluid that belongs to the brain's surface voxels.
+        How far the mask reaches beyond the tissue: the thin layer of CSF that belongs to the brain's surface voxels.
     iterations : int
         Of expectation maximisation.
 
@@ -55,14 +55,14 @@ class RefineSettings:
 def tissue_posteriors(
     data: FloatArray, tissues: FloatArray, inside: BoolArray, zoom: float, settings: RefineSettings
 ) -> FloatArray:
-    """Return the probability of white matter, grey matter, fluid and outside at each voxel of `inside`.
+    """Return the probability of white matter, grey matter, CSF and outside at each voxel of `inside`.
 
     Parameters
     ----------
     data : ndarray, shape (i, j, k)
         Intensity, 0 to about 1.
     tissues : ndarray, shape (3, i, j, k)
-        Atlas shares of white matter, grey matter and fluid.
+        Atlas shares of white matter, grey matter and CSF.
     inside : ndarray of bool
         Voxels to classify.
     zoom : float
@@ -85,14 +85,14 @@ def blurred(tissues: FloatArray, zoom: float, settings: RefineSettings) -> Float
 
 
 def classify(data: FloatArray, tissues: FloatArray, iterations: int) -> FloatArray:
-    """Return the probability of white matter, grey matter, fluid and outside of some voxels.
+    """Return the probability of white matter, grey matter, CSF and outside of some voxels.
 
     Parameters
     ----------
     data : ndarray, shape (voxels,)
         Intensity.
     tissues : ndarray, shape (3, voxels)
-        Prior probability of white matter, grey matter and fluid; what they leave is that of anything else.
+        Prior probability of white matter, grey matter and CSF; what they leave is that of anything else.
     iterations : int
         Of expectation maximisation.
 
@@ -109,7 +109,7 @@ def classify(data: FloatArray, tissues: FloatArray, iterations: int) -> FloatArr
     posterior = priors**2 / (priors**2).sum(axis=0)
     for _ in range(iterations):
         likelihood = np.empty_like(posterior)
-        for tissue in (WHITE, GREY, FLUID):
+        for tissue in (WHITE, GREY, CSF):
             likelihood[tissue] = _gaussian(values, posterior[tissue], top)
         counts = np.bincount(bins, weights=posterior[OUTSIDE], minlength=HISTOGRAM_BINS)
         density = ndimage.gaussian_filter1d(counts, 1.5) + 1e-6 * counts.sum()
@@ -141,7 +141,7 @@ def refine_surface(
     data : ndarray, shape (i, j, k)
         Bias-corrected intensity, 0 to about 1, isotropic voxels.
     tissues : ndarray, shape (3, i, j, k)
-        White matter, grey matter and fluid of the atlas, warped onto the image.
+        White matter, grey matter and CSF of the atlas, warped onto the image.
     zoom : float
         Voxel size, mm.
     allowed : ndarray of bool

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
 
 WORKING_MM = 2.0
-FINALISTS = 2
 
 
 class RegistrationError(RuntimeError):
@@ -209,7 +208,7 @@ def register(
     The first affine transform within `sure` is taken; without one, the best of those within `least`, with its doubt.
 
     Both images are masked, so that a template with a skull and one without are treated alike. A template without a
-    mask gets that of the embedded template, registered to it; see `with_mask`.
+    mask gets that of the embedded template, registered to it; see `moesr_bids.preproc.template_mask.with_mask`.
 
     Parameters
     ----------
@@ -442,54 +441,3 @@ def _judge(task: _Task, pair: Pair, chain: Sequence[Path]) -> tuple[float, float
 def _publish(parts: Sequence[NDArray[np.float64] | Path], folder: Path, path: Path) -> None:
     """Write a transform under a temporary name on the same file system, then rename it."""
     write_composite(parts, folder / "whole.h5").replace(path)
-
-
-def with_mask(template: Template, embedded: Template, folder: Path, *, threads: int = 1, seed: int = 1) -> Template:
-    """Return a template with a brain mask, carried over from the embedded template when it has none.
-
-    Both are in MNI space or close to it, so that an affine registration from where they are is enough.
-
-    Parameters
-    ----------
-    template, embedded : Template
-        The latter with a mask.
-    folder : Path
-        For temporary files.
-    threads, seed : int
-        As for `register`.
-
-    """
-    import ants
-
-    if template.mask is not None:
-        return template
-    if embedded.mask is None:
-        raise ValueError(f"template {embedded.name} has no mask")
-    use_threads(threads)
-    fixed, fixed_affine = resample_isotropic(
-        np.asarray(embedded.image.dataobj, dtype=np.float32), embedded.image.affine, WORKING_MM
-    )
-    share, _ = resample_isotropic(np.asarray(embedded.mask.dataobj, dtype=np.float32), embedded.mask.affine, WORKING_MM)
-    moving, moving_affine = resample_isotropic(
-        np.asarray(template.image.dataobj, dtype=np.float32), template.image.affine, WORKING_MM
-    )
-    with tempfile.TemporaryDirectory(prefix="template_", dir=folder) as name:
-        pair = Pair(
-            fixed=to_ants(fixed, fixed_affine),
-            moving=to_ants(moving / moving.max(), moving_affine),
-            # The brain alone: around it the embedded template is empty, the other is not.
-            mask=to_ants(share >= 0.5, fixed_affine),
-            folder=Path(name),
-            seed=seed,
-        )
-        start = write_affine(np.eye(4), Path(name) / "start.mat")
-        found = pair.affine("mask_", start, [(40, 3, 1), (20, 2, 0)], sampling=0.25)
-        with quiet():
-            carried = ants.apply_transforms(
-                to_ants(np.asarray(template.image.dataobj), template.image.affine),
-                to_ants(np.asarray(embedded.mask.dataobj), embedded.mask.affine),
-                [str(found)],
-                whichtoinvert=[True],
-            ).numpy()
-    mask = nib.nifti1.Nifti1Image((carried >= 0.5).astype(np.uint8), template.image.affine)
-    return attrs.evolve(template, mask=mask)

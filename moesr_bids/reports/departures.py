@@ -27,7 +27,7 @@ PLACES = 4
 APART_MM = 20.0
 _WIDTH_MM = 1.5  # standard deviation of the Gaussian in which the difference is averaged: one voxel is no place
 _APART_AT_MOST_MM = 1.5  # of the voxels that are looked at to find the places
-_INSIDE_MM = 3.0  # from the edge of the mask: there, skull and fluid differ most
+_INSIDE_MM = 3.0  # from the edge of the mask: there, skull and CSF differ most
 _LEAST_LIMIT = 1.0  # % of the brightest: smaller differences are not magnified
 
 Place = tuple[int, int, int]

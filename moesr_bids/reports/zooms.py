@@ -52,7 +52,7 @@ def plot_zooms(input_path: Path, output_path: Path, tissue_path: Path, out_html:
     output_path : pathlib.Path
         Super-resolved image.
     tissue_path : pathlib.Path
-        Labels on the output's grid: 1 white matter, 2 grey matter, 3 fluid.
+        Labels on the output's grid: 1 white matter, 2 grey matter, 3 CSF.
     out_html : pathlib.Path
         HTML fragment to write; everything it shows is inside it.
 

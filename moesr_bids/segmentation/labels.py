@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 LEFT, RIGHT, MIDLINE = "left", "right", ""
-# How far the fluid of the sulci reaches: gaps of twice that width are closed, and a rim of it is kept (mm).
+# How far the CSF of the sulci reaches: gaps of twice that width are closed, and a rim of it is kept (mm).
 SULCUS_MM, RIM_MM = 5.0, 1.0
 _LARGEST = 14_999  # FreeSurfer number
 
@@ -102,7 +102,7 @@ def from_freesurfer(labels: NDArray[np.integer], zooms: Iterable[float]) -> NDAr
     """Return the classes of a map of FreeSurfer labels.
 
     Fluid counts as CSF where it belongs to the brain: in its sulci, and up to `RIM_MM` from it. Beyond, and in the
-    spinal canal, it is extracerebral. Where a map of a brain alone has no fluid, it is filled in.
+    spinal canal, it is extracerebral. Where a map of a brain alone has no CSF, it is filled in.
 
     Parameters
     ----------

@@ -113,7 +113,7 @@ def estimate_noise(
 
 
 def seen_variance(zooms: Sequence[float], shares: Sequence[float]) -> float:
-    """Variance of what :func:`estimate_noise` finds of unit noise that fills shares of the frequencies unnoticed."""
+    """Variance that :func:`estimate_noise` finds of unit noise that fills these shares, when it is not told of them."""
     return math.prod(_seen_variance(shares[axis]) for axis in _compared(zooms))
 
 

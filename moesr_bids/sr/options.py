@@ -233,7 +233,7 @@ class SROptions:
     def from_args(
         cls, args: argparse.Namespace | Mapping[str, Any], *, of_app: bool = False, **others: Any
     ) -> SROptions:
-        """Return the options in parsed arguments, or in a mapping of their names; those that are not there by default.
+        """Return the options in parsed arguments, or in a mapping of their names; the absent ones by default.
 
         Parameters
         ----------

@@ -331,8 +331,8 @@ class Scan:
     """One simulated acquisition, all of its parameters.
 
     ``bias`` is the bias field; ``jacobian`` the Jacobian determinant of a correction of gradient nonlinearity, as in
-    :data:`moesr_bids.sr.models.network.GUIDANCE`. Of the latter only the intensity is simulated, not the few per cent
-    by which it changes the voxel size. ``detail`` is the finest that the volume itself has along each axis, as
+    :data:`moesr_bids.sr.models.acquisition.GUIDANCE`. Of the latter only the intensity is simulated, not the few per
+    cent by which it changes the voxel size. ``detail`` is the finest that the volume itself has along each axis, as
     :attr:`.volumes.Cut.detail`: what is finer is not known, and does not count.
     """
 
@@ -378,7 +378,7 @@ class RandomScan:
     noise: RandomRicianNoise = RandomRicianNoise()
 
     def told(self, guidance: Collection[str]) -> RandomScan:
-        """Return the family in which the network is never given a guidance map that is not named: for ablations."""
+        """Return the family without the guidance maps that are not named, for ablations."""
         fields = {"log_bias": self.bias, "log_jacobian": self.jacobian}
         bias, jacobian = (part if name in guidance else evolve(part, known=0.0) for name, part in fields.items())
         return evolve(self, bias=bias, jacobian=jacobian)

@@ -16,8 +16,9 @@ import torch
 from attrs import field, frozen, validators
 from torch import nn
 
+from ..sr.models.layers import FACTOR
 from ..sr.models.mixture import MixtureNetwork, parameters
-from ..sr.models.network import FACTOR, NetworkOutput, ResidualNetwork
+from ..sr.models.network import NetworkOutput, ResidualNetwork
 from ..sr.smoothing import smoothed
 from .losses import LossWeights, image_loss, importance, loss_weights, scale_loss, without_border
 

@@ -20,7 +20,7 @@ from .pairs import PairCut, PairedScan
 from .recipe import Recipe
 from .simulation import Example, Matrices, acquire
 from .synthesis import Anatomy, LabelMap, Palette, RandomAnatomy
-from .volumes import Cut, Volume, cut_out
+from .volumes import Cut, TrainingVolume, cut_out
 
 _SLOTS = 8  # drawn anatomies in use at a time
 _LONGEST_WAIT = 300.0  # seconds for a plan: a process that takes longer hangs
@@ -148,7 +148,7 @@ class Examples:
 
     def __init__(
         self,
-        volumes: Sequence[Volume],
+        volumes: Sequence[TrainingVolume],
         labels: Sequence[LabelMap],
         recipe: Recipe,
         *,

@@ -30,9 +30,9 @@ _WHITE = tuple(s.index for s in STRUCTURES if s.tissue == "white matter")
 _TISSUES = {
     "white": ("white matter", "brainstem"),
     "grey": ("cortex", "deep grey matter", "cerebellum"),
-    "fluid": ("csf", "midline ventricles", "lateral ventricle"),
+    "csf": ("csf", "midline ventricles", "lateral ventricle"),
 }
-# Ranges of the mean intensity of white matter, grey matter, fluid and lesions.
+# Ranges of the mean intensity of white matter, grey matter, CSF and lesions.
 _CONTRASTS: dict[str, tuple[Range, Range, Range, Range]] = {
     "T1w": ((0.7, 1.0), (0.4, 0.7), (0.05, 0.3), (0.3, 0.7)),
     "T2w": ((0.2, 0.45), (0.35, 0.65), (0.7, 1.1), (0.5, 1.0)),
@@ -152,7 +152,7 @@ class RandomImage:
             for label, tissue in tissues.items():
                 # The labels of a tissue differ by a few per cent.
                 means[label] = centres[tissue] * rng.uniform(0.93, 1.07)
-            means[_LESION], means[_CAVITY] = rng.uniform(*ranges["lesion"]), centres["fluid"]
+            means[_LESION], means[_CAVITY] = rng.uniform(*ranges["lesion"]), centres["csf"]
         spreads = (log_uniform(rng, *self.texture) * rng.uniform(0.4, 1.6, size=_INDICES)).astype(np.float32)
         means[0] = spreads[0] = 0.0
         return torch.from_numpy(means).to(labels.device), torch.from_numpy(spreads).to(labels.device)

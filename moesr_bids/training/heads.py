@@ -120,7 +120,7 @@ def _foreground(signal: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _paintable(raw: NDArray[np.integer], classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return indices of the labels: one side looks like the other, and what was filled in is fluid."""
+    """Return indices of the labels: one side looks like the other, and what was filled in is CSF."""
     values = raw.astype(np.int64)
     merged = np.arange(values.max() + 1)
     for number in np.unique(values):

@@ -10,14 +10,12 @@ import copy
 import csv
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from attrs import field, frozen
 from safetensors import safe_open
 from safetensors.torch import save
@@ -36,7 +34,8 @@ from .recall import GateMemory
 from .recipe import Recipe, recipe_from
 from .segmenter import segmentation_parts
 from .synthesis import LabelMap
-from .volumes import Volume
+from .team import Team
+from .volumes import TrainingVolume
 
 if TYPE_CHECKING:
     from ..sr.weights import Network
@@ -88,60 +87,6 @@ class Origin:
 
 
 @frozen(kw_only=True)
-class Team:
-    """The processes of a training, from the environment that torchrun makes."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @classmethod
-    def join(cls, device: torch.device) -> Team:
-        """Join the other processes, if there are any."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
-            if device.index is not None:
-                torch.cuda.set_device(device)
-            return cls(rank=0, size=1, device=device)
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return cls(rank=dist.get_rank(), size=size, device=device)
-
-    def wait(self) -> None:
-        """Wait for the others: one that ends while the first still validates and saves may be aborted by gloo."""
-        if self.size > 1:
-            dist.barrier()
-
-    def leave(self) -> None:
-        """Part from the other processes."""
-        if self.size > 1:
-            dist.destroy_process_group()
-
-    def agree(self, share: float) -> float:
-        """Return what the first process says, so that all end at the same step."""
-        if self.size == 1:
-            return share
-        said = torch.tensor([share], dtype=torch.float64, device=self.device)
-        dist.broadcast(said, 0)
-        return float(said)
-
-    def average_gradients(self, network: nn.Module) -> None:
-        """Average the gradients over the processes."""
-        if self.size == 1:
-            return
-        flat = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
-        dist.all_reduce(flat)
-        flat /= self.size
-        start = 0
-        for p in network.parameters():
-            if p.grad is not None:
-                p.grad.copy_(flat[start : start + p.grad.numel()].view_as(p.grad))
-                start += p.grad.numel()
-
-
-@frozen(kw_only=True)
 class Trained:
     """What a run leaves: averaged weights and the facts for their card, with all who were ever trained on."""
 
@@ -174,9 +119,9 @@ def train(
     recipe: Recipe,
     folder: Path,
     *,
-    volumes: Sequence[Volume],
+    volumes: Sequence[TrainingVolume],
     labels: Sequence[LabelMap] | Sequence[HeadMap],
-    held_out: Sequence[Volume | PairedScan] | Sequence[HeadMap],
+    held_out: Sequence[TrainingVolume | PairedScan] | Sequence[HeadMap],
     budget: Budget,
     device: torch.device,
     pairs: Sequence[PairedScan] = (),
@@ -249,7 +194,7 @@ def train(
 
 def _parts(
     recipe: Recipe,
-    volumes: Sequence[Volume],
+    volumes: Sequence[TrainingVolume],
     labels: Sequence[Any],
     pairs: Sequence[PairedScan],
     seed: int,
@@ -298,7 +243,7 @@ class _Run:
             self._load()
 
     def know(self, trained_on: set[str], held_out: set[str]) -> None:
-        """Keep who is trained on; refuse to validate on who was, here or by the weights that it comes from."""
+        """Record who is trained on; refuse to validate on them, or on those of the first weights."""
         self.trained_on |= trained_on
         if both := sorted(self.trained_on & held_out):
             raise ValueError(
@@ -309,7 +254,7 @@ class _Run:
     def loop(
         self,
         examples: Examples | HeadExamples,
-        held_out: Sequence[Volume | PairedScan] | Sequence[HeadMap],
+        held_out: Sequence[TrainingVolume | PairedScan] | Sequence[HeadMap],
         budget: Budget,
         workers: int,
         validate_minutes: float,

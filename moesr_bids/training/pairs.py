@@ -34,7 +34,7 @@ from ..sr.joint.resampling import Resampling
 from ..sr.joint.robust import gain_field
 from ..sr.models.base import Problem, silent
 from ..sr.models.inputs import Inputs
-from ..sr.models.network import FACTOR
+from ..sr.models.layers import FACTOR
 from ..sr.noise import estimate_noise, foreground
 from ..sr.operator import AcquisitionOperator
 from ..sr.psf import PSF

@@ -11,9 +11,11 @@ from attrs import asdict, field, frozen, validators
 
 from ..segmentation.network import FACTOR as SEGMENTER_FACTOR
 from ..segmentation.network import SegmenterShape
+from ..sr.models.acquisition import GUIDANCE
 from ..sr.models.context import FINE, TOKEN
+from ..sr.models.layers import FACTOR
 from ..sr.models.mixture import MixtureShape
-from ..sr.models.network import FACTOR, GUIDANCE, NetworkShape
+from ..sr.models.network import NetworkShape
 from .acquisition import RandomScan, random_scan
 from .distillation import DistillationLossWeights
 from .losses import LossWeights, SegmentationLossWeights

@@ -15,16 +15,16 @@ from ..preproc.images import like
 from ..preproc.tissues import TISSUES, tissue_probabilities
 
 # FreeSurfer numbers (FreeSurferColorLUT.txt).
-_WHITE, _CORTEX, _VENTRICLE, _FLUID = 2, 3, 4, 24
+_WHITE, _CORTEX, _VENTRICLE, _CSF = 2, 3, 4, 24
 # Ellipsoid around basal ganglia and thalamus, MNI mm: grey matter in it is not cortex.
 _DEEP_CENTRE, _DEEP_RADII = (0.0, -8.0, 6.0), (34.0, 38.0, 22.0)
-_SULCUS_MM = 15.0  # below the surface of the brain: deeper fluid is that of ventricles
+_SULCUS_MM = 15.0  # below the surface of the brain: deeper CSF is that of ventricles
 _SURE = 0.6
 """Least probability of a class: what is less sure gets no label."""
 
 
 def segment(image: nib.Nifti1Image, *, work_dir: Path, threads: int = 1, seed: int = 1) -> nib.Nifti1Image:
-    """Label white matter (2), cortex (3), fluid of the sulci (24) and of the ventricles (4) of a structural image.
+    """Label white matter (2), cortex (3), CSF of the sulci (24) and of the ventricles (4) of a structural image.
 
     The classes are those of :func:`moesr_bids.preproc.tissues.tissue_probabilities` on the image without its bias
     field. What is not sure gets no label; neither does deep grey matter, but for what of it looks like white matter.
@@ -56,11 +56,9 @@ def segment(image: nib.Nifti1Image, *, work_dir: Path, threads: int = 1, seed: i
     deep = _in_deep_grey(mask, brain.to_template @ image.affine)
     zooms = nib.affines.voxel_sizes(image.affine)
     sulcal = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=zooms)[1:-1, 1:-1, 1:-1][mask] < _SULCUS_MM
-    white, grey, fluid = (probabilities[TISSUES.index(tissue)] > _SURE for tissue in ("wm", "gm", "csf"))
+    white, grey, csf = (probabilities[TISSUES.index(tissue)] > _SURE for tissue in ("wm", "gm", "csf"))
     labels = np.zeros(mask.shape, dtype=np.uint8)
-    labels[mask] = np.select(
-        [white, grey & ~deep, fluid & sulcal, fluid], [_WHITE, _CORTEX, _FLUID, _VENTRICLE], default=0
-    )
+    labels[mask] = np.select([white, grey & ~deep, csf & sulcal, csf], [_WHITE, _CORTEX, _CSF, _VENTRICLE], default=0)
     return like(labels, image, np.uint8)
 
 

@@ -12,7 +12,8 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from ..sr.interpolation import spline_matrix
-from ..sr.models.network import acquisition_vector, axis_order, data_correction
+from ..sr.models.acquisition import acquisition_vector, axis_order
+from ..sr.models.network import data_correction
 from ..sr.operator import Factors, apply_axes, axis_factors, axis_matrix
 from ..sr.psf import PSF, AxisPSF
 from ..sr.zerofilling import measured_shares
@@ -23,14 +24,16 @@ _TARGET = (1.0, 1.0, 1.0)
 
 @frozen(eq=False)
 class Example:
-    """What the network gets and what it should find, axes in its order (:func:`.network.axis_order`).
+    """What the network gets and what it should find.
+
+    Axes are in the order of :func:`moesr_bids.sr.models.acquisition.axis_order`.
 
     Parameters
     ----------
     channels
         float32 (2 + guidance, n, n, n): interpolated image, its correction by the data, guidance maps.
     acquisition
-        float32 vector, see :func:`moesr_bids.sr.models.network.acquisition_vector`.
+        float32 vector, see :func:`moesr_bids.sr.models.acquisition.acquisition_vector`.
     sharp
         float32 (n, n, n): the truth on the target grid.
     tissue
@@ -62,7 +65,7 @@ class Matrices(NamedTuple):
     powers
         Powers of the positions on the target grid, and on the acquired grid along each axis, (4, n).
     vector
-        Of the acquisition, see :func:`moesr_bids.sr.models.network.acquisition_vector`.
+        Of the acquisition, see :func:`moesr_bids.sr.models.acquisition.acquisition_vector`.
     band
         Low-pass of each axis that keeps what the volume knows, (3, n, n).
     """

@@ -1,7 +1,7 @@
 """Synthetic volumes from label maps, so that no contrast and no scanner is foreign to the network.
 
 After SynthSeg and SynthSR (Billot et al. 2023; Iglesias et al. 2023): every label gets a random intensity; in most of
-the volumes it has the order that T1w, T2w or FLAIR give to white matter, grey matter, fluid and lesions. Here the
+the volumes it has the order that T1w, T2w or FLAIR give to white matter, grey matter, CSF and lesions. Here the
 anatomy is drawn at twice the target's resolution and averaged, which gives partial volume; tissue has a texture with a
 power-law spectrum; lesions of random shape are put into white matter.
 """
@@ -31,10 +31,10 @@ RIGHT_TO_LEFT = {
     **{62: 30, 63: 31},
 }
 _CEREBRAL_WHITE_MATTER = 2
-# FreeSurfer numbers, both sides as one: cortex and deep grey matter; ventricles and the fluid around the brain.
+# FreeSurfer numbers, both sides as one: cortex and deep grey matter; ventricles and the CSF around the brain.
 _GREY = (3, 8, 10, 11, 12, 13, 17, 18, 26, 28)
-_FLUID = (4, 5, 14, 15, 24)
-# Ranges of the mean intensity of white matter, grey matter, fluid and lesions, in units of the 99th percentile.
+_CSF = (4, 5, 14, 15, 24)
+# Ranges of the mean intensity of white matter, grey matter, CSF and lesions, in units of the 99th percentile.
 _CONTRASTS = {
     "T1w": ((0.8, 1.1), (0.45, 0.75), (0.05, 0.3), (0.3, 0.75)),
     "T2w": ((0.25, 0.45), (0.4, 0.65), (0.8, 1.1), (0.5, 1.0)),
@@ -162,7 +162,7 @@ class RandomAnatomy:
     bare
         Probability that everything outside of the brain is background.
     natural
-        Probability that white matter, grey matter, fluid and lesions have the intensities of T1w, T2w or FLAIR.
+        Probability that white matter, grey matter, CSF and lesions have the intensities of T1w, T2w or FLAIR.
     """
 
     spacing: tuple[float, float] = (0.65, 1.1)
@@ -209,7 +209,7 @@ class RandomAnatomy:
         means = rng.uniform(0.05, 1.1, size=_LESION + 1).astype(np.float32)
         if rng.random() < self.natural:
             contrast = _CONTRASTS[str(rng.choice(list(_CONTRASTS)))]
-            tissues = (*(labels.indices(some) for some in (WHITE, _GREY, _FLUID)), [_LESION])
+            tissues = (*(labels.indices(some) for some in (WHITE, _GREY, _CSF)), [_LESION])
             for tissue, (low, high) in zip(tissues, contrast, strict=True):
                 # Labels of one tissue differ by a few percent, as nuclei and lobes do.
                 means[tissue] = rng.uniform(low, high) * rng.uniform(0.94, 1.06, size=len(tissue))

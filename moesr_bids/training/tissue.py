@@ -17,7 +17,7 @@ from .smoothing import box_mean
 
 # FreeSurfer numbers (FreeSurferColorLUT.txt): cerebral and cerebellar white matter, hypointensities, corpus callosum.
 WHITE = (2, 41, 7, 46, 77, 251, 252, 253, 254, 255)
-# Cerebral and cerebellar cortex and the fluid of the sulci; the parcels of aparc+aseg are beside these.
+# Cerebral and cerebellar cortex and the CSF of the sulci; the parcels of aparc+aseg are beside these.
 CORTEX = (3, 42, 8, 47, 24)
 _PARCELS = (1000, 3000)
 _REACH = 5  # voxels of the mean that blurs the classes, taken twice

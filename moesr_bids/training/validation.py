@@ -15,7 +15,7 @@ from .examples import Batch
 from .losses import without_border
 from .pairs import PairedScan
 from .simulation import Example, acquire
-from .volumes import Volume, cut_out
+from .volumes import TrainingVolume, cut_out
 
 Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From channels and acquisition vectors to the residual over image and correction, (batch, 1, i, j, k)."""
@@ -65,7 +65,7 @@ def plain_scan() -> Scan:
 
 
 def simulated(
-    volume: Volume, *, patch: int, margin: int, patches: int, device: torch.device, scan: Scan | None = None
+    volume: TrainingVolume, *, patch: int, margin: int, patches: int, device: torch.device, scan: Scan | None = None
 ) -> Iterator[tuple[str, list[Example]]]:
     """Yield each case and its examples of fixed patches of a volume; parameters as for :func:`validate`."""
     plain, parts = scan or plain_scan(), volume.tensors(device)
@@ -86,7 +86,7 @@ def simulated(
 @torch.no_grad()
 def validate(
     estimate: Estimator,
-    held_out: Sequence[Volume | PairedScan],
+    held_out: Sequence[TrainingVolume | PairedScan],
     *,
     patch: int,
     margin: int,

@@ -32,7 +32,7 @@ _BRAIN_HEIGHT_MM = 125.0  # below the top of the head there is mostly brain down
 
 
 @frozen(eq=False)
-class Volume:
+class TrainingVolume:
     """A sharp volume.
 
     Parameters
@@ -143,9 +143,9 @@ def cut_out(parts: Sequence[torch.Tensor], cut: Cut, matrix: torch.Tensor) -> to
     Parameters
     ----------
     parts
-        From :meth:`Volume.tensors`.
+        From :meth:`TrainingVolume.tensors`.
     cut
-        From :meth:`Volume.draw`.
+        From :meth:`TrainingVolume.draw`.
     matrix
         From :meth:`Cut.matrix`, on the device of the volume.
 
@@ -180,7 +180,7 @@ def log_triangular(rng: np.random.Generator, low: float, mode: float, high: floa
     return float(math.exp(rng.triangular(math.log(low), math.log(mode), math.log(high))))
 
 
-def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> Volume:
+def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> TrainingVolume:
     """Load a volume that may serve as a sharp target.
 
     Patches are cut on its own grid: voxels that are not isotropic count as if they were, so heads look compressed along
@@ -206,7 +206,7 @@ def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> Volume:
     name = path.name.split(".", 1)[0]
     image = nib.Nifti1Image(data, affine)
     tissue, lesions = (find(path, image, segmentations) for find in (find_segmentation, find_lesions))
-    return Volume(
+    return TrainingVolume(
         name,
         np.clip(data / scale, 0, 8).astype(np.float16),
         axis_resolution(data, head, nib.affines.voxel_sizes(affine)),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Volume = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 FIELD_MM = 25.0
@@ -22,13 +22,13 @@ _LEAST_SPREAD = 0.08  # of the logarithm; slices differ by so much for other rea
 _FEWEST = 0.1  # of the voxels of the fullest slice
 
 
-def overall_gain(acquired: Volume, predicted: Volume, inside: Bools) -> float:
+def overall_gain(acquired: FloatArray, predicted: FloatArray, inside: Bools) -> float:
     """Return the gain of a scan, the median of its ratio to the prediction where that is bright."""
     bright = inside & (predicted > 0.3 * np.percentile(predicted[inside], 99))
     return float(np.median(acquired[bright] / predicted[bright]))
 
 
-def gain_field(acquired: Volume, predicted: Volume, inside: Bools, zooms: Sequence[float]) -> Volume:
+def gain_field(acquired: FloatArray, predicted: FloatArray, inside: Bools, zooms: Sequence[float]) -> FloatArray:
     """Smooth field by which a scan sees the joint image: ratio of local means in Gaussian windows of `FIELD_MM`.
 
     Least squares would give too little: what the prediction lacks counts as its noise.
@@ -55,7 +55,7 @@ def gain_field(acquired: Volume, predicted: Volume, inside: Bools, zooms: Sequen
     return np.asarray(np.clip(field, _GAIN_RANGE[0] * overall, _GAIN_RANGE[1] * overall), dtype=np.float32)
 
 
-def detail(volume: Volume, inside: Bools, zooms: Sequence[float]) -> Volume:
+def detail(volume: FloatArray, inside: Bools, zooms: Sequence[float]) -> FloatArray:
     """Return what the mean of a volume in a Gaussian window of 6 mm leaves of it; what is outside does not count."""
     sigma = [_DETAIL_MM / zoom for zoom in zooms]
     total, share = (
@@ -65,7 +65,7 @@ def detail(volume: Volume, inside: Bools, zooms: Sequence[float]) -> Volume:
     return np.asarray(volume - total / np.maximum(share, 1e-6), dtype=np.float32)
 
 
-def agreement(acquired: Volume, predicted: Volume, inside: Bools, zooms: Sequence[float]) -> float:
+def agreement(acquired: FloatArray, predicted: FloatArray, inside: Bools, zooms: Sequence[float]) -> float:
     """Correlation of the detail of a scan with that of its prediction: 1 for the same head, about 0 for chance.
 
     Outlines of heads are alike, so that only what lies 5 mm inside of them counts.
@@ -80,7 +80,7 @@ def agreement(acquired: Volume, predicted: Volume, inside: Bools, zooms: Sequenc
 
 
 def slice_weights(
-    acquired: Volume, predicted: Volume, inside: Bools, axis: int, sigma: float
+    acquired: FloatArray, predicted: FloatArray, inside: Bools, axis: int, sigma: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Weight of each slice from its residual against a prediction by the other scans.
 

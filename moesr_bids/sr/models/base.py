@@ -41,7 +41,7 @@ class Problem:
     progress
         Told how far the work is.
     guidance
-        Maps on the input grid by name (:data:`.network.GUIDANCE`); a map that is not there is missing, not zero.
+        Maps on the input grid by name (:data:`.acquisition.GUIDANCE`); a map that is not there is missing, not zero.
     contrast
         BIDS suffix of the image, for the calibration of the uncertainty; empty where unknown.
     averaged

@@ -15,7 +15,7 @@ from attrs import field, frozen
 from torch import nn
 from torch.nn import functional
 
-from .network import FACTOR
+from .layers import FACTOR
 
 FINE = 4
 """Target voxels per side of the tokens of the gate."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .network import FACTOR, ConditionalConv, ModulatedBlock, depth_to_space, space_to_depth
+from .layers import FACTOR, ConditionalConv, ModulatedBlock, depth_to_space, space_to_depth
 
 STATE_CHANNELS = 2
 _STATE_SCALE = 0.02  # of the residual, in units of the image's 99th percentile

@@ -13,8 +13,9 @@ from ..interpolation import spline_matrix
 from ..operator import AcquisitionOperator, apply_axes, axis_matrix
 from ..psf import AxisPSF
 from ..windows import Box
+from .acquisition import GUIDANCE, acquisition_vector, axis_order
 from .base import Problem
-from .network import GUIDANCE, acquisition_vector, axis_order, data_correction
+from .network import data_correction
 
 FLIPS = tuple(tuple(axis for axis in range(3) if turn[axis]) for turn in product((False, True), repeat=3))
 """Axes that are reversed, in each of the eight flips of a volume; the first is none."""
@@ -37,11 +38,11 @@ class Inputs:
     maps
         Guidance maps that are there.
     acquisition
-        From :func:`.network.acquisition_vector`.
+        From :func:`.acquisition.acquisition_vector`.
     shape
         Shape of the target grid in the order of the network, without the padding.
     order
-        From :func:`.network.axis_order`.
+        From :func:`.acquisition.axis_order`.
     """
 
     image: torch.Tensor

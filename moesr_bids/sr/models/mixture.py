@@ -22,19 +22,12 @@ from torch import nn
 from torch.nn import functional
 
 from . import EXPERTS
+from .acquisition import GUIDANCE
 from .context import TOKEN, Context, ContextShape, context_in_patches, gate_weights
 from .diffusion import Denoiser, ShiftSchedule
 from .experts import Expert, state_cells
-from .network import (
-    FACTOR,
-    GUIDANCE,
-    INPUTS,
-    KernelShares,
-    NetworkOutput,
-    NetworkShape,
-    ResidualNetwork,
-    network_cells,
-)
+from .layers import FACTOR, KernelShares
+from .network import INPUTS, NetworkOutput, NetworkShape, ResidualNetwork, network_cells
 
 _STEP_FACTS = 3
 _TYPICAL_STATE_NOISE = 0.03

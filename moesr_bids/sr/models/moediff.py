@@ -28,8 +28,9 @@ from .detail import with_detail
 from .diffusion import sample
 from .experts import STATE_CHANNELS, expert_halo, state_cells
 from .inputs import FLIPS, Inputs
+from .layers import FACTOR
 from .mixture import MixtureNetwork, MixtureShape, context_cells, context_channels, with_context
-from .network import FACTOR, FoldedNetwork, NetworkOutput, network_cells, network_output
+from .network import FoldedNetwork, NetworkOutput, network_cells, network_output
 from .student import flops_per_voxel
 
 _METHODS = (
@@ -182,7 +183,7 @@ class _FlipAverage:
 
     @classmethod
     def nothing(cls, inputs: Inputs, flips: int) -> _FlipAverage:
-        """Begin."""
+        """Return the average of no flip yet."""
         total, square, log_scale = (torch.zeros_like(inputs.image) for _ in range(3))
         return cls(inputs, flips, total, square, log_scale)
 

@@ -3,9 +3,9 @@
 It works on the target grid at half resolution (space-to-depth), so that compute goes into channels rather than voxels,
 and returns the residual over the image and the logarithm of the scale of its error. The acquisition (voxel
 sizes, point-spread function, noise) and the presence of each guidance map reach every block as a feature-wise affine
-modulation (FiLM, Perez et al. 2018), and mixes the kernels of each convolution from several (CondConv, Yang et al.
+modulation (FiLM, Perez et al. 2018), and mix the kernels of each convolution from several (CondConv, Yang et al.
 2019), so one set of weights serves all resolutions. It serves all slice axes because the axes come in the order of
-their voxel sizes, the coarsest last (:func:`axis_order`).
+their voxel sizes, the coarsest last (:func:`.acquisition.axis_order`).
 """
 
 from __future__ import annotations
@@ -22,21 +22,11 @@ from torch.nn import functional
 
 from ..operator import Factors
 from ..projection import data_prox
-from ..psf import PSF
+from .acquisition import CONDITIONS, GUIDANCE
+from .layers import FACTOR, ConditionalConv, KernelShares, ModulatedBlock, depth_to_space, space_to_depth
 
 INPUTS = 2
 """Channels before the guidance maps: the interpolated image, and its correction by the data."""
-GUIDANCE = ("log_bias", "log_jacobian")
-"""Guidance maps in the order of the network's channels, after those.
-
-``log_bias`` is the logarithm of the bias field that the image was divided by; ``log_jacobian`` that of the determinant
-of the Jacobian of the map from corrected to acquired positions, with which the corrected image was multiplied.
-"""
-CONDITIONS = 3 * 3 + 1 + len(GUIDANCE)
-"""Length of the vector that :func:`acquisition_vector` makes."""
-FACTOR = 2
-"""Ratio of the inner to the target voxel size; input shapes are multiples of it."""
-_TYPICAL_NOISE = 0.02
 _DETAIL = 0.05  # tau: what interpolation misses, in units of the 99th percentile
 _LEAST_NOISE = 2e-3
 _BLUR = 7  # voxels: what is finer is detail
@@ -44,7 +34,6 @@ _DETAIL_IN, _CORRECTION_IN, _MIDDLE, _DETAIL_OUT = 5.0, 10.0, 0.5, 0.2
 _LOG_SCALE_START = math.log(0.03)
 _LEAST_LOG_SCALE = -7.0
 _LARGEST_LOG_SCALE = 0.0  # an error as large as the brightest tissue: nothing is known of this voxel
-_TYPICAL_OCTAVES = {"isotropic": (0.0, 1.8), "slices": (0.8, 3.0)}  # of the factors that kernels start for
 
 
 @frozen
@@ -176,7 +165,7 @@ class ResidualNetwork(nn.Module):
             guidance maps, float32, (batch, 2 + guidance, i, j, k) with even i, j, k. A missing map is 0 and said to be
             missing by ``acquisition``.
         acquisition
-            float32, (batch, CONDITIONS), from :func:`acquisition_vector`.
+            float32, (batch, CONDITIONS), from :func:`.acquisition.acquisition_vector`.
         """
         return self.output(self.features(channels, acquisition), acquisition)
 
@@ -208,7 +197,7 @@ class FoldedNetwork(nn.Module):
     network
         Network in evaluation mode.
     acquisition
-        float32, (CONDITIONS,), from :func:`acquisition_vector`.
+        float32, (CONDITIONS,), from :func:`.acquisition.acquisition_vector`.
     """
 
     @torch.no_grad()
@@ -262,164 +251,6 @@ def _level(image: torch.Tensor) -> torch.Tensor:
     return image
 
 
-class KernelShares(nn.Module):
-    """Shares of the kernels of several :class:`ConditionalConv`, from the vector of the acquisition.
-
-    They begin as softmax(-|facts - typical|^2 / 2) for some typical acquisitions, a kernel for each of them. Kernels
-    that are copies of one at first only come to differ because each acquisition mixes them in another way.
-
-    Parameters
-    ----------
-    convolutions
-        Number of convolutions.
-    kernels
-        Kernels of each; with one there is nothing to learn.
-    """
-
-    def __init__(self, convolutions: int, kernels: int) -> None:
-        super().__init__()
-        self.convolutions, self.kernels = convolutions, kernels
-        if kernels > 1:
-            typical = typical_acquisitions(kernels).repeat(convolutions, 1)
-            self.weight = nn.Parameter(typical)
-            self.bias = nn.Parameter(-typical.square().sum(dim=1) / 2)
-
-    def forward(self, acquisition: torch.Tensor) -> Sequence[torch.Tensor | None]:
-        """Return (batch, kernels) for each convolution; None where there is but one kernel."""
-        if self.kernels == 1:
-            return [None] * self.convolutions
-        logits = functional.linear(acquisition, self.weight, self.bias).float()
-        return logits.unflatten(1, (self.convolutions, self.kernels)).softmax(dim=-1).unbind(dim=1)
-
-
-class ConditionalConv(nn.Conv3d):
-    """3 x 3 x 3 convolution whose kernel is a mixture of several (CondConv, Yang et al. 2019).
-
-    The kernels lie one after the other in ``weight``, their biases in ``bias``.
-
-    Parameters
-    ----------
-    inside, outside
-        Channels of input and output.
-    kernels
-        Kernels; with one it is a plain convolution.
-    dilation
-        Of the convolution.
-    """
-
-    def __init__(self, inside: int, outside: int, kernels: int = 1, dilation: int = 1) -> None:
-        super().__init__(inside, kernels * outside, 3, padding=dilation, dilation=dilation)
-        self.kernels = kernels
-
-    def mixed(self, shares: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return kernel and bias for the shares of the kernels, (..., kernels).
-
-        They are (..., outside, inside, 3, 3, 3) and (..., outside).
-        """
-        assert self.bias is not None
-        if shares is None:
-            return self.weight, self.bias
-        # As they lie in memory while training; autocast would round them before they are mixed.
-        kernels = self.weight.unflatten(0, (self.kernels, -1)).movedim(2, -1)
-        with torch.autocast(self.weight.device.type, enabled=False):
-            mixed = (shares @ kernels.flatten(1)).unflatten(-1, kernels.shape[1:])
-            return mixed.movedim(-1, -4), shares @ self.bias.unflatten(0, (self.kernels, -1))
-
-    def forward(self, x: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
-        """Apply the mixture of each example, (batch, inside, i, j, k), by its shares, (batch, kernels)."""
-        if shares is None:
-            return super().forward(x)
-        kernels, biases = self.mixed(shares)
-        if torch.is_autocast_enabled(x.device.type):  # once, and not for each example
-            dtype = torch.get_autocast_dtype(x.device.type)
-            kernels, biases = kernels.to(dtype), biases.to(dtype)
-        parts = [
-            functional.conv3d(one[None], kernel, bias, padding=self.padding, dilation=self.dilation)
-            for one, kernel, bias in zip(x, kernels, biases, strict=True)
-        ]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    def folded(self, shares: torch.Tensor | None) -> nn.Conv3d:
-        """Return a plain convolution with the mixture of one acquisition."""
-        kernel, bias = self.mixed(shares)
-        outside, inside = kernel.shape[:2]
-        plain = nn.Conv3d(inside, outside, 3, padding=self.padding, dilation=self.dilation, device=kernel.device)  # type: ignore[arg-type]
-        plain.load_state_dict({"weight": kernel, "bias": bias})
-        return plain.to(memory_format=torch.channels_last_3d).requires_grad_(False)  # type: ignore[call-overload]
-
-
-class ModulatedBlock(nn.Module):
-    """x + conv(relu(scale * conv(x) + shift)), scale and shift from an embedding of the acquisition.
-
-    Parameters
-    ----------
-    width
-        Channels.
-    embedding
-        Length of the embedding.
-    dilation
-        Of the first convolution.
-    kernels
-        Of each convolution.
-    hidden
-        Channels between the convolutions; as many as ``width`` if not given.
-    """
-
-    def __init__(
-        self, width: int, embedding: int, dilation: int = 1, kernels: int = 1, hidden: int | None = None
-    ) -> None:
-        super().__init__()
-        hidden = width if hidden is None else hidden
-        self.first = ConditionalConv(width, hidden, kernels, dilation)
-        self.second = ConditionalConv(hidden, width, kernels)
-        self.modulate = nn.Linear(embedding, 2 * hidden)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
-        with torch.no_grad():
-            self.second.weight.mul_(0.1)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        embedding: torch.Tensor,
-        first: torch.Tensor | None = None,
-        second: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Apply the block; ``first`` and ``second`` are the shares of the kernels, None where there is one."""
-        scale, shift = self.modulate(embedding)[:, :, None, None, None].chunk(2, dim=1)
-        inner = torch.addcmul(shift.to(x.dtype), self.first(self.seen(x), first), (1 + scale).to(x.dtype))
-        return x + self.second(functional.relu(inner, inplace=True), second)
-
-    def seen(self, x: torch.Tensor) -> torch.Tensor:
-        """Part of the features that the block looks at."""
-        return x
-
-    def folded(
-        self, embedding: torch.Tensor, first: torch.Tensor | None, second: torch.Tensor | None
-    ) -> tuple[nn.Conv3d, nn.Conv3d]:
-        """Return both convolutions for one acquisition, scale and shift within the first."""
-        scale, shift = self.modulate(embedding).chunk(2)
-        plain = self.first.folded(first)
-        plain.weight.mul_((1 + scale)[:, None, None, None, None])
-        plain.bias.mul_(1 + scale).add_(shift)  # type: ignore[union-attr]
-        return plain, self.second.folded(second)
-
-
-def space_to_depth(volume: torch.Tensor) -> torch.Tensor:
-    """(batch, c, i, j, k) to (batch, c * 8, i / 2, j / 2, k / 2), channels last in memory."""
-    b, c, i, j, k = volume.shape
-    cells = volume.reshape(b, c, i // FACTOR, FACTOR, j // FACTOR, FACTOR, k // FACTOR, FACTOR)
-    packed = cells.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * FACTOR**3, i // FACTOR, j // FACTOR, k // FACTOR)
-    return packed.contiguous(memory_format=torch.channels_last_3d)
-
-
-def depth_to_space(cells: torch.Tensor) -> torch.Tensor:
-    """Inverse of :func:`space_to_depth`."""
-    b, c, i, j, k = cells.shape
-    parts = cells.reshape(b, c // FACTOR**3, FACTOR, FACTOR, FACTOR, i, j, k).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return parts.reshape(b, c // FACTOR**3, i * FACTOR, j * FACTOR, k * FACTOR)
-
-
 def data_correction(image: torch.Tensor, acquired: torch.Tensor, factors: Factors, sigma: float) -> torch.Tensor:
     """Return what the data add to the interpolated image, linearly.
 
@@ -438,73 +269,3 @@ def data_correction(image: torch.Tensor, acquired: torch.Tensor, factors: Factor
         Standard deviation of the noise.
     """
     return data_prox(image, factors.to_left(acquired), factors, (_DETAIL / max(sigma, _LEAST_NOISE)) ** 2) - image
-
-
-def typical_acquisitions(count: int) -> torch.Tensor:
-    """Acquisitions that kernels start for: half of them isotropic, half slices, at even steps of their factor.
-
-    Returns
-    -------
-    facts
-        float32 (count, :data:`CONDITIONS`), as of :func:`acquisition_vector`; 0 for noise and guidance maps.
-    """
-    rows = []
-    for number in range(count):
-        isotropic = number < count // 2
-        low, high = _TYPICAL_OCTAVES["isotropic" if isotropic else "slices"]
-        first, last = (0, count // 2) if isotropic else (count // 2, count)
-        factor = low + (number - first + 0.5) / (last - first) * (high - low)
-        in_plane = [factor, factor, 1.0] if isotropic else [0.0, 0.0, 1.0]
-        along = [factor, factor, 1.0 if isotropic else -1.0]
-        rows.append([*in_plane, *in_plane, *along, *[0.0] * (CONDITIONS - 9)])
-    return torch.tensor(rows)
-
-
-def axis_order(input_zooms: Sequence[float], target_zooms: Sequence[float]) -> tuple[int, int, int]:
-    """Order in which the network gets the axes: from the finest to the coarsest input voxel, the slice axis last.
-
-    Input finer than the target counts as equal to it; equal axes keep their order, and count as equal when they differ
-    by rounding, as those of oblique affines do.
-    """
-    octaves = [
-        round(max(0.0, math.log2(zoom / target)), 3) for zoom, target in zip(input_zooms, target_zooms, strict=True)
-    ]
-    i, j, k = sorted(range(3), key=octaves.__getitem__)
-    return i, j, k
-
-
-def acquisition_vector(
-    psf: PSF, input_zooms: Sequence[float], target_zooms: Sequence[float], sigma: float, present: Sequence[bool]
-) -> torch.Tensor:
-    """Describe the acquisition to the network.
-
-    Parameters
-    ----------
-    psf
-        Point-spread function, mm.
-    input_zooms, target_zooms
-        Voxel sizes per axis in mm.
-    sigma
-        Standard deviation of the noise, in the units of the image that the network sees.
-    present
-        Whether each guidance map of :data:`GUIDANCE` is there.
-
-    Returns
-    -------
-    vector
-        float32, length :data:`CONDITIONS`: per axis, in the order of :func:`axis_order`, the octaves between target
-        voxel and input voxel, between target voxel and PSF width, and whether the profile is a k-space window; then
-        noise in octaves of 2 per cent, and the presence flags. Input finer than the target counts as equal to it, since
-        the image is low-passed first.
-    """
-    facts: list[float] = []
-    for axis in axis_order(input_zooms, target_zooms):
-        profile, target = psf.axes[axis], target_zooms[axis]
-        facts += [
-            max(0.0, math.log2(input_zooms[axis] / target)),
-            max(0.0, math.log2(profile.fwhm / target)),
-            1.0 if profile.kind == "kspace" else -1.0,
-        ]
-    facts.append(math.log2(max(sigma, 1e-4) / _TYPICAL_NOISE))
-    facts += [1.0 if there else -1.0 for there in present]
-    return torch.tensor(facts, dtype=torch.float32)

@@ -14,19 +14,11 @@ from ..projection import bounding_box
 from ..runtimes import features_of
 from ..weights import Weights
 from ..windows import largest_window, plan_windows
+from .acquisition import GUIDANCE
 from .base import Model, ModelCard, Problem, Reconstruction
 from .inputs import FLIPS, Inputs
-from .network import (
-    FACTOR,
-    GUIDANCE,
-    INPUTS,
-    FoldedNetwork,
-    NetworkOutput,
-    NetworkShape,
-    ResidualNetwork,
-    network_cells,
-    network_output,
-)
+from .layers import FACTOR
+from .network import INPUTS, FoldedNetwork, NetworkOutput, NetworkShape, ResidualNetwork, network_cells, network_output
 
 _METHODS = (
     "A three-dimensional residual network, trained on simulated acquisitions of sharp scans and told the point-spread "
