@@ -89,7 +89,7 @@ def mask_table(scans: Sequence[Scan], folder: Path, threads: int) -> Iterator[st
         if scan.labels:
             truth = closed_labels(np.asarray(nib.load(scan.labels).dataobj))
             overlap = f"{dice(np.asarray(found.mask.dataobj) > 0, truth):.3f}"
-        yield f"{scan.name:32} {found.volume_ml:6.0f} {found.overlap:8.3f} {overlap:>6} {seconds:6.1f}"
+        yield f"{scan.name:32} {found.volume_ml:6.0f} {found.dice:8.3f} {overlap:>6} {seconds:6.1f}"
 
 
 def known_field(shape: tuple[int, ...], inside: NDArray[np.bool_], order: int, spread: float) -> NDArray[np.float32]:

@@ -79,7 +79,7 @@ def test_a_head_with_little_contrast_is_found(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(brainmask, "_attempts", lambda scene: [next(iter(first(scene)))])
     image, truth = flat_flair()
     found = extract_brain(image, work_dir=tmp_path, sure=attrs.evolve(SURE, likeness=0.2))
-    assert found.information < 0.1
+    assert found.mutual_information < 0.1
     assert not SURE.problems(found.figures())
     assert dice(np.asarray(found.mask.dataobj) > 0, truth) > 0.9
     # It is taken with its doubts, whatever is held to be sure.
@@ -167,7 +167,7 @@ def test_real_thick_slices(shared_data: Path, tmp_path: Path) -> None:
     found = extract_brain(image, work_dir=tmp_path)
     assert not found.stripped
     assert 1500 < found.volume_ml < 1900
-    assert found.overlap > 0.9
+    assert found.dice > 0.9
     inside = np.asarray(found.mask.dataobj) > 0
     rim = ndimage.binary_dilation(inside, iterations=8) & ~ndimage.binary_dilation(inside, iterations=4)
     data = np.asarray(image.dataobj)

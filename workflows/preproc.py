@@ -77,7 +77,11 @@ def init_preproc_wf(*, plan: ImagePlan, name: str = "preproc_wf") -> LiterateWor
         name="conform",
         mem_gb=cost.preproc_memory_gb,
     )
-    brain_mask = Node(BrainMask(random_seed=ants["random_seed"]), name="brain_mask", mem_gb=cost.preproc_memory_gb)
+    brain_mask = Node(
+        BrainMask(random_seed=ants["random_seed"], sloppy=settings.sloppy),
+        name="brain_mask",
+        mem_gb=cost.preproc_memory_gb,
+    )
     if plan.mask.file is not None:
         brain_mask.inputs.trait_set(given_file=str(plan.mask.file), given_name=plan.mask.name)
     n4 = Node(

@@ -141,7 +141,9 @@ def _add_sr(parser: Parser) -> None:
         help="templates to register to, by TemplateFlow name; the image in their space has voxels of --resolution, or "
         f"with :res-N the template's own grid of that index ({EMBEDDED_TEMPLATE}, the default, comes with the package)",
     )
-    sr.add_argument("--sloppy", action="store_true", help="rough bias field and registration, but fast: for tests only")
+    sr.add_argument(
+        "--sloppy", action="store_true", help="rough brain mask, bias field and registration, but fast: for tests only"
+    )
 
 
 def _add_run(parser: Parser) -> None:

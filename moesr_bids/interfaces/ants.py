@@ -47,11 +47,12 @@ class _BrainMaskInputSpec(BaseInterfaceInputSpec):
     given_file = File(exists=True, desc="brain mask of the user's own, in the space of the image")
     given_name = traits.Str("", usedefault=True, desc="how the record calls it")
     random_seed = traits.Int(1, usedefault=True, desc="seed of the metric's sampling")
+    sloppy = traits.Bool(False, usedefault=True, desc="one start and few iterations, for tests")
 
 
 class _BrainMaskOutputSpec(RecordedOutputSpec):
     out_mask = File(exists=True, desc="brain mask on the image's own grid, uint8")
-    out_tissues = File(exists=True, desc="the atlas' white matter, grey matter and fluid, deformed to the image, 4-D")
+    out_tissues = File(exists=True, desc="the atlas' white matter, grey matter and CSF, deformed to the image, 4-D")
     initial_xfm = File(exists=True, desc="ITK affine (.mat) that brings the image onto the embedded template")
 
 
@@ -71,7 +72,10 @@ class BrainMask(RecordedInterface):
         try:
             with ProcessPoolExecutor(1, get_context("spawn"), end_with, (os.getpid(),)) as pool:
                 given = self.inputs.given_file or None
-                task = pool.submit(_extract_brain, self.inputs.in_file, runtime.cwd, self.inputs.random_seed, given)
+                inputs = self.inputs
+                task = pool.submit(
+                    _extract_brain, inputs.in_file, runtime.cwd, inputs.random_seed, given, inputs.sloppy
+                )
                 found, peak_memory_gb = task.result()
         except BrokenExecutor:
             raise MemoryError(
@@ -91,13 +95,16 @@ class BrainMask(RecordedInterface):
         return {**found.facts(), **source, "PeakMemoryGB": peak_memory_gb}
 
 
-def _extract_brain(path: str, folder: str, seed: int, given: str | None) -> tuple[Any, float]:
+def _extract_brain(path: str, folder: str, seed: int, given: str | None, sloppy: bool) -> tuple[Any, float]:
     """Return the brain of an image and the peak memory of finding it, in GiB."""
-    from moesr_bids.preproc.brainmask import extract_brain
+    from moesr_bids.preproc.brainmask import SLOPPY, THOROUGH, extract_brain
 
+    settings = SLOPPY if sloppy else THOROUGH
     with measured() as used:
         mask = None if given is None else _mask(given)
-        found = extract_brain(nib.load(path), work_dir=Path(folder), threads=1, seed=seed, given=mask)
+        found = extract_brain(
+            nib.load(path), work_dir=Path(folder), threads=1, seed=seed, given=mask, settings=settings
+        )
     return found, used.peak_memory_gb
 
 

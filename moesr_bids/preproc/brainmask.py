@@ -53,10 +53,45 @@ from moesr_bids.preproc.refine import RefineSettings, refine_surface
 
 ATLAS_MM = 3.0
 WORKING_MM = 2.0
-COARSE_BIAS = BiasSettings(zoom=6.0, iterations=(20, 20, 20), tolerance=1e-4)
 # Volume ratio of a brain to the template's that an affine transform may have.
 SMALLEST_RATIO, LARGEST_RATIO = 0.35, 1.25
-FINALISTS = 3
+_COARSE_BIAS = BiasSettings(zoom=6.0, iterations=(20, 20, 20), tolerance=1e-4)
+
+
+@attrs.frozen
+class MaskSettings:
+    """How thoroughly to search for the brain.
+
+    Attributes
+    ----------
+    bias : BiasSettings
+        Of the rough bias field that is taken out before.
+    starts : int, optional
+        Starting positions of each round; all of them by default.
+    finalists : int
+        Positions that are aligned by mutual information after the alignment by depth.
+    affine, deformation : tuple of (int, int, float)
+        Levels of (iterations, shrink factor, smoothing in voxels) on a grid of `ATLAS_MM`; the affine ones are those
+        of the best finalist.
+
+    """
+
+    bias: BiasSettings = _COARSE_BIAS
+    starts: int | None = None
+    finalists: int = 3
+    affine: tuple[tuple[int, int, float], ...] = ((30, 2, 1), (15, 1, 0))
+    deformation: tuple[tuple[int, int, float], ...] = ((30, 3, 1), (25, 2, 1), (5, 1, 0))
+
+
+THOROUGH = MaskSettings()
+# The last level of the deformation only brings the field to the grid.
+SLOPPY = MaskSettings(
+    bias=BiasSettings(zoom=8.0, iterations=(10,), tolerance=1e-3),
+    starts=1,
+    finalists=1,
+    affine=((20, 2, 1),),
+    deformation=((20, 3, 1), (0, 1, 0)),
+)
 
 
 class BrainMaskError(RuntimeError):
@@ -72,15 +107,15 @@ class BrainMask:
     mask : Nifti1Image
         uint8 on the image's own grid.
     tissues : Nifti1Image
-        The atlas' shares of white matter, grey matter and fluid, shape (i, j, k, 3), deformed to the image, on a grid
+        The atlas' shares of white matter, grey matter and CSF, shape (i, j, k, 3), deformed to the image, on a grid
         of `WORKING_MM`.
     to_template : ndarray, shape (4, 4)
         Affine transform from world mm of the image to world mm (RAS) of the embedded template.
     stripped : bool
         Whether the image had no skull to begin with.
-    volume_ml, overlap, likeness, in_view : float
+    volume_ml, dice, likeness, in_view : float
         See `MaskLimits`.
-    information : float
+    mutual_information : float
         Mutual information with the template well inside the brain, nats.
     attempts : int
         Rounds of starting positions that were needed.
@@ -96,8 +131,8 @@ class BrainMask:
     to_template: NDArray[np.float64]
     stripped: bool
     volume_ml: float
-    overlap: float
-    information: float
+    dice: float
+    mutual_information: float
     likeness: float
     in_view: float
     attempts: int = 1
@@ -106,12 +141,12 @@ class BrainMask:
 
     def figures(self) -> dict[str, float]:
         """Return what is held against `MaskLimits`."""
-        return {name: getattr(self, name) for name in ("volume_ml", "overlap", "likeness", "in_view")}
+        return {name: getattr(self, name) for name in ("volume_ml", "dice", "likeness", "in_view")}
 
     @property
     def credence(self) -> tuple[int, float]:
         """What to choose by among masks that are all in doubt."""
-        return -len(self.doubts), self.likeness * self.overlap
+        return -len(self.doubts), self.likeness * self.dice
 
     def facts(self) -> dict[str, Any]:
         """Return what the sidecar tells."""
@@ -121,8 +156,8 @@ class BrainMask:
             "Method": "given by the user" if self.given else found,
             "SkullStripped": self.stripped,
             "VolumeML": round(self.volume_ml, 1),
-            "Dice": round(self.overlap, 3),
-            "MutualInformation": round(self.information, 3),
+            "Dice": round(self.dice, 3),
+            "MutualInformation": round(self.mutual_information, 3),
             "Likeness": round(self.likeness, 3),
             "InView": round(self.in_view, 3),
             "Attempts": self.attempts,
@@ -167,7 +202,7 @@ class _Scene:
 class _Candidate:
     transform: Path
     edge_information: float
-    information: float
+    mutual_information: float
     likeness: float
     in_view: float
     ratio: float
@@ -187,6 +222,7 @@ def extract_brain(
     sure: MaskLimits = SURE,
     head: MaskLimits = HEAD,
     given: Nifti1Image | None = None,
+    settings: MaskSettings = THOROUGH,
 ) -> BrainMask:
     """Find the brain in a T1w, T2w or FLAIR image.
 
@@ -207,6 +243,7 @@ def extract_brain(
         What raises no doubt, and what a head has at least.
     given : Nifti1Image, optional
         Brain mask of the user's own, on any grid in the image's world space.
+    settings : MaskSettings
 
     Raises
     ------
@@ -217,7 +254,7 @@ def extract_brain(
 
     """
     use_threads(threads)
-    scene, own = _prepare(image), None
+    scene, own = _prepare(image, settings.bias), None
     stripped = scene.foreground.stripped
     if given is not None:
         own = _on_grid_of(image, given)
@@ -228,7 +265,7 @@ def extract_brain(
     with tempfile.TemporaryDirectory(prefix="brainmask_", dir=work_dir or Path.cwd()) as folder:
         for attempt, (variant, starts) in enumerate(_attempts(scene), 1):
             try:
-                found = _attempt(image, variant, starts, Path(folder), seed, head, own)
+                found = _attempt(image, variant, starts[: settings.starts], Path(folder), seed, head, own, settings)
             except (AlignmentError, BrainMaskError) as error:
                 reasons.append(f"attempt {attempt}: {error}")
                 continue
@@ -245,11 +282,11 @@ def extract_brain(
     raise BrainMaskError(f"{what} ({'; '.join(reasons)})")
 
 
-def _prepare(image: Nifti1Image) -> _Scene:
+def _prepare(image: Nifti1Image, bias: BiasSettings) -> _Scene:
     data, affine = resample_isotropic(without_outliers(image_data(image)), image.affine, WORKING_MM)
     foreground = find_foreground(data, affine)
     region = foreground.region & (data > 0.1 * foreground.signal)
-    data = np.maximum(data, 0) / np.exp(estimate_log_field(data, affine, region, COARSE_BIAS))
+    data = np.maximum(data, 0) / np.exp(estimate_log_field(data, affine, region, bias))
     data = np.clip(data / np.percentile(data[foreground.region], 98), 0, 1.5).astype(np.float32)
     return _scene(data, affine, foreground)
 
@@ -303,12 +340,13 @@ def _attempt(
     folder: Path,
     seed: int,
     head: MaskLimits,
-    given: BoolArray | None = None,
+    given: BoolArray | None,
+    settings: MaskSettings,
 ) -> BrainMask:
-    best = _search(scene, starts, folder, seed)
+    best = _search(scene, starts, folder, seed, settings)
     if problems := head.problems({"likeness": best.likeness, "in_view": best.in_view}):
         raise BrainMaskError(", ".join(problems))
-    soft, template_mask, tissues = _segment(scene, best, folder, seed)
+    soft, template_mask, tissues = _segment(scene, best, folder, seed, settings)
     mask = soft >= 0.5 if given is None else scene.foreground.region
     own = _own_mask(image, scene, soft) if given is None else given
     found = BrainMask(
@@ -317,8 +355,8 @@ def _attempt(
         to_template=inverse(read_affine(best.transform)),
         stripped=scene.foreground.stripped,
         volume_ml=float(own.sum()) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000,
-        overlap=dice(mask, template_mask),
-        information=best.information,
+        dice=dice(mask, template_mask),
+        mutual_information=best.mutual_information,
         likeness=best.likeness,
         in_view=best.in_view,
     )
@@ -335,8 +373,8 @@ def _own_mask(image: Nifti1Image, scene: _Scene, soft: FloatArray) -> BoolArray:
     return largest_component(own)
 
 
-def _search(scene: _Scene, starts: list[Start], folder: Path, seed: int) -> _Candidate:
-    """Align by depth from every start, by information from the best of them, and finely from the very best."""
+def _search(scene: _Scene, starts: list[Start], folder: Path, seed: int, settings: MaskSettings) -> _Candidate:
+    """Align by depth from every start, by mutual information from the best of these, finely from the very best."""
     by_depth = scene.pair(folder, seed, depth_weight=2.0)
     by_signal = scene.pair(folder, seed, depth_weight=0.3)
     candidates = []
@@ -346,11 +384,11 @@ def _search(scene: _Scene, starts: list[Start], folder: Path, seed: int) -> _Can
         candidates.append(_judge(scene, by_depth, transform))
     candidates.sort(key=lambda candidate: candidate.rank, reverse=True)
     finalists = []
-    for index, candidate in enumerate(candidates[:FINALISTS]):
+    for index, candidate in enumerate(candidates[: settings.finalists]):
         transform = by_signal.affine(f"signal{index}_", candidate.transform, [(30, 3, 1)])
         finalists.append(_judge(scene, by_signal, transform))
     best = max(finalists, key=lambda candidate: candidate.rank)
-    fine = by_signal.affine("fine_", best.transform, [(30, 2, 1), (15, 1, 0)], kinds=("Affine",), sampling=0.3)
+    fine = by_signal.affine("fine_", best.transform, settings.affine, kinds=("Affine",), sampling=0.3)
     candidate = _judge(scene, by_signal, fine)
     if not candidate.rank[0]:
         raise BrainMaskError(f"the brain would be {candidate.ratio:.2f} times the template's volume")
@@ -373,12 +411,14 @@ def _judge(scene: _Scene, pair: Pair, transform: Path) -> _Candidate:
     return _Candidate(transform, edge, inner, detail, float((brain & seen).sum() / brain.sum()), ratio)
 
 
-def _segment(scene: _Scene, best: _Candidate, folder: Path, seed: int) -> tuple[FloatArray, BoolArray, FloatArray]:
+def _segment(
+    scene: _Scene, best: _Candidate, folder: Path, seed: int, settings: MaskSettings
+) -> tuple[FloatArray, BoolArray, FloatArray]:
     """Return soft mask, template's mask (after the affine transform alone) and atlas tissues on the working grid."""
     import ants
 
     pair = scene.pair(folder, seed, depth_weight=0)
-    affine, _, inverse = pair.deform("syn_", best.transform, [(30, 3, 1), (25, 2, 1), (5, 1, 0)])
+    affine, _, inverse = pair.deform("syn_", best.transform, settings.deformation)
     grid = to_ants(scene.data, scene.affine)
 
     def carry(values: FloatArray, chain: list[Path], invert: list[bool]) -> FloatArray:
@@ -393,8 +433,9 @@ def _segment(scene: _Scene, best: _Candidate, folder: Path, seed: int) -> tuple[
     box = _bounding_box(tissues.sum(axis=0) >= 0.25, margin=int(16 / WORKING_MM))
     allowed = ndimage.binary_dilation(scene.foreground.region)
     soft = np.zeros(scene.data.shape, dtype=np.float32)
-    settings = RefineSettings()
-    soft[box] = refine_surface(scene.data[box], tissues[(slice(None), *box)], WORKING_MM, allowed[box], settings)
+    soft[box] = refine_surface(
+        scene.data[box], tissues[(slice(None), *box)], WORKING_MM, allowed[box], RefineSettings()
+    )
     return soft, template_mask, tissues
 
 

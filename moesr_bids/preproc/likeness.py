@@ -24,7 +24,7 @@ class MaskLimits:
     ----------
     volume_ml : tuple of float
         Smallest and largest brain.
-    overlap : float
+    dice : float
         Dice coefficient with the template's mask after the affine transform, inside the field of view.
     likeness : float
         Mutual information (nats) with the template well inside the brain (6 mm from its surface), of what is finer than
@@ -35,7 +35,7 @@ class MaskLimits:
     """
 
     volume_ml: tuple[float, float]
-    overlap: float
+    dice: float
     likeness: float
     in_view: float
 
@@ -52,15 +52,15 @@ class MaskLimits:
         low, high = self.volume_ml
         if not low <= (volume := figures.get("volume_ml", low)) <= high:
             found.append(f"the mask has {volume:.0f} mL (expected: {low:.0f} to {high:.0f})")
-        if (overlap := figures.get("overlap", 1.0)) < self.overlap:
-            found.append(f"mask and template overlap badly (Dice {overlap:.2f}, expected: at least {self.overlap})")
+        if (dice := figures.get("dice", 1.0)) < self.dice:
+            found.append(f"mask and template overlap badly (Dice {dice:.2f}, expected: at least {self.dice})")
         return found
 
 
-SURE = MaskLimits(volume_ml=(600.0, 2100.0), overlap=0.85, likeness=0.035, in_view=0.6)
+SURE = MaskLimits(volume_ml=(600.0, 2100.0), dice=0.85, likeness=0.035, in_view=0.6)
 """A mask within these is taken as it is; the smallest volume is a toddler's, the largest a very large adult's."""
-ANYTHING = MaskLimits(volume_ml=(0.0, math.inf), overlap=0.0, likeness=-math.inf, in_view=0.0)
-HEAD = MaskLimits(volume_ml=(300.0, 2600.0), overlap=0.5, likeness=0.02, in_view=0.2)
+ANYTHING = MaskLimits(volume_ml=(0.0, math.inf), dice=0.0, likeness=-math.inf, in_view=0.0)
+HEAD = MaskLimits(volume_ml=(300.0, 2600.0), dice=0.5, likeness=0.02, in_view=0.2)
 """An image beyond these shows no head."""
 
 
