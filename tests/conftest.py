@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
 # With a worker per core, the threads of one would wait for those of the others. PyTorch reads it when it is imported.
@@ -52,6 +53,21 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session")
+def shared_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the phantom, ``bids/`` and ``truth/``, made once for all workers: copy what you change."""
+    from benchmarks.phantom import build
+
+    here = tmp_path_factory.getbasetemp()
+    common = here.parent if "PYTEST_XDIST_WORKER" in os.environ else here
+    folder = common / "shared_phantom"
+    with FileLock(common / "shared_phantom.lock"):
+        if not folder.exists():
+            build(here / "building")
+            (here / "building").rename(folder)
+    return folder
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the long files first, in their order."""
     rank = {name: number for number, name in enumerate(_LONG)}
@@ -73,6 +89,7 @@ class _Together(LoadScopeScheduling):
         return file if Path(file).stem in _TOGETHER else nodeid
 
 
+@pytest.hookimpl(optionalhook=True)  # it is not there with -p no:xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """Schedule as above."""
     return _Together(config, log)

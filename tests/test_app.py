@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.demo import compare
-from benchmarks.phantom import ACQUISITIONS, build
+from benchmarks.phantom import ACQUISITIONS
 from moesr_bids.cli.moesr import main as moesr
 from moesr_bids.sr.models import DEFAULT_MODEL, weights_sha256
 from tests.app import (
@@ -33,9 +33,9 @@ MAIN_02 = "sub-02/anat/sub-02_res-1mm_desc-moesr_T1w.json"
 
 
 @pytest.fixture(scope="module")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def phantom(shared_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantom")
-    build(folder)
+    shutil.copytree(shared_phantom, folder, dirs_exist_ok=True)
     return folder
 
 

@@ -17,14 +17,14 @@ from moesr_bids.bids.provenance import sidecars
 from moesr_bids.bids.resume import finished_record
 from moesr_bids.bids.status import write_table
 from moesr_bids.config import OutputSpace, Settings
-from moesr_bids.interfaces.publish import _earlier_outputs
+from moesr_bids.interfaces.publish import Publish, _earlier_outputs
 from moesr_bids.reports.group import build_group
 from moesr_bids.reports.individual import build_participant_report
 from moesr_bids.run.outcomes import forget_what_is_gone
 from moesr_bids.sr.options import SROptions
 from moesr_bids.workflows.image import init_image_wf
 from tests.app import node_of
-from tests.reports_data import moesr, record
+from tests.reports_data import brain_mask, moesr, record, registration, sr_record
 
 TEMPLATE = "MNI152NLin2009aSym"
 
@@ -149,3 +149,49 @@ def test_a_sidecar_whose_outputs_lie_inside_says_what_a_publication_removes(plan
     marker.parent.mkdir(parents=True)
     marker.write_text(json.dumps({"Moesr": moesr(Outputs=["sub-1/anat/old.nii.gz"])}))
     assert _earlier_outputs(marker, out) == {out / "sub-1/anat/old.nii.gz"}
+
+
+def publication(plan: ImagePlan, folder: Path) -> Publish:
+    """Return the last step of an image whose files are all of the same few voxels."""
+    source = folder / "source.nii.gz"
+    nib.Nifti1Image(np.arange(512, dtype=np.float32).reshape(8, 8, 8), np.eye(4)).to_filename(source)
+    records = {
+        "super_resolve": sr_record(),
+        "brain_mask": brain_mask(),
+        "n4": {"RangePercent": [-12.5, 14.0]},
+        "quality": moesr()["ImageQuality"],
+        f"register:{TEMPLATE}": registration(0.95),
+    }
+    return Publish(
+        plan=plan, files=[str(source)] * len(plan.outputs), steps=list(records), records=list(records.values())
+    )
+
+
+def earlier(plan: ImagePlan) -> tuple[Path, Path]:
+    """Write the sidecar of an earlier run and an output of it that this run does not have."""
+    marker, old = (plan.settings.output_dir / path for path in (plan.main.sidecar_path, "sub-1/anat/old.nii.gz"))
+    marker.parent.mkdir(parents=True)
+    marker.write_text(json.dumps({"Moesr": moesr(Outputs=["sub-1/anat/old.nii.gz"])}))
+    old.touch()
+    return marker, old
+
+
+def test_a_publication_replaces_what_an_earlier_one_left(plan: ImagePlan, tmp_path: Path) -> None:
+    _, old = earlier(plan)
+    publication(plan, tmp_path).run(cwd=str(tmp_path))
+    assert not old.exists()
+    done = finished_record(plan)
+    assert done is not None
+    assert set(done.outputs) == {path for output in plan.outputs for path in (output.path, output.sidecar_path)}
+    (plan.settings.output_dir / plan.outputs[-1].sidecar_path).unlink()
+    assert finished_record(plan) is None
+
+
+def test_the_sidecar_that_says_that_all_is_there_comes_last(plan: ImagePlan, tmp_path: Path) -> None:
+    marker, _ = earlier(plan)
+    blocked = plan.settings.output_dir / plan.outputs[-1].path
+    (blocked / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match=blocked.name):
+        publication(plan, tmp_path).run(cwd=str(tmp_path))
+    assert not marker.exists()
+    assert not (plan.settings.output_dir / plan.main.path).exists()

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -18,7 +19,6 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks.phantom import ACQUISITIONS, build
 from tests.app import (
     MODULE,
     expected_files,
@@ -38,11 +38,11 @@ FAST = ("--resolution", "2", "--skip-bids-validation", "--sloppy", "--nprocs", "
 
 
 @pytest.fixture(scope="module")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a data set with one good participant, sub-01."""
-    folder = tmp_path_factory.mktemp("phantom")
-    build(folder, ACQUISITIONS[:1])
-    return folder / "bids"
+def phantom(shared_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy a data set with one good participant, sub-01."""
+    folder = tmp_path_factory.mktemp("phantom") / "bids"
+    shutil.copytree(shared_phantom / "bids", folder, ignore=shutil.ignore_patterns("sub-02"))
+    return folder
 
 
 def anat(root: Path, participant: str) -> Path:
@@ -95,10 +95,25 @@ def broken(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Take the right to write away for a while, and see to it that root has not written either."""
+    there = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
+    before = {path: path.stat().st_mtime_ns for path in there}
+    for path in there:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield
+    assert {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*")) if not path.is_symlink()} == before
+    for path in there:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 @pytest.fixture(scope="module")
 def broken_run(broken: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Run on the data set; it may not be written to."""
     out = broken.parent / "out"
-    return out, run_app(broken, out, "--resolution", "2", "--sloppy")
+    with read_only(broken):
+        return out, run_app(broken, out, "--resolution", "2", "--sloppy")
 
 
 def test_bad_images_do_not_stop_the_good_one(
@@ -146,6 +161,11 @@ def test_broken_sidecar_is_a_warning(broken_run: tuple[Path, subprocess.Complete
     assert any("not readable JSON" in warning for warning in block["Warnings"])
 
 
+def test_read_only_input_is_enough(broken_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """`read_only` has seen that nothing was written there."""
+    assert statuses(broken_run[0])["sub-01_T1w"]["state"] == "done"
+
+
 def test_output_with_failures_is_valid_bids(broken_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     assert validation_errors(broken_run[0]) == []
 
@@ -173,28 +193,32 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("step", ["brain_mask", "register_MNI152NLin2009aSym", "super_resolve", "publish"])
-def test_a_killed_run_can_be_started_again(phantom: Path, tmp_path_factory: pytest.TempPathFactory, step: str) -> None:
-    out = tmp_path_factory.getbasetemp() / "killed" / "out"
-    shutil.rmtree(out, ignore_errors=True)
-    if folder := node_folder(out, step):
-        shutil.rmtree(folder)
+@pytest.fixture(scope="module")
+def restarted(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a run that was killed in four of its steps and started again each time."""
+    out = tmp_path_factory.mktemp("killed") / "out"
     command = [*MODULE, str(phantom), str(out), "participant", "-w", str(work_of(out)), *FAST]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
-    deadline = time.monotonic() + 300
-    while not node_folder(out, step) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.3 if step != "publish" else 0.05)
-    kill_tree(process)
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    whole = [name for name in files_below(out) if name.endswith(".nii.gz") and not Path(name).name.startswith(".")]
-    for name in whole:
-        nib.load(out / name).get_fdata()
+    for step in ("brain_mask", "register_MNI152NLin2009aSym", "super_resolve", "publish"):
+        assert not node_folder(out, step), "an earlier run has come too far"
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+        deadline = time.monotonic() + 300
+        while not node_folder(out, step) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3 if step != "publish" else 0.05)
+        kill_tree(process)
+        assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        for name in files_below(out):
+            if name.endswith(".nii.gz") and not Path(name).name.startswith("."):
+                nib.load(out / name).get_fdata()
     done = run_app(phantom, out, *FAST)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert statuses(out)["sub-01_T1w"]["state"] in {"done", "skipped"}
-    assert not [name for name in files_below(out) if ".part" in name]
-    assert validation_errors(out) == []
+    return out
+
+
+def test_a_killed_run_can_be_started_again(restarted: Path) -> None:
+    assert statuses(restarted)["sub-01_T1w"]["state"] in {"done", "skipped"}
+    assert not [name for name in files_below(restarted) if ".part" in name]
+    assert validation_errors(restarted) == []
 
 
 def test_a_run_that_is_ended_takes_its_workers_along_and_shares_no_work_folder(phantom: Path, tmp_path: Path) -> None:
@@ -204,12 +228,7 @@ def test_a_run_that_is_ended_takes_its_workers_along_and_shares_no_work_folder(p
     deadline = time.monotonic() + 300
     while not node_folder(tmp_path / "out", "brain_mask") and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    other = subprocess.run(
-        [*MODULE, str(phantom), str(tmp_path / "other"), "participant", "-w", str(work), *FAST],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    other = run_here(phantom, tmp_path / "other", *FAST, "-w", str(work))
     assert other.returncode == 2, other.stdout + other.stderr
     assert f"another run works on sub-01_T1w in the work folder {work}" in other.stderr
     workers = processes_below(process.pid)
@@ -245,10 +264,8 @@ def test_what_a_run_has_started_ends_with_it() -> None:
     assert time.monotonic() - started < 40
 
 
-def test_full_disk_is_told_and_leaves_no_half_files(
-    phantom: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    done_before = work_of(tmp_path_factory.getbasetemp() / "killed" / "out")  # publishing is what needs the disk
+def test_full_disk_is_told_and_leaves_no_half_files(phantom: Path, restarted: Path, tmp_path: Path) -> None:
+    done_before = work_of(restarted)  # publishing is what needs the disk
     disk = tmp_path / "disk"
     mount_small(disk, "3m")
     try:
@@ -294,23 +311,6 @@ def test_no_permission_to_write_is_told(phantom: Path, tmp_path: Path) -> None:
     locked.chmod(0o700)
     assert done.returncode == 2
     assert f"no permission to write to {locked / 'out'}" in done.stderr
-
-
-def test_read_only_input_is_enough(phantom: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "bids"
-    shutil.copytree(phantom, copy)
-    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
-    for path in [copy, *copy.rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    done = run_here(copy, tmp_path / "out", "--dry-run")
-    assert done.returncode == 0
-    done = run_app(copy, tmp_path / "out", "--resolution", "2", "--sloppy", "--clean-workdir")
-    for path in [copy, *(p for p in copy.rglob("*") if p.is_dir())]:
-        path.chmod(0o755)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
-    assert not (work_of(tmp_path / "out") / "moesr_wf").exists()
-    assert validation_errors(tmp_path / "out") == []
 
 
 def test_empty_data_set_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import attrs
 import nibabel as nib
 import numpy as np
 import pytest
@@ -97,11 +98,15 @@ def test_the_device_is_decided_for_the_whole_run(tmp_path: Path, use_gpu: bool, 
     scan = tmp_path / "bids" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
     scan.parent.mkdir(parents=True)
     nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), np.eye(4)), scan)
-    settings = parse_settings([str(tmp_path / "bids"), str(tmp_path / "out"), "participant"])
+    options = ["--random-seed", "7", "--resolution", "1.1", "--model", "moediff", "--samples", "3"]
+    settings = parse_settings([str(tmp_path / "bids"), str(tmp_path / "out"), "participant", *options])
     image = RawImage(path=scan, root=tmp_path / "bids")
     workflow = init_image_wf(plan=plan_image(image, settings), use_gpu=use_gpu)
     node = node_of(workflow, "super_resolve")
-    assert (node.inputs.options.device, node.inputs.use_gpu) == (device, use_gpu)
+    assert node.inputs.use_gpu == use_gpu
+    # All else is as the user chose.
+    assert node.inputs.options == attrs.evolve(settings.sr, device=device, contrast="T1w")
+    assert (settings.sr.random_seed, settings.sr.samples, settings.sr.resolution) == (7, 3, 1.1)
 
 
 @pytest.mark.parametrize("count", [0, 2])

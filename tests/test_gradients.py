@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from benchmarks.phantom import ACQUISITIONS, build
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.gradients import coefficient_file, is_coefficients, plan_gradunwarp
 from moesr_bids.bids.plan import plan_image
@@ -23,7 +23,7 @@ from moesr_bids.config import Settings
 from moesr_bids.preproc.images import to_ants
 from moesr_bids.sr.options import SROptions
 from moesr_bids.workflows.image import init_image_wf
-from tests.app import expected_files, node_of, outputs_of, plans_of, run_app, statuses, validation_errors
+from tests.app import expected_files, node_of, outputs_of, plans_of, run_app, statuses, validation_errors, work_of
 from tests.test_preproc_gradients import HEADER, LINES
 
 
@@ -194,11 +194,11 @@ def test_refusals(
     assert message in capsys.readouterr().err
 
 
-def test_the_app_corrects_and_samples_and_says_so(tmp_path: Path) -> None:
+def test_the_app_corrects_and_samples_and_says_so(shared_phantom: Path, tmp_path: Path) -> None:
     """Everything that is not the default in one run: gradient nonlinearity, and samples of the mixture of experts."""
     import ants
 
-    build(tmp_path, acquisitions=ACQUISITIONS[:1])
+    shutil.copytree(shared_phantom / "bids", tmp_path / "bids", ignore=shutil.ignore_patterns("sub-02"))
     sidecar = next((tmp_path / "bids").rglob("*_T1w.json"))
     facts = json.loads(sidecar.read_text()) | {"NonlinearGradientCorrection": False, "PatientPosition": "HFS"}
     sidecar.write_text(json.dumps({**facts, "ManufacturersModelName": "Phantom"}))
@@ -208,8 +208,9 @@ def test_the_app_corrects_and_samples_and_says_so(tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--resolution", "1.5", "--model", "moediff", "--samples", "2", "--sloppy", "--device", "cpu")
     options += ("--gradient-coefficients", str(folder))
-    done = run_app(tmp_path / "bids", out, *options)
+    done = run_app(tmp_path / "bids", out, *options, "--clean-workdir")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not (work_of(out) / "moesr_wf").exists()
     assert {row["state"] for row in statuses(out).values()} == {"done"}
     assert re.search("WARNING: no GPU is used: moediff will take about .* min", done.stdout)
     assert outputs_of(out) == expected_files(plans_of(tmp_path / "bids", out, *options))

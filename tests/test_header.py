@@ -160,11 +160,12 @@ def test_what_cannot_be_a_head_is_refused(
     assert str(path) in str(caught.value)
 
 
-def test_units_other_than_millimetres_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", ["meter", "micron"])
+def test_units_other_than_millimetres_are_refused(tmp_path: Path, unit: str) -> None:
     image = nib.Nifti1Image(head(), np.diag([4.0, 4.0, 5.0, 1.0]))
-    image.header.set_xyzt_units("meter")
+    image.header.set_xyzt_units(unit)
     image.to_filename(tmp_path / "a.nii.gz")
-    with pytest.raises(ImageError, match="meter"):
+    with pytest.raises(ImageError, match=f"given in {unit}s"):
         conform(tmp_path / "a.nii.gz")
 
 

@@ -90,13 +90,22 @@ def test_resample_to_own_grid_changes_nothing() -> None:
     np.testing.assert_allclose(resample_to(data, affine, data.shape, affine), data, atol=1e-5)
 
 
-def test_like_keeps_codes_and_drops_scaling() -> None:
-    image = nib.Nifti1Image(np.ones((3, 4, 5), np.int16), np.diag([2.0, 2, 2, 1]))
+@pytest.mark.parametrize(
+    ("codes", "kept"), [((1, 4), (1, 4)), ((4, 0), (4, 4)), ((0, 2), (2, 2)), ((0, 0), (1, 1))], ids=str
+)
+def test_like_keeps_codes_and_drops_scaling(codes: tuple[int, int], kept: tuple[int, int]) -> None:
+    affine = make_affine((20, -10, 30), (2, 2, 3), (-1, 1, 1), (5, -7, 9))
+    image = nib.Nifti1Image(np.ones((3, 4, 5), np.int16), affine)
     image.header.set_slope_inter(3.0, 1.0)
-    image.set_sform(image.affine, 1)
-    image.set_qform(image.affine, 1)
+    image.set_sform(affine, codes[0])
+    image.set_qform(affine, codes[1])
+    # Without a form nibabel would take another affine from the header.
+    image = nib.Nifti1Image(image.dataobj, affine, image.header)
+    image.header["sform_code"], image.header["qform_code"] = codes
     new = like(np.full((3, 4, 5), 0.5), image, np.float32)
-    assert int(new.header["sform_code"]) == 1
+    assert (int(new.header["sform_code"]), int(new.header["qform_code"])) == kept
+    for form in (new.affine, new.get_sform(), new.get_qform()):
+        np.testing.assert_allclose(form, affine, atol=1e-4)
     assert new.get_data_dtype() == np.float32
     assert like(np.ones((3, 4, 5)), image, np.uint8).get_data_dtype() == np.uint8
     assert float(np.asarray(new.dataobj).max()) == 0.5

@@ -115,8 +115,8 @@ def out_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grid = nb.load(volumes["sr"])
     labels = np.select([grid.get_fdata() > 120, grid.get_fdata() > 60], [1, 2], 0).astype(np.uint8)
     tissues = save(folder / "work" / "tissues.nii.gz", labels, grid.affine)
-    for key in ("sub-01_ses-a_T1w", "sub-01_ses-b_T1w"):
-        add_finished(folder, key)
+    for key, noise in (("sub-01_ses-a_T1w", 10.5), ("sub-01_ses-b_T1w", 9.25)):
+        add_finished(folder, key, NoisePercent=noise)
         figures = folder / "sub-01" / "figures"
         slider = figures / figure_name(key, "slider", ".html")
         plot_slider(volumes["preproc"], volumes["sr"], slider, mask_path=volumes["mask"])
@@ -389,11 +389,11 @@ def test_group_page_sorts_and_links(browser: Any, out_dir: Path) -> None:
     build_group(out_dir)
     watched = open_page(browser, out_dir / "group.html")
     heading = watched.page.locator("thead button", has_text="Noise,")
-    states = "Array.from(document.querySelectorAll('.cohort tbody tr')).map(row => row.cells[3].textContent)"
+    noise = "Array.from(document.querySelectorAll('.cohort tbody tr')).map(row => row.cells[12].textContent)"
     heading.click()
-    assert watched.page.evaluate(states) == ["done", "done", "failed"]
+    assert watched.page.evaluate(noise) == ["9.25", "10.5", "n/a"]  # by value, not by digit
     heading.click()
-    assert watched.page.evaluate(states) == ["done", "done", "failed"]  # n/a stays last
+    assert watched.page.evaluate(noise) == ["10.5", "9.25", "n/a"]  # n/a stays last
     assert watched.page.locator("th[aria-sort=descending]").count() == 1
     watched.page.locator(".cohort a", has_text="sub-01_ses-b_T1w").click()
     watched.page.wait_for_url("**/sub-01.html#image-sub-01_ses-b_T1w")

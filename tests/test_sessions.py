@@ -18,7 +18,7 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from benchmarks.phantom import Acquisition, acquire, make_truth
+from benchmarks.phantom import Acquisition, acquire
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.plan import plan_image
 from moesr_bids.bids.resume import session_reference, settings_hash
@@ -52,14 +52,14 @@ def movement() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def session(shared_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a data set of a T1w at 2 mm and a FLAIR of 4 mm slices of the same head, which moved in between."""
     folder = tmp_path_factory.mktemp("session")
     anat = folder / "bids/sub-01/anat"
     anat.mkdir(parents=True)
     description = {"Name": "session", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
     (folder / "bids/dataset_description.json").write_text(json.dumps(description))
-    truth = make_truth(seed=3)
+    truth = nib.load(shared_phantom / "truth/sub-01_T1w.nii.gz")
     for suffix, zooms, seed in (("T1w", (2.0, 2.0, 2.0), 3), ("FLAIR", (1.0, 1.0, 4.0), 4)):
         scanned = truth
         if suffix == "FLAIR":

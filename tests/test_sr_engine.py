@@ -24,7 +24,10 @@ from moesr_bids.sr.engine import super_resolve
 from moesr_bids.sr.grid import Grid
 from moesr_bids.sr.models import get_model
 from moesr_bids.sr.models.base import Problem, Reconstruction
+from moesr_bids.sr.noise import foreground
+from moesr_bids.sr.operator import AcquisitionOperator
 from moesr_bids.sr.options import SROptions
+from moesr_bids.sr.psf import PSF
 from moesr_bids.sr.windows import CPU_WINDOW_VOXELS, LEAST_CPU_WINDOW_VOXELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +95,14 @@ def test_engine_on_thick_slices():
     assert set(result.record) == RECORD_KEYS
     assert result.record["PSF"][2] == {"Kind": "gaussian", "FWHM": 3.0}
     assert result.record["NoiseStd"] == pytest.approx(12, rel=0.3)
-    assert 0.8 <= result.record["DataConsistency"]["ResidualStd"] <= 1.2
+    operator = AcquisitionOperator(Grid.from_image(image), expected, PSF.from_acquisition((1.0, 1.0, 3.0)))
+    seen = operator.forward(torch.from_numpy(result.image.get_fdata(dtype=np.float32))).numpy()
+    left = (image.get_fdata() - seen) / result.record["NoiseStd"]
+    np.testing.assert_allclose(result.residual.get_fdata(), left, atol=1e-3)
+    inside = foreground(image.get_fdata(dtype=np.float32))
+    facts = result.record["DataConsistency"]
+    assert facts["ResidualStd"] == pytest.approx(np.sqrt(np.mean(left[inside] ** 2)), rel=1e-3)
+    assert 0.8 <= facts["Model"]["ResidualStd"] <= 1.2  # any image passes after the projection
     assert [s["Stage"] for s in result.record["Stages"]] == ["prepare", "reconstruct", "project"]
     assert ("project", 1.0) in told
 
@@ -112,9 +122,9 @@ def test_engine_is_deterministic_and_scales_with_the_image():
 
 def test_detail_beyond_the_output_grid_is_told_apart():
     image = _image((0.5, 0.5, 3.0))
-    result = super_resolve(image, SROptions(resolution=1.0, threads=1))
+    result = super_resolve(image, SROptions(resolution=1.0, model="classical", threads=1))
     facts = result.record["DataConsistency"]
-    assert 0.8 <= facts["ResidualStd"] <= 1.2
+    assert 0.8 <= facts["Model"]["ResidualStd"] <= 1.2
     assert facts["BeyondGridStd"] > 0.5  # three quarters of the noise, and the finest edges
     assert "finer than the output" in result.record["Warnings"][0]
     assert super_resolve(_image(), SROptions(resolution=1.0, threads=1)).record["DataConsistency"]["BeyondGridStd"] == 0
