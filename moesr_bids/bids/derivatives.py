@@ -139,7 +139,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
     ),
     Derivative(
         key="residual",
-        meaning="Input minus the acquisition operator applied to the super-resolved image, in units of the noise",
+        meaning="The scan minus what a scanner would see of the super-resolved image, in units of the noise",
         source="super_resolve.residual_file",
         entities={"desc": "residual"},
         sources=("corrected", "moesr"),
@@ -151,7 +151,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
     ),
     Derivative(
         key="corrected",
-        meaning="Input without bias field and, where it was corrected, without gradient nonlinearity, on its own grid",
+        meaning="The scan on its own grid, without shading (bias field) and, where corrected, gradient nonlinearity",
         source="n4.out_file",
         entities={"desc": "corrected"},
         compact=True,
