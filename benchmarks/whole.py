@@ -98,7 +98,11 @@ def table(runs: Sequence[Run], costs: Sequence[tuple[float, float]]) -> Iterator
             line = f"  {step.step:32} {_median(m.seconds for m in measured):7.1f} s"
             line += f" {_median(m.peak_memory_gb for m in measured):6.2f} GB"
             if number == 0 and step.step in runs[0].peers:
-                ratios = [m.seconds / run.peers[step.step] for m, run in zip(measured, runs, strict=True)]
+                ratios = [
+                    m.seconds / run.peers[step.step]
+                    for m, run in zip(measured, runs, strict=True)
+                    if m.seconds is not None
+                ]
                 line += f"   {median(ratios):.2f} of {_PEERS[step.step]}"
             yield line
         whole, peak = (_median(getattr(r, name) for r in records) for name in ("seconds", "peak_memory_gb"))
