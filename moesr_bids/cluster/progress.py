@@ -139,7 +139,7 @@ def _unfinished(task: Task | None) -> tuple[str, str]:
     if task.end == OUT_OF_MEMORY:
         return OUT_OF_MEMORY, f"the task was killed at {task.memory_gb:g} GB"
     if task.end == OUT_OF_TIME:
-        return OUT_OF_TIME, f"the task was ended at {task.minutes} min"
+        return OUT_OF_TIME, f"the task was ended at its time limit, {task.minutes} min as submitted"
     if task.end == ENDED:
         return STOPPED, f"its task ended with code {task.code} and left it"
     return STOPPED, "the task was killed, pre-empted or cancelled"
