@@ -207,6 +207,7 @@ def restarted(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         time.sleep(0.3 if step != "publish" else 0.05)
         kill_tree(process)
         assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        assert node_folder(out, step), "the run was killed before it came so far"
         for name in files_below(out):
             if name.endswith(".nii.gz") and not Path(name).name.startswith("."):
                 nib.load(out / name).get_fdata()
