@@ -201,7 +201,7 @@ def restarted(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in ("brain_mask", "register_MNI152NLin2009aSym", "super_resolve", "publish"):
         assert not node_folder(out, step), "an earlier run has come too far"
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not node_folder(out, step) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.3 if step != "publish" else 0.05)
