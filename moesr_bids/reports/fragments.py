@@ -26,7 +26,6 @@ _STATE_WORDS = {
     "failed": "failed",
     "waiting": "not begun: the run goes on, or was stopped; start it again in that case",
     "running": "not finished: the run goes on, or was stopped; start it again in that case",
-    "apart": "not made: its scans do not fit together",
     "missing": "the main output is missing, run the image again",
 }
 
@@ -34,7 +33,7 @@ _STATE_WORDS = {
 def state_words(record: ImageRecord) -> str:
     """Return the state of an image in words, with step and reason where it failed."""
     words = _STATE_WORDS.get(record.state, record.state)
-    if record.state in ("failed", "apart") and record.status:
+    if record.state == "failed" and record.status:
         words += f" at step {step_words(record.status.step)}: {record.status.reason}"
     return words
 
@@ -122,7 +121,7 @@ def errors_html(out_dir: Path, participant: str, records: Sequence[ImageRecord])
     told: set[Path] = set()
     failures = []
     for record in records:
-        if record.complete or record.state == "apart":
+        if record.complete:
             continue
         problems = record.problems
         try:

@@ -177,9 +177,7 @@ def reasons(record: ImageRecord) -> list[str]:
 
 
 def verdict(record: ImageRecord) -> str:
-    """Return ``ok``, ``look``, ``failed``, ``apart``, or ``unfinished`` while nothing is decided."""
-    if record.state == "apart":
-        return "apart"
+    """Return ``ok``, ``look``, ``failed``, or ``unfinished`` while nothing is decided."""
     if record.state in ("waiting", "running"):
         return "unfinished"
     if not record.complete:

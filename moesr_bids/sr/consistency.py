@@ -86,13 +86,8 @@ class Misfit:
         mask
             On the input grid: where figures are taken.
         """
-        residual = (acquired - operator.forward(image)).div_(sigma)
-        return cls.of_residual(residual, operator, mask)
-
-    @classmethod
-    def of_residual(cls, residual: torch.Tensor, operator: AcquisitionOperator, mask: NDArray[np.bool_]) -> Misfit:
-        """Judge a residual in units of the noise on the input grid of an operator."""
         factors = operator.factors()
+        residual = (acquired - operator.forward(image)).div_(sigma)
         within = residual if factors.share == 1 else factors.from_left(factors.to_left(residual))
         representable = within.cpu().numpy()
         inner = representable[mask] / math.sqrt(factors.share)
@@ -146,13 +141,14 @@ class Move:
         before: torch.Tensor,
         after: torch.Tensor,
         std: torch.Tensor | None,
-        grid: Grid,
+        operator: AcquisitionOperator,
         *,
         sigma: float,
         mask: NDArray[np.bool_],
     ) -> Move:
-        """Compare two images on a grid; ``std`` is the predicted one, ``mask`` on the same grid."""
-        inside = torch.from_numpy(mask).to(before.device)
+        """Compare two images on the target grid; ``std`` is the predicted one, ``mask`` on the input grid."""
+        grid = operator.target_grid
+        inside = torch.from_numpy(operator.input_grid.nearest(mask, grid)).to(before.device)
         change = (after - before).mul_(inside)
         size = [min(n, max(1, round(STRUCTURE_MM / zoom))) for n, zoom in zip(grid.shape, grid.zooms, strict=True)]
         means = functional.avg_pool3d(change[None, None], size, ceil_mode=True)[0, 0].abs().cpu().numpy()

@@ -128,7 +128,7 @@ def super_resolve(
     where = choose_device(options.device)
     with measured() as total, _thread_limit(options.threads), full_memory_told(_WAY_OUT):
         stages: list[dict[str, Any]] = []
-        with stage("prepare", stages):
+        with _stage("prepare", stages):
             source, name, notes = _load(image)
             values = Intensities.of(_checked_data(source, name), name)
             data = values.data
@@ -164,9 +164,9 @@ def super_resolve(
             maps=options.maps,
             window=window,
         )
-        with stage("reconstruct", stages):
+        with _stage("reconstruct", stages):
             reconstruction, mended = _usable(chosen.reconstruct(problem), name)
-        with stage("project", stages):
+        with _stage("project", stages):
             factors = operator.factors()
             non_negative = _is_magnitude(data)
             own = reconstruction.image.clamp_(min=0) if non_negative else reconstruction.image
@@ -175,9 +175,7 @@ def super_resolve(
             before = compare(own)
             volume, lam = _agree_with_data(chosen, problem, own, factors, non_negative=non_negative)
             after = compare(volume) if lam > 0 else before
-            move = Move.of(
-                own, volume, reconstruction.std, target, sigma=problem.sigma, mask=grid.nearest(inside, target)
-            )
+            move = Move.of(own, volume, reconstruction.std, operator, sigma=problem.sigma, mask=inside)
             residual, beyond_grid = after.residual.cpu().numpy(), after.beyond_grid_std
         facts = {
             "Version": __version__,
@@ -403,8 +401,7 @@ def _nifti(data: NDArray[np.float32], affine: NDArray[np.float64], like: Spatial
 
 
 @contextmanager
-def stage(name: str, stages: list[dict[str, Any]]) -> Iterator[None]:
-    """Measure a part of the work, and add what it took to the stages."""
+def _stage(name: str, stages: list[dict[str, Any]]) -> Iterator[None]:
     with measured() as used:
         yield
     stages.append({"Stage": name, "Seconds": used.seconds, "PeakMemoryGB": used.peak_memory_gb})
