@@ -76,7 +76,7 @@ def open_image(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
         with LoggingOutputSuppressor():  # what nibabel repairs has been judged
             image = nib.load(path)
     except _UNREADABLE as error:
-        raise ImageError(f"{path}: not a NIfTI image ({error}); convert or copy it again") from error
+        raise ImageError(_unreadable(path, error)) from error
     if not isinstance(image, nib.Nifti1Image):
         raise ImageError(f"{path}: a CIFTI file holds no image; give the NIfTI image")
     _compare_positions(image, notes)
@@ -147,6 +147,16 @@ def _not_fetched(path: Path, what: str, command: str) -> str:
 
 def _damaged(name: Path | str, why: object) -> str:
     return f"{name}: the voxel data is truncated or damaged ({why}); copy the file again"
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Say why a file whose header could be read cannot be opened: readers do not tell of a damaged stream."""
+    if _is_compressed(path):
+        try:
+            _unzipped_bytes(path)
+        except _UNREADABLE as damage:
+            return _damaged(path, damage)
+    return f"{path}: not a NIfTI image ({error}); convert or copy it again"
 
 
 def _is_compressed(path: Path) -> bool:

@@ -393,7 +393,7 @@ def test_examples_are_the_same_by_number(bids: Path) -> None:
     assert batch.first == 17
     for name in ("channels", "acquisition", "sharp", "tissue"):
         torch.testing.assert_close(getattr(batch, name), getattr(later, name), rtol=0, atol=0)
-    with pytest.raises(ValueError, match="volumes or label maps"):
+    with pytest.raises(ValueError, match="volumes, label maps or pairs"):
         Examples([], [], recipe, seed=0, device=CPU)
 
 
