@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.app import APP
 from benchmarks.phantom import Acquisition, acquire, make_truth
 from benchmarks.slurm_site import jobs, slurm_site
 from moesr_bids.bids.schema import inner_path
@@ -26,7 +27,6 @@ from moesr_bids.cluster.progress import read_cohort
 from moesr_bids.cluster.tasks import log_folder
 
 MOESR = [sys.executable, "-m", "moesr_bids.cli.moesr"]
-APP = [sys.executable, "-m", "moesr_bids.cli.main"]
 OPTIONS = ["--model", "cubic", "--resolution", "3", "--sloppy", "--skip-bids-validation"]
 PROCESSED = 4
 FAILED, OUT_OF_MEMORY, MISSING = 10, 20, 70  # at the end of the list

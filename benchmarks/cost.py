@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from attrs import frozen
 
-APP = (sys.executable, "-m", "moesr_bids.cli.main")
+from .app import APP, children_seconds
+
 _THOUSAND = 1000
 _SECONDS_PER_HOUR = 3600
 
@@ -58,11 +57,10 @@ class Cost:
 def measure(folder: Path, data: Path, label: str, options: Sequence[str]) -> Cost:
     """Run the app on one participant."""
     out, work = folder / f"out-{label}", folder / f"work-{label}"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = children_seconds()
     command = [*APP, str(data), str(out), "participant", "--participant-label", label, "-w", str(work), *options]
     subprocess.run(command, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = children_seconds() - before
     own = _files(out, f"sub-{label}")
     images = sum("_desc-moesr_" in path.name and "_space-" not in path.name for path in own if path.suffix == ".json")
     cost = Cost(images, seconds, len(own), _size(own), _size(_files(work, "")))

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.processing import resample_from_to
 
+from benchmarks.app import APP
 from benchmarks.phantom import ACQUISITIONS, bias_field, build
 from moesr_bids.sr.metrics import psnr, ssim
 
@@ -65,7 +66,7 @@ def main() -> int:
     bids_dir, truth_dir = build(folder)
     out_dir = folder / "out"
     command = [
-        *(sys.executable, "-m", "moesr_bids.cli.main", str(bids_dir), str(out_dir), "participant"),
+        *(*APP, str(bids_dir), str(out_dir), "participant"),
         *("--resolution", "1", "--work-dir", str(folder / "work"), "--clean-workdir"),
     ]
     print(f"$ moesr-bids {' '.join(command[3:])}", flush=True)

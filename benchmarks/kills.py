@@ -37,6 +37,7 @@ import nibabel as nib
 import numpy as np
 import psutil
 
+from benchmarks.app import APP
 from benchmarks.phantom import Acquisition, build
 from moesr_bids.cli.main import main as moesr_bids
 from moesr_bids.interfaces.processes import end_with
@@ -102,7 +103,7 @@ def prepare(folders: Folders) -> None:
     anat = folders.bids / "sub-01" / "anat"
     for extension in (".nii.gz", ".json"):
         shutil.copyfile(anat / f"sub-01_T1w{extension}", anat / f"sub-01_T2w{extension}")
-    command = [sys.executable, "-m", "moesr_bids.cli.main", *folders.arguments()]
+    command = [*APP, *folders.arguments()]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     shutil.copytree(folders.work, folders.prepared, symlinks=True)
     folders.out.rename(folders.reference)

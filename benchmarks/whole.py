@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import resource
 import shlex
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ import attrs
 import nibabel as nib
 import numpy as np
 
+from benchmarks.app import APP, children_seconds
 from moesr_bids.bids.record import Record, read_record
 from moesr_bids.preproc.align import quiet
 from moesr_bids.preproc.images import image_data, to_ants, use_threads
@@ -79,9 +79,9 @@ def told(bids_dir: Path, folder: Path, options: Sequence[str]) -> list[tuple[flo
 
 def run_once(bids_dir: Path, folder: Path, options: Sequence[str], threads: int) -> Run:
     """Run the app and its peers once."""
-    before, start = _children(), time.monotonic()
+    before, start = children_seconds(), time.monotonic()
     subprocess.run(_command(bids_dir, folder, options), check=True, stdout=subprocess.DEVNULL)
-    seconds, cpu_seconds = time.monotonic() - start, _children() - before
+    seconds, cpu_seconds = time.monotonic() - start, children_seconds() - before
     images = sorted((bids_dir / "sub-01" / "anat").iterdir())
     stems = [image.name.split(".", 1)[0].split("_")[1] for image in images]
     sidecars = [next((folder / "out" / "sub-01" / "anat").glob(f"*_{stem}_*desc-moesr_*w.json")) for stem in stems]
@@ -112,7 +112,7 @@ def table(runs: Sequence[Run], costs: Sequence[tuple[float, float]]) -> Iterator
 
 
 def _command(bids_dir: Path, folder: Path, options: Sequence[str]) -> list[str]:
-    command = [sys.executable, "-m", "moesr_bids.cli.main", str(bids_dir), str(folder / "out"), "participant"]
+    command = [*APP, str(bids_dir), str(folder / "out"), "participant"]
     return [*command, "--work-dir", str(folder / "work"), *options]
 
 
@@ -134,11 +134,6 @@ def _peers(image: Path, threads: int) -> dict[str, float]:
             call()
             seconds[step] = time.monotonic() - start
     return seconds
-
-
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _median(values: Iterator[float | None]) -> float:

@@ -66,14 +66,19 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
+def write_tissues(folder: Path, image: Path) -> Path:
+    """Write labels of the bright and the half bright voxels of an image."""
+    grid = nb.load(image)
+    labels = np.select([grid.get_fdata() > 120, grid.get_fdata() > 60], [1, 2], 0).astype(np.uint8)
+    return save(folder / "tissues.nii.gz", labels, grid.affine)
+
+
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the output folder of a participant of three images with all their figures."""
     folder = tmp_path_factory.mktemp("three")
     volumes = write_volumes(folder / "work")
-    grid = nb.load(volumes["sr"])
-    labels = np.select([grid.get_fdata() > 120, grid.get_fdata() > 60], [1, 2], 0).astype(np.uint8)
-    tissues = save(folder / "work" / "tissues.nii.gz", labels, grid.affine)
+    tissues = write_tissues(folder / "work", volumes["sr"])
     given = {
         "preproc_file": volumes["preproc"],
         "mask_file": volumes["mask"],
@@ -112,9 +117,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def out_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out")
     volumes = write_volumes(folder / "work")
-    grid = nb.load(volumes["sr"])
-    labels = np.select([grid.get_fdata() > 120, grid.get_fdata() > 60], [1, 2], 0).astype(np.uint8)
-    tissues = save(folder / "work" / "tissues.nii.gz", labels, grid.affine)
+    tissues = write_tissues(folder / "work", volumes["sr"])
     for key, noise in (("sub-01_ses-a_T1w", 10.5), ("sub-01_ses-b_T1w", 9.25)):
         add_finished(folder, key, NoisePercent=noise)
         figures = folder / "sub-01" / "figures"

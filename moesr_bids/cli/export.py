@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from moesr_bids.cli.scans import label_of
 from moesr_bids.console import tell
 
 _EXTENSIONS = (".nii.gz", ".nii")
@@ -44,5 +45,5 @@ def run(options: argparse.Namespace) -> int:
     if problem:
         tell("moesr export", problem)
         return 2
-    labels = [label.removeprefix("sub-") for label in options.participant_label]
+    labels = [label_of(label) for label in options.participant_label]
     return 0 if export_raw(output_dir, target, labels, extension=options.extension) else 1

@@ -13,6 +13,11 @@ def label_of(name: str) -> str:
     return name.removeprefix("sub-")
 
 
+def are_folders(names: Iterable[str]) -> bool:
+    """Whether all names are those of folders."""
+    return all(Path(name).is_dir() for name in names)
+
+
 def unknown_participant(data: Path, names: Iterable[str]) -> str | None:
     """Say which of some participants is not there, if any."""
     known = {label_of(path.name) for path in data.glob("sub-*")}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..arguments import positive_float, positive_int
-from .scans import label_of, unknown_participant
+from .scans import are_folders, label_of, unknown_participant
 from .training_data import load_training_data, say
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _source_problem(options: argparse.Namespace) -> str | None:
             return f"{folder}: no such folder"
     if options.synthesis and not options.pairs:
         return "--synthesis is of pairs: name them with --pairs LOW HIGH"
-    if options.pairs and not options.data and not all(Path(side).is_dir() for side in options.pairs):
+    if options.pairs and not options.data and not are_folders(options.pairs):
         return f"--pairs {' '.join(options.pairs)}: neither two folders, nor entities of a data set that --data names"
     if not options.data and not options.pairs:
         return "say what to train on: --data BIDS_DIR, or --pairs LOW HIGH"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from ..console import tell
 from ..errors import ImageError
-from .scans import find_scans, label_of
+from .scans import are_folders, find_scans, label_of
 
 if TYPE_CHECKING:
     from ..training.pairs import PairedScan
@@ -73,7 +72,7 @@ def _volumes(options: argparse.Namespace, wanted: Callable[[str], bool]) -> Iter
     from ..training.volumes import load_volume
 
     # Where pairs are entities of the data set, its other scans are not asked for.
-    if options.data is None or (options.pairs and not _folders(options)):
+    if options.data is None or (options.pairs and not are_folders(options.pairs)):
         return
     for path in find_scans(options.data, wanted):
         try:
@@ -102,7 +101,7 @@ def _pairs(options: argparse.Namespace, wanted: Callable[[str], bool]) -> Iterat
     from ..training.pairs import find_pairs, load_pair
 
     low, high = options.pairs
-    for files in find_pairs(options.data, low, high, wanted):
+    for files in find_pairs(None if are_folders((low, high)) else options.data, low, high, wanted):
         try:
             pair = load_pair(files, synthesis=options.synthesis, seed=options.random_seed)
         except ImageError as error:
@@ -111,11 +110,6 @@ def _pairs(options: argparse.Namespace, wanted: Callable[[str], bool]) -> Iterat
         facts = [f"{key.lower()} {pair.facts[key]:.3g}" for key in ("Agreement", "Misfit") if key in pair.facts]
         say(f"{pair.name}: pair with {', '.join([files.high.name, *facts])}")
         yield pair
-
-
-def _folders(options: argparse.Namespace) -> bool:
-    """Whether the pairs are two folders, rather than entities of the data set."""
-    return all(Path(side).is_dir() for side in options.pairs)
 
 
 def _require_lesions(name: str, recipe: Recipe, data: TrainingData) -> None:

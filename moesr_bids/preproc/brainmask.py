@@ -49,7 +49,7 @@ from moesr_bids.preproc.images import (
     use_threads,
 )
 from moesr_bids.preproc.likeness import ANYTHING, HEAD, SURE, MaskLimits, likeness
-from moesr_bids.preproc.refine import RefineSettings, refine_surface
+from moesr_bids.preproc.refine import refine_surface
 
 ATLAS_MM = 3.0
 WORKING_MM = 2.0
@@ -433,9 +433,7 @@ def _segment(
     box = _bounding_box(tissues.sum(axis=0) >= 0.25, margin=int(16 / WORKING_MM))
     allowed = ndimage.binary_dilation(scene.foreground.region)
     soft = np.zeros(scene.data.shape, dtype=np.float32)
-    soft[box] = refine_surface(
-        scene.data[box], tissues[(slice(None), *box)], WORKING_MM, allowed[box], RefineSettings()
-    )
+    soft[box] = refine_surface(scene.data[box], tissues[(slice(None), *box)], WORKING_MM, allowed[box])
     return soft, template_mask, tissues
 
 

@@ -54,6 +54,10 @@ def _metric(side: str, name: str) -> Callable[[Record], Any]:
     return lambda record: getattr(record.image_quality, side).get(name) if record.image_quality else None
 
 
+def _input_zoom(axis: int) -> Callable[[Record], Any]:
+    return lambda record: record.input_zooms[axis]
+
+
 def _resolution(side: str, axis: int) -> Callable[[Record], Any]:
     return lambda record: (
         getattr(record.image_quality.effective_resolution_mm, side)[axis] if record.image_quality else None
@@ -120,26 +124,15 @@ _FACTS: tuple[Column, ...] = (
     Column("rating", lambda record: record.rating.get("rating"), "keep or exclude, by who looked", heading="Rating"),
     Column("comment", lambda record: record.rating.get("comment"), "What the rater wrote", heading="Comment"),
     Column("model", _of(lambda record: record.model), "Super-resolution model", heading="Model"),
-    Column(
-        "input_zoom_i",
-        _of(lambda record: record.input_zooms[0]),
-        "Voxel size of the input, first axis",
-        "mm",
-        "Input i, mm",
-    ),
-    Column(
-        "input_zoom_j",
-        _of(lambda record: record.input_zooms[1]),
-        "Voxel size of the input, second axis",
-        "mm",
-        "Input j, mm",
-    ),
-    Column(
-        "input_zoom_k",
-        _of(lambda record: record.input_zooms[2]),
-        "Voxel size of the input, third axis",
-        "mm",
-        "Input k, mm",
+    *(
+        Column(
+            f"input_zoom_{axis}",
+            _of(_input_zoom(index)),
+            f"Voxel size of the input, {words} axis",
+            "mm",
+            f"Input {axis}, mm",
+        )
+        for index, (axis, words) in enumerate((("i", "first"), ("j", "second"), ("k", "third")))
     ),
     Column("output_zoom", _of(lambda record: record.output_zooms[0]), "Voxel size of the isotropic output", "mm"),
     Column(

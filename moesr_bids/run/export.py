@@ -30,7 +30,6 @@ from moesr_bids.sr.storage import stored_part
 
 LARGEST_MM = 256.0
 """Field of view that FreeSurfer and FastSurfer take without further options."""
-EXTENSIONS = (".nii.gz", ".nii")
 _DESCRIPTION = "dataset_description.json"
 _MAIN = "*_desc-moesr_*.json"
 _RAW = "bids:raw:"
@@ -69,7 +68,7 @@ def target_problem(target: Path, output_dir: Path, bids_dir: Path | None = None)
 
 
 def export_raw(
-    output_dir: Path, target: Path, participants: Iterable[str] = (), *, extension: str = EXTENSIONS[0]
+    output_dir: Path, target: Path, participants: Iterable[str] = (), *, extension: str = ".nii.gz"
 ) -> list[Path]:
     """Lay the super-resolved images of an output folder out as a raw data set.
 

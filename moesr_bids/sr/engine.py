@@ -36,7 +36,7 @@ from .psf import PSF
 from .windows import CPU_WINDOW_VOXELS
 from .zerofilling import measured_shares, zero_filled
 
-SYNTHESIS = "the model translates the contrast: the image is a synthesis, what another scanner might show of this head"
+_SYNTHESIS = "the model translates the contrast: the image is a synthesis, what another scanner might show of this head"
 _WAY_OUT = "a coarser --resolution"
 _PERCENTILE = 99.0
 _FEW_NEGATIVE = 0.01  # share of voxels; images of signed values have more, in air alone or everywhere
@@ -213,7 +213,7 @@ def super_resolve(
             "Warnings": [
                 *notes,
                 *values.notes,
-                *([SYNTHESIS] if chosen.card.synthesis else []),
+                *([_SYNTHESIS] if chosen.card.synthesis else []),
                 *mended,
                 *_warnings(grid, target, profile, beyond_grid, None if mask is not None else inside),
             ],

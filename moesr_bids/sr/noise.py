@@ -34,7 +34,8 @@ _AS_CALM_AS_NOISE = 2.0  # times what noise alone gives
 _CELLS = 2  # along each axis
 _FEWEST_IN_CELL = 20_000
 _FEWEST_CALM = 1500  # voxels of a cell: a precision of some per cent
-_MAD_OF_NORMAL = 0.6745
+MAD_OF_NORMAL = 0.6745
+"""Median absolute deviation of a normal distribution, in standard deviations."""
 _WINDOW = 5
 _CORNER = 8  # of an axis
 _ANISOTROPIC = 1.5
@@ -156,10 +157,10 @@ def _calm_noise(size: NDArray[np.float32], structure: NDArray[np.float32]) -> fl
     """
     count = min(len(size), max(_FEWEST_CALM, math.ceil(_CALM_SHARE * len(size))))
     calm = np.argpartition(structure, count - 1)[:count]
-    first = float(np.median(size[calm])) / _MAD_OF_NORMAL
+    first = float(np.median(size[calm])) / MAD_OF_NORMAL
     like_noise = structure <= _AS_CALM_AS_NOISE * first**2
     # Where noise varies the calmest places are those with little of it.
-    return float(np.median(size[like_noise])) / _MAD_OF_NORMAL if np.count_nonzero(like_noise) > count else first
+    return float(np.median(size[like_noise])) / MAD_OF_NORMAL if np.count_nonzero(like_noise) > count else first
 
 
 def _structure(volume: NDArray[np.float32], along: Sequence[int]) -> NDArray[np.float32]:

@@ -6,7 +6,6 @@ the engine's own operator lies between both, and the network is given just what 
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,8 @@ import torch
 from attrs import frozen
 from numpy.typing import NDArray
 
+from ..bids.names import entities_of, stem_of, suffix_of
+from ..bids.schema import read_object
 from ..config import SUFFIXES
 from ..errors import ImageError
 from ..intensities import Intensities
@@ -35,17 +36,16 @@ from ..sr.joint.robust import gain_field
 from ..sr.models.base import Problem, silent
 from ..sr.models.inputs import Inputs
 from ..sr.models.layers import FACTOR
-from ..sr.noise import estimate_noise, foreground
+from ..sr.noise import MAD_OF_NORMAL, estimate_noise, foreground
 from ..sr.operator import AcquisitionOperator
 from ..sr.psf import PSF
 from ..sr.zerofilling import measured_shares, zero_filled
 from .sharpness import axis_resolution
 from .simulation import Example, low_passes
-from .volumes import SHARP, too_coarse
+from .volumes import detail_of, too_coarse
 
 _PERCENTILE = 99.0
 _LARGEST_MISFIT = 0.1  # of the brightest hundredth, beside the noise: more is another contrast
-_MAD_OF_NORMAL = 0.6745
 _ALIGNMENT_MM = 1.5
 _LEVELS = ((60, 4, 2.0), (40, 2, 1.0), (20, 1, 0.0))
 _DRAWS = 50
@@ -57,11 +57,6 @@ class PairFiles:
 
     low: Path
     high: Path
-
-    @property
-    def participant(self) -> str:
-        """``sub-<label>``."""
-        return self.low.name.split("_", 1)[0]
 
 
 @frozen(eq=False)
@@ -154,21 +149,19 @@ def find_pairs(data: Path | None, low: str, high: str, wanted: Callable[[str], b
     Parameters
     ----------
     data
-        BIDS folder that holds both, where ``low`` and ``high`` are entities.
+        BIDS folder that holds both; None if each has one of its own.
     low, high
-        Two BIDS folders, or two entities of file names such as ``acq-64mT`` and ``acq-3T``.
+        Entities of file names in ``data``, such as ``acq-64mT`` and ``acq-3T``; without it the two folders.
     wanted
         Whether a label is.
 
     Raises
     ------
     ImageError
-        If there is no pair, or a scan could belong to several.
+        If a scan could belong to several pairs.
     """
-    if Path(low).is_dir() and Path(high).is_dir():
+    if data is None:
         sides = [_scans(Path(folder), "", wanted) for folder in (low, high)]
-    elif data is None:
-        raise ImageError(f"--pairs {low} {high}: neither two folders, nor entities of a data set that --data names")
     else:
         sides = [_scans(data, entity, wanted) for entity in (low, high)]
     pairs = []
@@ -186,10 +179,10 @@ def _scans(folder: Path, entity: str, wanted: Callable[[str], bool]) -> dict[tup
     """Find the scans of a folder, by participant, session and suffix."""
     found: dict[tuple[str, ...], list[Path]] = {}
     for path in sorted(path for s in SUFFIXES for path in folder.rglob(f"sub-*_{s}.nii.gz")):
-        parts = path.name.split(".", 1)[0].split("_")
-        if wanted(parts[0].removeprefix("sub-")) and (not entity or entity in parts):
-            key = (parts[0], *(part for part in parts if part.startswith("ses-")), parts[-1])
-            found.setdefault(key, []).append(path)
+        entities = entities_of(path)
+        if wanted(entities["sub"]) and (not entity or entity in stem_of(path).split("_")):
+            key = tuple(f"{name}-{entities[name]}" for name in ("sub", "ses") if name in entities)
+            found.setdefault((*key, suffix_of(path)), []).append(path)
     return found
 
 
@@ -230,8 +223,8 @@ def load_pair(files: PairFiles, *, synthesis: bool = False, seed: int = 1) -> Pa
         gain = gain_field(low.data, predicted, inside, low.grid.zooms)
         facts["Misfit"] = _misfit(files, low.data - gain * predicted, inside, low.sigma)
         sharp *= cubic_spline(torch.from_numpy(gain), low.grid, grid)
-    detail = axis_resolution(sharp.numpy(), foreground(sharp.numpy()) & known, grid.zooms)
-    return _on_network_axes(files.low.name.split(".", 1)[0], low, grid, sharp, known, detail, facts)
+    resolution = axis_resolution(sharp.numpy(), foreground(sharp.numpy()) & known, grid.zooms)
+    return _on_network_axes(stem_of(files.low), low, grid, sharp, known, resolution, facts)
 
 
 def _read(path: Path) -> Given:
@@ -239,8 +232,8 @@ def _read(path: Path) -> Given:
     image, _ = open_image(path)
     data = Intensities.of(read_voxels(image, str(path)), str(path)).data
     grid, inside = Grid.from_image(image), foreground(data)
-    sidecar = path.with_name(path.name.split(".", 1)[0] + ".json")
-    metadata = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    sidecar = path.with_name(f"{stem_of(path)}.json")
+    metadata = read_object(sidecar) if sidecar.is_file() else {}
     psf = zero_filled(PSF.from_acquisition(grid.zooms, metadata), data, grid.zooms, inside)
     noise = estimate_noise(data, inside, zooms=grid.zooms, shares=measured_shares(psf, grid.zooms))
     scale = float(np.percentile(data[inside], _PERCENTILE))
@@ -286,7 +279,7 @@ def _misfit(files: PairFiles, residual: NDArray[np.float32], inside: NDArray[np.
     ImageError
         If it is too large for scans of one contrast.
     """
-    deviation = float(np.median(np.abs(residual[inside]))) / _MAD_OF_NORMAL
+    deviation = float(np.median(np.abs(residual[inside]))) / MAD_OF_NORMAL
     misfit = math.sqrt(max(0.0, deviation**2 - sigma**2))
     if misfit > _LARGEST_MISFIT:
         raise ImageError(
@@ -302,7 +295,7 @@ def _on_network_axes(
     grid: Grid,
     sharp: torch.Tensor,
     known: NDArray[np.bool_],
-    detail: Sequence[float],
+    resolution: Sequence[float],
     facts: dict[str, Any],
 ) -> PairedScan:
     """Make the inputs of the network as the engine does, and turn the truth like them."""
@@ -320,13 +313,12 @@ def _on_network_axes(
     if not inside.any():
         raise ImageError(f"{name}: both scans of the pair share no part of the head")
     order = inputs.order
-    turned = [1.0 if detail[axis] <= SHARP else float(detail[axis]) for axis in order]
     return PairedScan(
         name=name,
         channels=inputs.channels()[0, :, :i, :j, :k].numpy().astype(np.float16),
         sharp=sharp.permute(order).numpy().astype(np.float16),
         acquisition=inputs.acquisition,
-        detail=(turned[0], turned[1], turned[2]),
+        detail=detail_of(resolution, order),
         head=inside.transpose(order),
         known=known.transpose(order),
         facts={**facts, "OutputZooms": [round(zoom, 3) for zoom in grid.zooms]},

@@ -23,8 +23,7 @@ from .tissue import find_lesions, find_segmentation
 
 _PERCENTILE = 99.0
 _MOST_ANISOTROPIC = 1.5  # voxel sizes of a target may differ by this factor
-SHARP = 1.25
-"""Detail of a sharp axis, in target voxels: k-space filters reach that far."""
+_SHARP = 1.25  # detail of a sharp axis, in target voxels: k-space filters reach that far
 _COARSER = 1.35  # patches are drawn at up to this many times the voxel size
 _COARSE_FWHM = 0.9  # of the coarser voxel: little aliasing, and no Gibbs ringing in a target
 _DEEP_VOXELS = 8
@@ -61,7 +60,7 @@ class TrainingVolume:
     @property
     def spacings(self) -> tuple[float, float]:
         """Range of voxel sizes, in own voxels, at which this volume is a sharp target along two axes or more."""
-        least = max(1.0, sorted(self.resolution)[1] / SHARP)
+        least = max(1.0, sorted(self.resolution)[1] / _SHARP)
         return least, least * _COARSER
 
     @property
@@ -83,7 +82,7 @@ class TrainingVolume:
         reach = size if spacing == 1 else math.ceil(size * spacing) + 4
         corner = [int(c) - reach // 2 for c in centre]
         turn = Turn.sample(rng)
-        return Cut(corner, reach, spacing, turn, _detail(self.resolution, spacing, turn))
+        return Cut(corner, reach, spacing, turn, detail_of(self.resolution, turn.axes, spacing))
 
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Image and tissue on a device, for :func:`cut_out`."""
@@ -164,9 +163,9 @@ def cut_out(parts: Sequence[torch.Tensor], cut: Cut, matrix: torch.Tensor) -> to
     return cut.turn.apply(cubes)
 
 
-def _detail(resolution: Sequence[float], spacing: float, turn: Turn) -> tuple[float, float, float]:
-    """Finest detail along the axes of a turned cube, in its voxels."""
-    i, j, k = (1.0 if (d := resolution[axis] / spacing) <= SHARP else d for axis in turn.axes)
+def detail_of(resolution: Sequence[float], axes: Sequence[int], spacing: float = 1.0) -> tuple[float, float, float]:
+    """Finest detail along these axes of a volume, in voxels of ``spacing`` of its own; 1 where it is sharp."""
+    i, j, k = (1.0 if (d := resolution[axis] / spacing) <= _SHARP else d for axis in axes)
     return i, j, k
 
 
