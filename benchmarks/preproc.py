@@ -29,10 +29,11 @@ from moesr_bids.preproc.brainmask import dice, extract_brain
 from moesr_bids.preproc.images import image_data, to_ants
 from moesr_bids.preproc.registration import RegistrationError, register
 from moesr_bids.preproc.template import load_template
+from moesr_bids.sr.grid import bounding_box
 
 TABLES = ("mask", "bias", "registration")
 _CLOSING_VOXELS = 5
-_VARIANTS = ((3.0, 200), (4.0, 200), (6.0, 200), (4.0, 120), (4.0, 80))  # voxel size, knot spacing, mm
+_VARIANTS = ((4.0, 200), (6.0, 200), (4.0, 120), (6.0, 120), (6.0, 80))  # voxel size, knot spacing, mm
 _FIELDS = ((3, 0.1), (3, 0.25), (6, 0.1))  # order of the polynomial, standard deviation of its logarithm
 _LEAST_LABEL = 500  # voxels of the template, below which a Dice coefficient is noise
 
@@ -67,7 +68,7 @@ def find_scans(data: Path, labels: Path | None) -> list[Scan]:
 
 def closed_labels(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Brain of an aparc+aseg map: its labels, the sulci between them and a voxel around."""
-    box = tuple(slice(max(axis.min() - 8, 0), axis.max() + 9) for axis in np.nonzero(labels))
+    box = bounding_box(labels > 0, 8)
     brain = np.zeros(labels.shape, bool)
     closed = ndimage.binary_closing(labels[box] > 0, iterations=_CLOSING_VOXELS)
     brain[box] = ndimage.binary_fill_holes(ndimage.binary_dilation(closed))

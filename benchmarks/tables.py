@@ -1,8 +1,16 @@
-"""Rows of the benchmark of quality, and the tables that they make."""
+"""Rows of the benchmark of quality, and the tables that they make.
+
+    python -m benchmarks.tables TSV [TSV ...]
+
+prints the tables of people that were measured one by one (``python -m benchmarks.quality ... --out TSV``).
+"""
 
 from __future__ import annotations
 
+import argparse
+import csv
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from attrs import field, frozen
@@ -130,6 +138,25 @@ def sample_figures(rows: Sequence[Row]) -> dict[str, float]:
     return {name: round(float(value), 2) for name, value in figures.items()}
 
 
-def _groups() -> dict[str, str]:
-    """Acquisition of each case, whatever its direction."""
-    return {case.name: case.group for case in all_cases()}
+def read_rows(paths: Sequence[Path]) -> list[Row]:
+    """Read what ``benchmarks.quality --out`` wrote; the ratios of the errors are not in it."""
+    rows = []
+    for path in paths:
+        with path.open(encoding="utf-8", newline="") as stream:
+            for facts in csv.DictReader(stream, delimiter="\t"):
+                words = {name: facts.pop(name) for name in ("participant", "suffix", "case", "method")}
+                rows.append(Row(**words, **{name: float(value) for name, value in facts.items()}))
+    return rows
+
+
+def main() -> None:
+    """Print the tables of earlier measurements."""
+    parser = argparse.ArgumentParser(description="Print the tables of people that were measured one by one.")
+    parser.add_argument("tables", type=Path, nargs="+", metavar="TSV", help="of benchmarks.quality --out")
+    rows = read_rows(parser.parse_args().tables)
+    print(summary(rows))
+    print(lesion_table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -206,7 +206,7 @@ def test_the_app_corrects_and_samples_and_says_so(shared_phantom: Path, tmp_path
     folder.mkdir()
     (folder / "phantom.grad").write_text(HEADER + "\n".join(LINES) + "\n")
     out = tmp_path / "out"
-    options = ("--resolution", "1.5", "--model", "moediff", "--samples", "2", "--sloppy", "--device", "cpu")
+    options = ("--resolution", "2.5", "--model", "moediff", "--samples", "2", "--sloppy", "--device", "cpu")
     options += ("--gradient-coefficients", str(folder))
     done = run_app(tmp_path / "bids", out, *options, "--clean-workdir")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -216,7 +216,7 @@ def test_the_app_corrects_and_samples_and_says_so(shared_phantom: Path, tmp_path
     assert outputs_of(out) == expected_files(plans_of(tmp_path / "bids", out, *options))
     assert validation_errors(out) == []
     anat = out / "sub-01/anat"
-    block = json.loads((anat / "sub-01_res-1p5mm_desc-moesr_T1w.json").read_text())["Moesr"]
+    block = json.loads((anat / "sub-01_res-2p5mm_desc-moesr_T1w.json").read_text())["Moesr"]
     assert block["Guidance"] == ["log_bias", "log_jacobian"]
     assert block["Sampling"]["Samples"] == block["Settings"]["samples"] == 2
     gates = [nib.load(path).get_fdata() for path in anat.glob("*_label-*_desc-gate_probseg.nii.gz")]

@@ -60,7 +60,7 @@ def session(shared_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     description = {"Name": "session", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
     (folder / "bids/dataset_description.json").write_text(json.dumps(description))
     truth = nib.load(shared_phantom / "truth/sub-01_T1w.nii.gz")
-    for suffix, zooms, seed in (("T1w", (2.0, 2.0, 2.0), 3), ("FLAIR", (1.0, 1.0, 4.0), 4)):
+    for suffix, zooms, seed in (("T1w", (2.0, 2.0, 2.0), 3), ("FLAIR", (1.5, 1.5, 4.0), 4)):
         scanned = truth
         if suffix == "FLAIR":
             # The contrast of cerebrospinal fluid, grey and white matter turned round.

@@ -46,6 +46,7 @@ from tests.test_sr_student import brainlike, thick
 
 TRUNK = NetworkShape(channels=8, blocks=1, embedding=8, kernels=2)
 SHAPE = MixtureShape(trunk=TRUNK, context=ContextShape(channels=16, depth=2, heads=2, window=2, patch=32), blocks=1)
+SMALL = (40, 44, 32)  # where many images are made
 CARD = {"kind": "moediff", "temperature": {"all": 1.5}, "guidance": ["log_bias"]}
 
 
@@ -328,7 +329,8 @@ def test_context_of_a_large_volume_is_that_of_its_patches() -> None:
 
 def test_seed_and_number_of_samples(mixture: Path) -> None:
     def run(seed: int = 0, **options: object) -> tuple[np.ndarray, np.ndarray, dict]:
-        result = super_resolve(thick(), SROptions(model=str(mixture), resolution=1.0, random_seed=seed, **options))
+        options = {"model": str(mixture), "resolution": 1.0, "random_seed": seed, **options}
+        result = super_resolve(thick(shape=SMALL), SROptions(**options))
         return result.image.get_fdata(), result.uncertainty.get_fdata(), result.record
 
     sample, again, other = run(estimate="sample"), run(estimate="sample"), run(seed=1, estimate="sample")
@@ -354,11 +356,11 @@ def test_calibration_is_of_the_predicted_error_and_not_of_the_spread(tmp_path: P
         path = tmp_path / f"{factor:g}.safetensors"
         write_weights(path, network, {**CARD, "temperature": {"all": factor}})
         stds = [
-            super_resolve(thick(), SROptions(model=str(path), resolution=1.0, samples=samples)).uncertainty
-            for samples in (1, 8)  # in the same flips
+            super_resolve(thick(shape=SMALL), SROptions(model=str(path), resolution=1.0, samples=n)).uncertainty
+            for n in (1, 8)  # in the same flips
         ]
         # Where the network's part is blended out, the noise takes its place.
-        mean, many = (np.square(std.get_fdata())[brainlike().get_fdata() > 20] for std in stds)
+        mean, many = (np.square(std.get_fdata())[brainlike(shape=SMALL).get_fdata() > 20] for std in stds)
         variances.append((mean, many - mean))
     (mean, spread), (twice, same) = variances
     np.testing.assert_allclose(same, spread, atol=1e-4 * float(mean.max()))
@@ -532,7 +534,7 @@ def test_steps_are_told_apart() -> None:
 
 
 def test_packaged_mixture_beats_the_student_and_its_gate_knows_the_tissue(shared_data: Path) -> None:
-    truth = next(load_truths(shared_data / "bids", shared_data / "splits.tsv", "validation", ["bert"])).cropped(96)
+    truth = next(load_truths(shared_data / "bids", shared_data / "splits.tsv", "validation", ["bert"])).cropped(64)
     case = next(case for case in all_cases() if case.name == "slices4k")
     low = degrade(truth.image, case, 0.02 * truth.level, seed=0)
     student, mixture = (

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 HISTOGRAM_BINS = 32
 # A joint histogram of fewer voxels says nothing.
 SMALLEST_SAMPLE = 1000
-# Step of SyN in voxels and variance of the smoothing of each update, voxels squared.
-SYN_STEP, SYN_UPDATE_SIGMA = 0.15, 3.0
+SYN_UPDATE_VARIANCE = 3.0
+"""Of the smoothing of each update of SyN, voxels squared."""
 # Values of a transform above which it is a displacement field, worth compressing.
 _LARGE = 1000
 
@@ -279,10 +279,13 @@ class Pair:
         self._run(prefix, initial, stages)
         return self.folder / f"{prefix}0GenericAffine.mat"
 
-    def deform(self, prefix: str, initial: Path, levels: Sequence[tuple[int, int, float]]) -> tuple[Path, Path, Path]:
+    def deform(
+        self, prefix: str, initial: Path, levels: Sequence[tuple[int, int, float]], step: float = 0.15
+    ) -> tuple[Path, Path, Path]:
         """Maximise Mattes mutual information over diffeomorphisms.
 
-        The algorithm is symmetric normalisation (SyN, Avants et al. 2008, doi:10.1016/j.media.2007.06.004).
+        The algorithm is symmetric normalisation (SyN, Avants et al. 2008, doi:10.1016/j.media.2007.06.004). One
+        iteration moves a point by at most `step` voxels.
 
         Returns
         -------
@@ -290,7 +293,7 @@ class Pair:
             ITK affine (.mat) and displacement fields.
 
         """
-        stages = ["--transform", f"SyN[{SYN_STEP},{SYN_UPDATE_SIGMA},0]"]
+        stages = ["--transform", f"SyN[{step},{SYN_UPDATE_VARIANCE},0]"]
         stages += [*self._information_metric(None), *_schedule(levels)]
         self._run(prefix, initial, stages)
         stem = self.folder / prefix

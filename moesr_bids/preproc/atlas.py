@@ -12,15 +12,18 @@ from functools import lru_cache
 
 import attrs
 import numpy as np
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from moesr_bids.preproc.images import BoolArray, FloatArray, resample_isotropic
 from moesr_bids.preproc.template import load_template
+from moesr_bids.sr.grid import bounding_box
 
 # Outer edges of the drawn layers, mm from the brain (typical adult: CSF and dura 3, bone 6, scalp 6 mm thick).
 CSF_MM, SKULL_MM, SCALP_MM, RIM_MM = 3.0, 9.0, 15.0, 19.0
 CSF_VALUE, SKULL_VALUE, SCALP_VALUE, BRAIN_OFFSET = 0.25, 0.0, 1.6, 0.25
+# Of the grid around the template's brain.
 MARGIN_MM = 24.0
 # Typical distance from the brain to the surface of the scalp, and the depth from which on all is "deep", mm.
 SCALP_SURFACE_MM = 13.0
@@ -29,7 +32,7 @@ DEPTH_MM = 30.0
 
 @attrs.frozen(eq=False)
 class Atlas:
-    """The template on a coarse grid with a margin; all arrays have the same shape (i, j, k).
+    """The template on a coarse grid, with a margin around the brain; all arrays have the same shape (i, j, k).
 
     Attributes
     ----------
@@ -72,14 +75,15 @@ def load_atlas(zoom: float = 3.0) -> Atlas:
         from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 
         maps = [load_mni152_wm_template(resolution=1), load_mni152_gm_template(resolution=1)]
-    pad = int(np.ceil(MARGIN_MM))
+    whole = np.asarray(template.mask.dataobj) > 0
+    # The time of an alignment goes with the size of the grid: it ends soon after the scalp.
+    box, pad = bounding_box(whole), int(np.ceil(MARGIN_MM))
     affine = template.image.affine.copy()
-    affine[:3, 3] -= pad * affine[:3, :3].sum(axis=1)
+    affine[:3, 3] = apply_affine(affine, [part.start - pad for part in box])
 
     def coarse(values: NDArray[np.generic]) -> tuple[FloatArray, NDArray[np.float64]]:
-        return resample_isotropic(np.pad(np.asarray(values, dtype=np.float32), pad), affine, zoom)
+        return resample_isotropic(np.pad(np.asarray(values[box], dtype=np.float32), pad), affine, zoom)
 
-    whole = np.asarray(template.mask.dataobj) > 0
     mask, coarse_affine = coarse(whole)
     brain, _ = coarse(np.asarray(template.image.dataobj) * whole)
     white, grey = (np.clip(coarse(np.asarray(tissue.dataobj))[0], 0, 1) for tissue in maps)

@@ -27,6 +27,7 @@ from moesr_bids.preproc.images import (
     to_ants,
     use_threads,
 )
+from moesr_bids.sr.grid import bounding_box
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
@@ -53,7 +54,7 @@ class BiasSettings:
 
     """
 
-    zoom: float = 4.0
+    zoom: float = 6.0
     spline_distance: int = 200
     iterations: tuple[int, ...] = (50, 50, 50)
     tolerance: float = 1e-5
@@ -168,7 +169,7 @@ def estimate_log_field(
     usable = low_inside & (low > 1e-3 * np.percentile(low[low_inside], 95)) if low_inside.any() else low_inside
     if usable.sum() < 50:
         raise ImageError("the mask is too small to estimate a bias field from")
-    box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in np.nonzero(usable))
+    box = bounding_box(usable)
     cropped = np.ascontiguousarray(low[box]) / np.float32(np.percentile(low[usable], 95))
     with quiet():
         field = ants.n4_bias_field_correction(

@@ -50,6 +50,7 @@ from moesr_bids.preproc.images import (
 )
 from moesr_bids.preproc.likeness import ANYTHING, HEAD, SURE, MaskLimits, likeness
 from moesr_bids.preproc.refine import refine_surface
+from moesr_bids.sr.grid import bounding_box
 
 ATLAS_MM = 3.0
 WORKING_MM = 2.0
@@ -80,11 +81,11 @@ class MaskSettings:
     starts: int | None = None
     finalists: int = 3
     affine: tuple[tuple[int, int, float], ...] = ((30, 2, 1), (15, 1, 0))
-    deformation: tuple[tuple[int, int, float], ...] = ((30, 3, 1), (25, 2, 1), (5, 1, 0))
+    # The last level only brings the field to the grid: the surface is refined after it.
+    deformation: tuple[tuple[int, int, float], ...] = ((30, 3, 1), (25, 2, 1), (0, 1, 0))
 
 
 THOROUGH = MaskSettings()
-# The last level of the deformation only brings the field to the grid.
 SLOPPY = MaskSettings(
     bias=BiasSettings(zoom=8.0, iterations=(10,), tolerance=1e-3),
     starts=1,
@@ -430,7 +431,10 @@ def _segment(
 
     tissues = np.stack([carry(tissue, [affine, inverse], [True, False]) for tissue in scene.atlas.tissues])
     template_mask = carry(scene.atlas.mask, [best.transform], [True]) >= 0.5
-    box = _bounding_box(tissues.sum(axis=0) >= 0.25, margin=int(16 / WORKING_MM))
+    near = tissues.sum(axis=0) >= 0.25
+    if not near.any():
+        raise BrainMaskError("the template's brain lies outside the field of view")
+    box = bounding_box(near, margin=int(16 / WORKING_MM))
     allowed = ndimage.binary_dilation(scene.foreground.region)
     soft = np.zeros(scene.data.shape, dtype=np.float32)
     soft[box] = refine_surface(scene.data[box], tissues[(slice(None), *box)], WORKING_MM, allowed[box])
@@ -439,18 +443,12 @@ def _segment(
 
 def _trim(mask: BoolArray, signal: BoolArray) -> BoolArray:
     """Take the empty background of a skull-stripped image off the rim of its mask; holes and sulci stay filled."""
-    box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in np.nonzero(mask))
+    box = bounding_box(mask)
     padded = np.pad(signal[box], 4)
     filled = ndimage.binary_fill_holes(ndimage.binary_closing(padded, iterations=3))
     trimmed = np.zeros_like(mask)
     trimmed[box] = mask[box] & filled[4:-4, 4:-4, 4:-4]
     return trimmed
-
-
-def _bounding_box(mask: BoolArray, margin: int) -> tuple[slice, ...]:
-    if not mask.any():
-        raise BrainMaskError("the template's brain lies outside the field of view")
-    return tuple(slice(max(int(axis.min()) - margin, 0), int(axis.max()) + margin + 1) for axis in np.nonzero(mask))
 
 
 def dice(first: BoolArray, second: BoolArray) -> float:

@@ -17,6 +17,7 @@ from scipy import ndimage
 from moesr_bids.preproc.foreground import find_foreground
 from moesr_bids.preproc.images import BoolArray, FloatArray, resample_isotropic, resample_to
 from moesr_bids.preproc.tissues import TISSUES
+from moesr_bids.sr.grid import bounding_box
 
 WORKING_MM = 2.0
 CLEARANCE_MM = 6.0
@@ -94,7 +95,7 @@ def fwhm(data: FloatArray, mask: BoolArray) -> tuple[float, ...]:
 
     sqrt(8 ln 2) sqrt(-1 / (4 ln(1 - var(difference) / (2 var(image))))), NaN where neighbours are independent.
     """
-    box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in np.nonzero(mask))
+    box = bounding_box(mask)
     values, inside = data[box], mask[box]
     variance = float(np.var(values[inside], dtype=np.float64))
     widths = []

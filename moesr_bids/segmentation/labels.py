@@ -9,6 +9,8 @@ from attrs import frozen
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ..sr.grid import bounding_box
+
 LEFT, RIGHT, MIDLINE = "left", "right", ""
 # How far the CSF of the sulci reaches: gaps of twice that width are closed, and a rim of it is kept (mm).
 SULCUS_MM, RIM_MM = 5.0, 1.0
@@ -139,7 +141,7 @@ def closed(tissue: NDArray[np.bool_], zooms: Iterable[float]) -> NDArray[np.bool
     if not tissue.any():
         return found
     pad = int(np.ceil(2 * SULCUS_MM / min(sizes))) + 1
-    box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in np.nonzero(tissue))
+    box = bounding_box(tissue)
     padded = np.pad(tissue[box], pad)
     dilated = ndimage.distance_transform_edt(~padded, sampling=sizes) <= SULCUS_MM
     eroded = ndimage.distance_transform_edt(dilated, sampling=sizes) > SULCUS_MM - RIM_MM

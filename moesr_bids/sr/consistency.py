@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
-from .grid import Grid
+from .grid import Grid, bounding_box
 from .operator import AcquisitionOperator
 
 STRUCTURE_MM = 5.0
@@ -182,9 +182,9 @@ def averaged(residual: NDArray[np.float32], mask: NDArray[np.bool_], zooms: Sequ
         Voxel sizes in mm.
     """
     result = np.zeros(residual.shape, dtype=np.float32)
-    box = tuple(slice(int(hit.min()), int(hit.max()) + 1) for hit in np.nonzero(mask))
-    if not box or not mask.any():
+    if not mask.any():
         return result
+    box = bounding_box(mask)
     inside = mask[box].astype(np.float32)
     sums, variance = residual[box] * inside, inside.copy()
     for axis, zoom in enumerate(zooms):

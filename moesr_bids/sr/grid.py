@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 _VOXEL_TOLERANCE = 0.02
 
 
+def bounding_box(mask: NDArray[np.bool_], margin: int = 0) -> tuple[slice, ...]:
+    """Return the smallest box around a mask that is not empty, so many voxels wider where the array goes on."""
+    return tuple(slice(max(int(hit.min()) - margin, 0), int(hit.max()) + 1 + margin) for hit in np.nonzero(mask))
+
+
 def _affine(value: object) -> NDArray[np.float64]:
     affine = np.array(value, dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all():

@@ -16,6 +16,8 @@ from scipy import ndimage
 from scipy.signal import welch
 from skimage.metrics import structural_similarity
 
+from .grid import bounding_box
+
 _PERCENTILE = 99.9
 _LEAST_LESION = 27  # voxels
 _AROUND = 2
@@ -67,7 +69,7 @@ def ssim(
     _same_shape(reference, image, mask)
     peak = data_range(reference, mask) if peak is None else peak
     margin = 4  # half a window and one: voxels farther away do not enter the map inside the mask
-    box = tuple(slice(max(0, int(hit.min()) - margin), int(hit.max()) + 1 + margin) for hit in np.nonzero(mask))
+    box = bounding_box(mask, margin)
     _, local = structural_similarity(
         reference[box].astype(np.float64), image[box].astype(np.float64), data_range=peak, full=True
     )

@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 from skimage.filters import threshold_otsu
 
+from .grid import bounding_box
+
 _SECOND_DIFFERENCE = np.array([1.0, -2.0, 1.0], dtype=np.float32) / np.sqrt(6.0).astype(np.float32)
 _SMOOTHING = 1.0  # voxels
 _CALM_SHARE = 0.02
@@ -103,7 +105,7 @@ def estimate_noise(
         if share < 1:
             volume, inside, clipped, kept = _as_acquired(volume, inside, clipped, axis, share)
             acquired *= kept
-    box = tuple(slice(max(0, int(h.min()) - 3), int(h.max()) + 4) for h in np.nonzero(inside))
+    box = bounding_box(inside, 3)
     along = [axis for axis in _compared(zooms) if inside[box].shape[axis] >= 3]
     found = _by_cell(volume[box], inside[box], clipped[box], along)
     if found.size == 0:

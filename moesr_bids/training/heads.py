@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from ..errors import ImageError
 from ..segmentation.labels import BACKGROUND, BRAIN, CSF, EXTRACEREBRAL, MIRRORED, STRUCTURES, from_freesurfer
+from ..sr.grid import bounding_box
 from .synthesis import RIGHT_TO_LEFT
 from .volumes import log_uniform
 
@@ -90,10 +91,7 @@ def load_head_map(path: Path, scan: Path | None = None) -> HeadMap:
     signal = None if scan is None else _signal(scan, raw.shape)
     if signal is not None and not (classes == EXTRACEREBRAL).any():
         classes[_foreground(signal) & (classes == BACKGROUND)] = EXTRACEREBRAL
-    box = tuple(
-        slice(max(0, int(axis.min()) - _MARGIN), int(axis.max()) + 1 + _MARGIN)
-        for axis in np.nonzero(classes != BACKGROUND)
-    )
+    box = bounding_box(classes != BACKGROUND, _MARGIN)
     classes = classes[box]
     centre = np.argwhere(brain[box])[::97].mean(axis=0)
     return HeadMap(
