@@ -65,21 +65,22 @@ class Intensities:
         return cls(data, outliers, raw, offset)
 
     @property
+    def offset_notes(self) -> tuple[str, ...]:
+        """Sentence on the background, if it was not at 0."""
+        if not self.offset:
+            return ()
+        return (f"the background was at {self.offset:.4g}, not at 0; this was subtracted from all voxels",)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on the faults."""
-        notes = []
-        if self.offset:
-            notes.append(f"the background was at {self.offset:.4g}, not at 0; this was subtracted from all voxels")
         count = int(np.count_nonzero(self.outliers))
-        if count:
-            values = self.raw[self.outliers]
-            place = np.argwhere(self.outliers)[int(np.abs(values).argmax())]
-            largest = values[np.abs(values).argmax()]
-            notes.append(
-                f"{count} outlier{'s' if count > 1 else ''} among the voxels (value {largest:.4g} at voxel "
-                f"{', '.join(str(n) for n in place)}): left out of all that is estimated, shown as in the input"
-            )
-        return tuple(notes)
+        if not count:
+            return self.offset_notes
+        place = ", ".join(str(n) for n in np.argwhere(self.outliers)[0])
+        some = "outlier" if count == 1 else "outliers, the first"
+        told = f"{count} {some} at voxel {place}: left out of all that is estimated, shown as in the input"
+        return (*self.offset_notes, told)
 
 
 def without_outliers(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -92,6 +92,14 @@ def test_nan_background_becomes_zero_and_is_told(tmp_path: Path) -> None:
     assert "background voxels were NaN" in conformed.warnings[0]
 
 
+def test_outliers_stay_and_are_told_once_by_super_resolution(tmp_path: Path) -> None:
+    data = head()
+    data[0, 0, 0] = 1e5
+    conformed = conform(save(tmp_path / "a.nii.gz", data))
+    assert conformed.image.get_fdata()[0, 0, 0] == pytest.approx(1e5)
+    assert not [warning for warning in conformed.warnings if "outlier" in warning]
+
+
 def test_disagreeing_forms_are_told(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     affine = np.diag([4.0, 4.0, 5.0, 1.0])

@@ -157,7 +157,7 @@ def conform(path: Path) -> ConformedImage:
     data = _finite(path, read_voxels(source, str(path)).reshape(shape[:3]), warnings)
     _check_contrast(path, data, warnings)
     values = Intensities.of(data, str(path))
-    warnings += values.notes
+    warnings += values.offset_notes  # outliers stay in the image: super-resolution tells of them
     image = nib.Nifti1Image(values.raw, affine)
     code = xform_code(source)
     image.set_sform(affine, code)
