@@ -100,6 +100,13 @@ def test_outliers_stay_and_are_told_once_by_super_resolution(tmp_path: Path) -> 
     assert not [warning for warning in conformed.warnings if "outlier" in warning]
 
 
+def test_a_background_below_zero_is_told_once(tmp_path: Path) -> None:
+    conformed = conform(save(tmp_path / "a.nii.gz", head() - 1024))
+    assert [warning for warning in conformed.warnings if "1024" in warning] == [
+        "the background was at -1024, not at 0; this was subtracted from all voxels"
+    ]
+
+
 def test_disagreeing_forms_are_told(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     affine = np.diag([4.0, 4.0, 5.0, 1.0])

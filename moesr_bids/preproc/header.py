@@ -72,14 +72,12 @@ def _finite(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndarray:
     return np.where(bad, np.float32(0), data)
 
 
-def _check_contrast(path: Path, data: np.ndarray, warnings: list[str]) -> None:
+def _check_contrast(path: Path, data: np.ndarray) -> None:
     low, high = float(data.min()), float(data.max())
     if low == high:
         raise ImageError(f"{path}: all voxels have the value {low:g}; export the image again")
     if np.count_nonzero(data != data.flat[0]) < 1000:
         raise ImageError(f"{path}: fewer than 1000 voxels differ from the background; this is no brain image")
-    if low < 0:
-        warnings.append(f"negative values down to {low:.4g}, unusual for a magnitude image; kept as they are")
 
 
 def _orthonormal(path: Path, shape: tuple[int, ...], affine: np.ndarray, warnings: list[str]) -> np.ndarray:
@@ -155,9 +153,11 @@ def conform(path: Path) -> ConformedImage:
     _check_geometry(path, shape[:3], affine, warnings)
     # Only now: what a file of few bytes unfolds to may be more than the memory.
     data = _finite(path, read_voxels(source, str(path)).reshape(shape[:3]), warnings)
-    _check_contrast(path, data, warnings)
+    _check_contrast(path, data)
     values = Intensities.of(data, str(path))
     warnings += values.offset_notes  # outliers stay in the image: super-resolution tells of them
+    if (low := float(values.raw.min())) < 0:
+        warnings.append(f"negative values down to {low:.4g}, unusual for a magnitude image; kept as they are")
     image = nib.Nifti1Image(values.raw, affine)
     code = xform_code(source)
     image.set_sform(affine, code)
