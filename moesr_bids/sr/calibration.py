@@ -17,12 +17,12 @@ _EDGES = np.linspace(0, 20, 4001)
 
 @frozen(eq=False)
 class ErrorRatios:
-    """Histogram of |error| / predicted standard deviation; sums of them pool scans.
+    """Histogram of |error| / predicted standard deviation of one scan, or the mean of those of several.
 
     Parameters
     ----------
     counts
-        Voxels per bin of :data:`_EDGES`; the last bin holds everything beyond.
+        Share of the voxels in each of 4000 bins from 0 to 20, summing to 1; the last bin holds everything beyond.
     """
 
     counts: NDArray[np.float64]
@@ -36,17 +36,27 @@ class ErrorRatios:
         *,
         temperature: float = 1.0,
     ) -> ErrorRatios:
-        """Count the voxels of a mask; ``temperature`` is what ``std`` was multiplied with and is taken out."""
+        """Make the histogram of the voxels of a mask.
+
+        Parameters
+        ----------
+        error, std
+            Error and its predicted standard deviation, in the same units.
+        mask
+            Which voxels count; same shape, at least one of them true.
+        temperature
+            The factor that ``std`` was multiplied by; it is divided out first.
+        """
         ratio = np.abs(error[mask]) / np.maximum(std[mask] / temperature, np.finfo(np.float32).tiny)
         return cls(np.histogram(np.minimum(ratio, _EDGES[-1]), _EDGES)[0] / np.count_nonzero(mask))
 
     @classmethod
     def pooled(cls, some: Sequence[ErrorRatios]) -> ErrorRatios:
-        """Average over scans, each of which counts alike."""
+        """Average over scans; each scan has the same weight."""
         return cls(np.mean([one.counts for one in some], axis=0))
 
     def temperature(self) -> float:
-        """Return the factor of the standard deviation for which the 90 % interval of a normal law holds 90 %."""
+        """Return the factor of the standard deviation that makes the 90 % interval of a normal law hold 90 %."""
         return float(np.interp(_FITTED / 100, np.cumsum(self.counts), _EDGES[1:]) / _half_width(_FITTED))
 
     def coverage(self, temperature: float) -> dict[str, float]:

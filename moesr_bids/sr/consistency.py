@@ -1,11 +1,12 @@
 """Data consistency: what an image leaves of the scan, in units of the noise, and how far the projection moves it.
 
-The projection makes the output agree with the scan, whatever the image was before. So it is the image of the model
-itself, before the projection, whose agreement says something of the model; and the way that the projection went.
+The projection makes the output agree with the scan, whatever the image was before. The agreement of the output
+therefore says nothing of the model. Two other figures do: how well the model's own image agreed before the projection,
+and how far the projection moved it.
 
-Noise is independent from voxel to voxel, what an image has wrong is not: a shift leaves edges, a missing lesion leaves
-a spot. The residual is therefore looked at twice: as it is, and averaged over the size of a small lesion, which takes
-noise away and leaves structure. Both are in units of what noise alone would have.
+Noise is independent from voxel to voxel. The errors of an image are not: a shift leaves edges, a missing lesion leaves
+a spot. The residual is therefore measured twice: as it is, and averaged over the size of a small lesion, which removes
+noise and keeps structure. Both are in units of what noise alone would leave.
 """
 
 from __future__ import annotations
@@ -33,24 +34,24 @@ Point = tuple[float, float, float]
 
 @frozen(eq=False)
 class Misfit:
-    """Input minus A(image), inside a mask, in units of the noise.
+    """Residual: input minus A(image), in units of the noise. All figures are taken inside a mask.
 
     Parameters
     ----------
     residual
-        On the input grid, everywhere, float32.
+        The residual on the whole input grid, also outside of the mask; float32.
     std
-        Root mean square of what the target grid can represent; 1 for noise alone.
+        Root mean square of the part that the target grid can represent; 1 for noise alone.
     fraction_beyond3
         Share of the voxels whose residual is beyond 3; 0.0027 for noise alone.
     beyond_grid_std
-        Root mean square of what the input holds and the target grid cannot.
+        Root mean square of the part that is too fine for the target grid; 0 if the grid can represent all.
     structure_std
         Root mean square of the average over :data:`STRUCTURE_MM`; 1 for noise alone.
     structure_largest
         Largest absolute value of this average; about 5 for noise alone.
     structure_place
-        Where that is, world position in mm.
+        World position of this value, in mm.
     """
 
     residual: torch.Tensor
@@ -84,7 +85,7 @@ class Misfit:
         sigma
             Standard deviation of the noise of ``acquired``.
         mask
-            On the input grid: where figures are taken.
+            Voxels of the input grid that the figures are of.
         """
         factors = operator.factors()
         residual = (acquired - operator.forward(image)).div_(sigma)
@@ -127,7 +128,7 @@ class Move:
     largest
         Largest absolute mean over a cube of about :data:`STRUCTURE_MM`, in units of the noise.
     place
-        Where that is, world position in mm.
+        World position of this value, in mm.
     """
 
     noise_std: float
@@ -146,7 +147,21 @@ class Move:
         sigma: float,
         mask: NDArray[np.bool_],
     ) -> Move:
-        """Compare two images on the target grid; ``std`` is the predicted one, ``mask`` on the input grid."""
+        """Compare two images.
+
+        Parameters
+        ----------
+        before, after
+            Images on the target grid.
+        std
+            Predicted standard deviation of the error on the target grid; None for models that predict none.
+        operator
+            Acquisition operator A; it knows both grids.
+        sigma
+            Standard deviation of the noise, in the units of the images.
+        mask
+            Voxels of the input grid; a voxel of the target grid counts if the one nearest to it does.
+        """
         grid = operator.target_grid
         inside = torch.from_numpy(operator.input_grid.nearest(mask, grid)).to(before.device)
         change = (after - before).mul_(inside)

@@ -36,7 +36,7 @@ def estimate_cost(
 ) -> tuple[float, float]:
     """Estimate peak memory and wall time of :func:`moesr_bids.sr.engine.super_resolve` on this machine's CPU.
 
-    For a head that fills the field of view; one that does not takes less.
+    The estimate is for a head that fills the field of view; a smaller head takes less.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def estimate_cost(
     sampling
         How a diffusion model is sampled; by default its mean.
     memory_gb
-        Memory in GiB that the windows shrink to fit, see :func:`window_voxels`.
+        Memory in GiB that the windows must fit into, see :func:`window_voxels`.
 
     Returns
     -------
@@ -70,7 +70,10 @@ def estimate_cost(
 
 
 def window_voxels(card: ModelCard, input_shape: Sequence[int], target_shape: Sequence[int], memory_gb: float) -> int:
-    """Voxels of the largest window on a CPU with which a reconstruction fits into this memory, or nearly so."""
+    """Voxels of the largest window on a CPU with which a reconstruction fits into ``memory_gb`` (GiB).
+
+    A window never shrinks below a least size, so a reconstruction in too little memory may need a little more.
+    """
     left = memory_gb - _without_window(card, input_shape, target_shape)
     return fitting_window(left * GIB, card.window_bytes_per_voxel)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 _GPU_IS_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-"""What CUDA and its libraries say of themselves when another process has filled the GPU."""
+"""Messages of CUDA and its libraries when another process has filled the GPU."""
 
 
 def choose_device(device: str) -> torch.device:
@@ -34,12 +34,17 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def full_memory_told(way_out: str) -> Iterator[None]:
-    """Say what to do when memory is full, that of the GPU or the machine's.
+    """Turn PyTorch's errors about full memory, of the GPU or of the machine, into one that says what to do.
+
+    Parameters
+    ----------
+    way_out
+        What the message tells the user to use instead.
 
     Raises
     ------
     MemoryError
-        With ``way_out``, in place of PyTorch's error.
+        If memory is full.
     """
     try:
         yield

@@ -40,7 +40,7 @@ _SYNTHESIS = "the model translates the contrast: the image is a synthesis, what 
 _WAY_OUT = "a coarser --resolution"
 _PERCENTILE = 99.0
 _FEW_NEGATIVE = 0.01  # share of voxels; images of signed values have more, in air alone or everywhere
-# Each projection undoes part of the other one; after some turns what is left is small.
+# Each of the two projections undoes a part of the other; after four turns little is left to do.
 _PROJECTIONS = 4
 _NOTHING_KNOWN = 1.0  # standard deviation: as large as the brightest tissue
 
@@ -56,11 +56,12 @@ class Result:
     residual : nibabel.Nifti1Image
         Input minus A(image) on the input grid, in units of the noise, float32.
     uncertainty : nibabel.Nifti1Image or None
-        Standard deviation of the error of ``image`` in its units, float32, same grid; None for models that know none.
+        Standard deviation of the error of ``image``, in its units, float32, same grid; None if the model predicts none.
     record : dict
         JSON-serialisable facts (see the ``Moesr`` block of the sidecars).
     maps : dict
-        Maps of how the model works, float32 on the grid of ``image``: see `models.base.Reconstruction.maps`.
+        Gate and difference maps of a mixture of experts, float32 on the grid of ``image``, if they were asked for: see
+        `models.base.Reconstruction.maps`.
 
     """
 
@@ -91,8 +92,8 @@ def super_resolve(
     metadata
         BIDS sidecar of the image.
     mask
-        Brain mask on the grid of the image, or its path; by default the foreground. It tells where noise and
-        data consistency are measured and does not cut the output.
+        Brain mask on the grid of the image, or its path; by default the foreground. Noise and data consistency are
+        measured inside it. It does not cut the output.
     guidance
         Maps on the grid of the image, or their paths: ``log_bias``, the natural logarithm of the bias field that was
         removed; ``log_jacobian``, that of the Jacobian determinant of the gradient-nonlinearity correction. The card
@@ -100,15 +101,20 @@ def super_resolve(
     progress
         Called with the name of the step and the share of it that is done.
 
+    Returns
+    -------
+    Result
+        The super-resolved image, its uncertainty, the residual and the record.
+
     Raises
     ------
     ImageError
-        If the image or the mask cannot be used.
+        If the image, the mask or a guidance map cannot be used.
     ValueError
-        If an option is wrong: unknown model or device, one that the model has no use for, impossible PSF or resolution,
-        CUDA without a GPU, a guidance map that the model was not trained with.
+        If an option is wrong: an unknown model or device, an option that the model has no use for, an impossible PSF,
+        resolution or number of threads, CUDA without a GPU, or a guidance map that the model was not trained with.
     MemoryError
-        If the memory of the GPU is full.
+        If the memory of the GPU or of the machine is full.
     """
     options = options or SROptions()
     chosen = get_model(options.model)
@@ -237,7 +243,7 @@ def super_resolve(
 
 
 def _without_faults(problem: Problem, image: torch.Tensor, outliers: NDArray[np.bool_]) -> Problem:
-    """Give faulty voxels the values that the image has there: they weigh nothing in the projection."""
+    """Replace faulty voxels of the scan by what A sees of the image there, so that they do not pull the projection."""
     if not outliers.any():
         return problem
     faulty = torch.from_numpy(outliers).to(image.device)
@@ -247,7 +253,7 @@ def _without_faults(problem: Problem, image: torch.Tensor, outliers: NDArray[np.
 def _with_faults(
     output: NDArray[np.float32], values: Intensities, operator: AcquisitionOperator
 ) -> NDArray[np.float32]:
-    """Show faulty voxels of the input as they are."""
+    """Put the faulty voxels of the input into the output as they were."""
     if values.outliers.any():
         source, target = operator.input_grid, operator.target_grid
         faulty = source.nearest(values.outliers, target)
@@ -256,7 +262,7 @@ def _with_faults(
 
 
 def _usable(found: Reconstruction, name: str) -> tuple[Reconstruction, list[str]]:
-    """Mend maps beside the image that are not finite, and say so: they never cost the image.
+    """Mend voxels that are not finite in the maps beside the image, and return a note of it.
 
     Raises
     ------
@@ -272,7 +278,7 @@ def _usable(found: Reconstruction, name: str) -> tuple[Reconstruction, list[str]
 
 
 def _finite(key: str, volume: torch.Tensor, value: float, notes: list[str]) -> torch.Tensor:
-    """Give voxels of a map that are not finite a value, and add a note of it."""
+    """Replace voxels of a map that are not finite by ``value``, and add a note of it."""
     faulty = ~volume.isfinite()
     count = int(faulty.sum())
     if count == 0:
@@ -284,7 +290,10 @@ def _finite(key: str, volume: torch.Tensor, value: float, notes: list[str]) -> t
 def _agree_with_data(
     model: Model, problem: Problem, volume: torch.Tensor, factors: Factors, *, non_negative: bool
 ) -> tuple[torch.Tensor, float]:
-    """Project onto the data and onto the non-negative images in turn, until both hold or nearly so."""
+    """Project onto the data and onto the non-negative images in turn, until both hold or four turns are over.
+
+    Returns the image and the largest lambda; 0 if the image agreed with the data already.
+    """
     problem.progress("project", 0.0)
     lam = 0.0
     if model.card.projected:
@@ -310,7 +319,7 @@ def _uncertainty_facts(
 
 
 def _load(image: SpatialImage | str | Path) -> tuple[SpatialImage, str, tuple[str, ...]]:
-    """Return an image, what messages call it, and what is odd about its header."""
+    """Return an image, its name in messages, and notes of what is odd about its header."""
     if isinstance(image, SpatialImage):
         return image, image.get_filename() or "image", ()
     opened, notes = open_image(Path(image))
@@ -362,7 +371,7 @@ def _checked_map(value: SpatialImage | str | Path, image: SpatialImage, name: st
 
 
 def _is_magnitude(data: NDArray[np.float32]) -> bool:
-    """Whether an image is of magnitudes: a few faulty or rounded voxels below 0 do not make it one of signed values."""
+    """Whether an image holds magnitudes: a few faulty or rounded voxels below 0 are allowed."""
     return bool(np.mean(data < 0) < _FEW_NEGATIVE)
 
 
@@ -409,7 +418,13 @@ def _stage(name: str, stages: list[dict[str, Any]]) -> Iterator[None]:
 
 @contextmanager
 def _thread_limit(threads: int | None) -> Iterator[None]:
-    """Limit PyTorch's threads for a while."""
+    """Limit PyTorch's threads inside the context.
+
+    Raises
+    ------
+    ValueError
+        If the number is less than 1.
+    """
     before = torch.get_num_threads()
     if threads is not None:
         if threads < 1:

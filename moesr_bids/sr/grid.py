@@ -44,7 +44,12 @@ class Grid:
     shape
         Number of voxels along the array axes (i, j, k).
     affine
-        4 x 4 matrix from voxel indices to world coordinates (RAS, mm). Oblique and left-handed affines are fine.
+        4 x 4 matrix from voxel indices to world coordinates (RAS, mm). It may be oblique or left-handed.
+
+    Raises
+    ------
+    ValueError
+        If an axis has no voxel, or the affine is not a finite 4 x 4 matrix.
     """
 
     shape: tuple[int, int, int] = field(converter=_shape)
@@ -78,7 +83,7 @@ class Grid:
         return np.asarray((np.arange(n) - (n - 1) / 2) * self.zooms[axis], dtype=np.float64)
 
     def nearest(self, volume: NDArray[Any], target: Grid) -> NDArray[Any]:
-        """Bring a volume on this grid to one with the same axes and centre: each voxel gets the value nearest to it."""
+        """Resample a volume of this grid to a grid with the same axes and centre, by the nearest voxel."""
         for axis in range(3):
             here, there = self.axis_positions(axis), target.axis_positions(axis)
             places = np.rint((there - here[0]) / self.zooms[axis]).astype(int)
@@ -88,8 +93,8 @@ class Grid:
     def isotropic(self, resolution: float) -> Grid:
         """Isotropic grid with the same axes and the same centre of the field of view.
 
-        The number of voxels is rounded up, so no part of the field of view is lost; where the resolution divides
-        the field of view the edges coincide (2 mm to 1 mm gives exactly twice the voxels).
+        The number of voxels is rounded up, so no part of the field of view is lost. Where the resolution divides
+        the field of view, the edges coincide (2 mm to 1 mm gives exactly twice the voxels).
 
         Parameters
         ----------

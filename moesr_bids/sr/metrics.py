@@ -1,7 +1,8 @@
-"""Image quality inside a mask.
+"""Image quality: PSNR and SSIM inside a mask, contrast and geometry of lesions, effective resolution.
 
-The data range of both metrics is the 99.9th percentile of the reference inside the mask (the background of MRI is
-zero), so that a few bright voxels outside of the brain do not change the figures.
+The data range of PSNR and SSIM is the 99.9th percentile of the reference inside the mask (the background of MRI is
+zero), so that a few bright voxels outside of the brain do not change the figures. All functions that compare arrays
+raise ValueError if their shapes differ.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ def psnr(
         Arrays of one shape.
     peak
         Data range; by default the 99.9th percentile of the reference inside the mask.
+
+    Returns
+    -------
+    psnr
+        dB; infinite if the images are equal.
     """
     _same_shape(reference, image, mask)
     error = float(np.mean((reference[mask].astype(np.float64) - image[mask]) ** 2))
@@ -83,14 +89,17 @@ def contrast_to_noise(
     *,
     reference: NDArray[np.floating],
 ) -> float:
-    """Contrast-to-noise ratio: difference of the means of two regions over a reference's deviation in the second.
+    """Contrast-to-noise ratio: difference of the means of two regions of an image, over a standard deviation.
 
-    The deviation is the reference's own: in that of ``image`` smoothing would pass for contrast.
+    The standard deviation is that of the reference in the second region. With the image's own, smoothing would count
+    as contrast.
 
     Parameters
     ----------
-    image, inside, around, reference
-        Arrays of one shape; for the ratio of the reference itself give it twice.
+    image, reference
+        Arrays of one shape; give the reference as ``image`` for its own ratio.
+    inside, around
+        The two regions, boolean, same shape.
     """
     _same_shape(image, inside, around, reference)
     contrast = image[inside].mean(dtype=np.float64) - image[around].mean(dtype=np.float64)
@@ -104,19 +113,19 @@ def lesion_contrasts(
     around: NDArray[np.bool_],
     bounds: Sequence[float],
 ) -> tuple[float, ...]:
-    """Contrast of lesions of different sizes in an image, over that in a reference.
+    """Contrast of lesions in an image, over that in a reference, for classes of size.
 
     Parameters
     ----------
     reference, image, lesions, around
         3-D arrays of one shape; the contrast is the difference of the means inside the lesions and ``around`` them.
     bounds
-        Sizes in voxels, rising, between which the lesions of a class lie: the lower counts, the upper does not.
+        Rising sizes in voxels; a class holds the lesions from one bound to just below the next.
 
     Returns
     -------
     ratios
-        Of each class; NaN without lesions of this size.
+        One per class; NaN without lesions of this size.
     """
     _same_shape(reference, image, lesions, around)
     labels, count = ndimage.label(lesions)
@@ -138,21 +147,21 @@ def lesion_geometry(
 ) -> tuple[float, float]:
     """Place and size of lesions in an image against a reference.
 
-    In the neighbourhood of each lesion (two voxels around it) a voxel belongs to it from half of the lesion's mean
-    contrast in the reference on.
+    A voxel up to two voxels around a lesion belongs to it if its contrast is more than half of the mean contrast of the
+    lesion in the reference.
 
     Parameters
     ----------
     reference, image, lesions
         3-D arrays of one shape; lesions of less than 27 voxels do not count.
     level
-        Intensity of what is around the lesions.
+        Intensity around the lesions, from which contrast is counted.
 
     Returns
     -------
     shift, volume
-        Median distance of the centres of contrast, in voxels, of the lesions that have any in the image, and the ratio
-        of the summed volumes; NaN without lesions.
+        Median distance in voxels between the centres of contrast in image and reference, and the summed volume in the
+        image over that in the reference; NaN without lesions.
     """
     _same_shape(reference, image, lesions)
     labels, _ = ndimage.label(lesions)
@@ -176,14 +185,14 @@ def lesion_geometry(
 def axis_spectrum(
     data: NDArray[np.floating], spacing: float, axis: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Power spectral density along an axis, the mean over all lines.
+    """Power spectral density along an axis, averaged over all lines.
 
     Parameters
     ----------
     data
         Image, or a box of it, shape (i, j, k).
     spacing
-        Distance of voxels along the axis, mm.
+        Voxel size along the axis, mm.
     axis
         Axis of the lines.
 
@@ -196,7 +205,7 @@ def axis_spectrum(
     """
     lines = np.moveaxis(data, axis, -1)
     count = lines.shape[-1]
-    # A Hann window of one or two samples is nought.
+    # A Hann window of one or two samples is all zeros.
     window = "hann" if count > 2 else "boxcar"
     frequency, power = welch(
         lines, 1 / spacing, window, nperseg=count, detrend="constant", return_onesided=False, axis=-1

@@ -70,7 +70,9 @@ def estimate_noise(
     zooms: Sequence[float] = (1.0, 1.0, 1.0),
     shares: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Noise:
-    """Estimate the standard deviation of the noise; along zero-filled axes that which it would have if it were white.
+    """Estimate the standard deviation of the noise.
+
+    For zero-filled axes it is that of the acquisition: what the noise would be if it filled all frequencies.
 
     Parameters
     ----------
@@ -81,12 +83,13 @@ def estimate_noise(
     zooms
         Voxel size per axis in mm: across thick slices neighbours are not compared.
     shares
-        Share of the frequencies of each axis that the noise fills.
+        Share of the frequencies of each axis that was acquired; less than 1 for zero-filled k-space.
 
     Returns
     -------
     noise
-        At least a thousandth of the 99th percentile in the mask, or the rounding error of integer values.
+        In the units of ``data``; at least a thousandth of the 99th percentile in the mask, and at least the rounding
+        error of integer values.
 
     Raises
     ------
@@ -116,7 +119,7 @@ def estimate_noise(
 
 
 def seen_variance(zooms: Sequence[float], shares: Sequence[float]) -> float:
-    """Variance that :func:`estimate_noise` finds of unit noise that fills these shares, when it is not told of them."""
+    """Variance that :func:`estimate_noise` finds for noise of unit density in these shares, without knowing of them."""
     return math.prod(_seen_variance(shares[axis]) for axis in _compared(zooms))
 
 
@@ -130,7 +133,7 @@ def _by_cell(
     near = [3 if axis in along else 1 for axis in range(3)]
     mean = ndimage.uniform_filter(volume, near)
     flat = inside & (ndimage.uniform_filter((volume - mean) ** 2, near) <= _FLAT**2)
-    # A flat place is one whose neighbours are as flat; those next to it are compared with them.
+    # Flat places were clamped; second differences next to them would see the clamped values.
     beside_flat = ndimage.maximum_filter(flat, [2 * n - 1 for n in near])
     candidates = _eroded(inside, along) & ~beside_flat & ~ndimage.maximum_filter(clipped, near)
     structure = _structure(volume, along)
@@ -148,14 +151,14 @@ def _by_cell(
 
 
 def _calm_noise(size: NDArray[np.float32], structure: NDArray[np.float32]) -> float:
-    """Noise where there is least structure: in the calmest places first, then where noise may account for it.
+    """Noise where there is least structure: first in the calmest places, then wherever noise alone explains it.
 
     Parameters
     ----------
     size
         Absolute values of the second differences.
     structure
-        In units of what noise of variance 1 has.
+        Squared gradient of the smoothed image, over the mean that noise of variance 1 gives.
     """
     count = min(len(size), max(_FEWEST_CALM, math.ceil(_CALM_SHARE * len(size))))
     calm = np.argpartition(structure, count - 1)[:count]
@@ -185,7 +188,7 @@ def _structure_of_noise(along: Sequence[int]) -> float:
 
 
 def _clip_levels(values: NDArray[np.float32]) -> list[float]:
-    """Return the largest and the smallest value, each if more voxels have it than the value next to it."""
+    """Return the largest and the smallest value, each only if more voxels have it than the value next to it."""
     levels = []
     for sign in (1, -1):
         signed = sign * values
@@ -199,7 +202,7 @@ def _clip_levels(values: NDArray[np.float32]) -> list[float]:
 def _as_acquired(
     volume: NDArray[np.float32], inside: NDArray[np.bool_], clipped: NDArray[np.bool_], axis: int, share: float
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], float]:
-    """Bring an axis to the voxels that were acquired, or a little larger ones; also the share of samples kept."""
+    """Resample an axis to voxels a little larger than those acquired; return the share of samples kept as well."""
     n = volume.shape[axis]
     half = math.floor(_SURELY_ACQUIRED * share * n / 2)
     m = 2 * half + 1
@@ -226,7 +229,10 @@ def _seen_variance(share: float) -> float:
 
 
 def foreground(data: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Head or brain without a mask: the largest part above half of Otsu's threshold of what is not 0, holes filled."""
+    """Foreground of an image: head, or brain of a stripped one; boolean, same shape.
+
+    It is the largest connected part above half of Otsu's threshold of the positive voxels, with holes filled.
+    """
     positive = data[data > 0]
     if positive.size == 0 or positive.min() == positive.max():
         return data != 0 if (data != 0).any() else np.ones(data.shape, dtype=bool)
@@ -234,12 +240,12 @@ def foreground(data: NDArray[np.floating]) -> NDArray[np.bool_]:
     threshold = 0.5 * threshold_otsu(positive[:: max(1, positive.size // 2_000_000)])
     filled = ndimage.binary_fill_holes(data > threshold)
     labels, count = ndimage.label(filled, np.ones((3, 3, 3)))
-    # What lies beside the head, as a capsule that marks a side, is no part of it.
+    # Things beside the head, such as a capsule that marks a side, are no part of it.
     return np.asarray(labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count else filled, dtype=bool)
 
 
 def fills_corners(inside: NDArray[np.bool_]) -> bool:
-    """Whether most corners of the field of view count as foreground: air is filled with noise, as in MP2RAGE."""
+    """Whether more than four of the eight corners of the field of view are foreground, as in MP2RAGE (noise in air)."""
     filled = 0
     for corner in product((False, True), repeat=3):
         sizes = [max(2, n // _CORNER) for n in inside.shape]
@@ -249,7 +255,7 @@ def fills_corners(inside: NDArray[np.bool_]) -> bool:
 
 
 def _eroded(mask: NDArray[np.bool_], along: Sequence[int]) -> NDArray[np.bool_]:
-    """Mask without its border of two voxels (one across slices), less eroded where little would be left."""
+    """Mask without its border of two voxels along the axes ``along``; of one or none if little would be left."""
     structure = np.zeros((3, 3, 3), dtype=bool)
     structure[tuple(slice(None) if axis in along else slice(1, 2) for axis in range(3))] = True
     for iterations in (2, 1):

@@ -6,8 +6,8 @@ input voxel at position p (mm) sees, of the band-limited image through the sampl
     A[p, t] = sum over |f| <= 1 / (2 d) of H(f) cos(2 pi f (p - t)),   rows normalised to sum to 1,
 
 with H the spectrum of the point-spread function and d the spacing of the target. Positions are continuous: any
-factor works, on any axis, without a shift; where the input is finer than the target the sum ends at the target's
-own band limit, so that A is band-limited interpolation there and nothing aliases.
+factor works, on any axis, without a shift. Where the input is finer than the target, the sum ends at the target's own
+band limit, so A is band-limited interpolation there and nothing aliases.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class AcquisitionOperator:
     psf
         Profile per axis.
     device
-        Where the matrices live; volumes given to the operator must be there.
+        Device of the matrices; volumes given to the operator must be on it.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
-"""What a user may choose about super-resolution: declared once, for Python and for both commands.
+"""Options of super-resolution, declared once for Python and for both commands.
 
-An option is an attribute with a `Flag`: its name on the command line, what it says there, and whether the BIDS App
-has it too. Parsers, command lines, saved settings and sidecars come from it.
+An option is an attribute with a `Flag`: its name on the command line, its help text, and whether the BIDS App has it
+too. Parsers, command lines, saved settings and sidecars are made from it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @attrs.frozen(kw_only=True)
 class Flag:
-    """How an option stands on the command line.
+    """An option on the command line.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Flag:
     of_app : bool
         Whether ``moesr-bids`` has it too.
     decides : bool
-        Whether it decides the voxels of an output, rather than how fast or where they are computed.
+        Whether it changes the voxels of an output, and not only how fast or where they are computed.
 
     """
 
@@ -58,7 +58,7 @@ class Flag:
 
     @property
     def key(self) -> str:
-        """Name without dashes before it, as in saved settings and sidecars."""
+        """Name without the leading dashes, as in saved settings and sidecars."""
         return self.name.removeprefix("--")
 
     @property
@@ -103,7 +103,8 @@ class SROptions:
     threads : int, optional
         CPU threads; by default as PyTorch chooses.
     memory_gb : float, optional
-        Memory in GiB that the windows of a network shrink to fit on a CPU; by default what is free.
+        Memory in GiB that the windows of a network must fit into on a CPU; by default what is free, see
+        `moesr_bids.resources.available_memory_gb`.
     random_seed : int
         Seed of models that draw random numbers.
 
@@ -204,14 +205,14 @@ class SROptions:
 
     @classmethod
     def add_arguments(cls, group: Any, *, of_app: bool = False) -> None:
-        """Declare the options to a parser or one of its groups.
+        """Add the options to a parser or one of its groups.
 
         Parameters
         ----------
         group : argparse.ArgumentParser or group
             Where to add them.
         of_app : bool
-            Only those of ``moesr-bids``.
+            Add only those of ``moesr-bids``.
 
         """
         for field, flag in _flags():
@@ -233,16 +234,16 @@ class SROptions:
     def from_args(
         cls, args: argparse.Namespace | Mapping[str, Any], *, of_app: bool = False, **others: Any
     ) -> SROptions:
-        """Return the options in parsed arguments, or in a mapping of their names; the absent ones by default.
+        """Return the options of parsed arguments, or of a mapping of their names; absent ones have their defaults.
 
         Parameters
         ----------
         args : argparse.Namespace or Mapping
             Values by `Flag.destination` or `Flag.key`.
         of_app : bool
-            Only options of ``moesr-bids`` are looked for.
+            Read only options of ``moesr-bids``.
         **others : Any
-            Attributes that no flag tells, or that are to be other ones.
+            Attributes without a flag, and attributes that replace those of ``args``.
 
         """
         given = args if isinstance(args, Mapping) else vars(args)
@@ -255,7 +256,7 @@ class SROptions:
         return cls(**{**told, **others})
 
     def to_argv(self) -> list[str]:
-        """Return the arguments of ``moesr sr`` that give these options; the defaults are left out."""
+        """Return the arguments of ``moesr sr`` for these options; options at their defaults are left out."""
         argv: list[str] = []
         for field, flag in _flags():
             value = getattr(self, field.name)
@@ -265,7 +266,14 @@ class SROptions:
         return argv
 
     def by_flag(self, *, deciding: bool = False) -> dict[str, Any]:
-        """Return the options of ``moesr-bids`` by name, or those of them alone that decide the voxels of an output."""
+        """Return the options of ``moesr-bids`` by `Flag.key`.
+
+        Parameters
+        ----------
+        deciding : bool
+            Return only those that change the voxels of an output.
+
+        """
         return {
             flag.key: getattr(self, field.name)
             for field, flag in _flags()

@@ -1,4 +1,4 @@
-"""Where bfloat16 pays: one place decides, for training and for inference."""
+"""Choice between bfloat16 and float32, for training and for inference, and the speed of this machine's CPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 def network_flops() -> float:
     """Estimate the floating-point operations per second of a network on one thread of this machine's CPU.
 
-    A convolution of the usual size with its activation is timed, once in a process: machines differ by a factor of ten.
+    A convolution of the usual size and its activation are timed once in a process. Machines differ by a factor of ten.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # processes may be forked after this: a pool of threads would be lost in them

@@ -4,14 +4,14 @@ The output x is the image closest to the model's x_net that agrees with the acqu
 
     min_x |x - x_net|^2 + lambda |A x - y|^2.
 
-A is a Kronecker product, so its singular value decomposition A = U S V^T costs one small decomposition per axis, and
-the minimiser is exact and in closed form; no conjugate gradient iterations are needed (the tests compare with them):
+A is a Kronecker product, so its singular value decomposition A = U S V^T takes one small decomposition per axis, and
+the minimiser has an exact closed form; conjugate gradients are not needed (the tests compare with them):
 
     x = x_net + V [lambda S r / (1 + lambda S^2)],   r = U^T y - S V^T x_net.
 
 The residual inside the range of A is then U [r / (1 + lambda S^2)], which makes it cheap to find the lambda for which
 its root mean square inside the brain equals the noise (Morozov's discrepancy principle; the root by Brent's method).
-If x_net already agrees better than the noise, lambda is 0 and x_net stays.
+If x_net already agrees better than the noise, lambda is 0 and x_net stays. Lambda is at most 1e8.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _discrepancy(r: torch.Tensor, factors: Factors, wanted: float, mask: torch.T
 
 
 def _sampled(mask: torch.Tensor) -> tuple[slice, slice, slice]:
-    """Bounding box of a mask, of every second or third voxel along each axis if that leaves enough of them."""
+    """Bounding box of a mask, with every third or second voxel along each axis if that leaves 100,000 of them."""
     i, j, k = bounding_box(mask)
     for step in (3, 2):
         rows = (slice(i.start, i.stop, step), slice(j.start, j.stop, step), slice(k.start, k.stop, step))
@@ -112,7 +112,7 @@ def _sampled(mask: torch.Tensor) -> tuple[slice, slice, slice]:
 
 
 def bounding_box(mask: torch.Tensor) -> tuple[slice, slice, slice]:
-    """Bounding box of the true voxels of a 3-D mask."""
+    """Bounding box of the true voxels of a 3-D mask; the whole volume if there are none."""
     slices = []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)

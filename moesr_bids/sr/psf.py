@@ -1,4 +1,4 @@
-"""Point-spread functions: what one voxel of the scanner sees along each axis.
+"""Point-spread functions: how much one voxel of the scanner sees of its surroundings along each axis.
 
 The profile is kept as its spectrum (transfer function), because the acquisition matrix is built from it in closed
 form. FWHM is the width that a user knows: the slice thickness or the acquired voxel size, in mm.
@@ -76,7 +76,7 @@ class PSF:
         zooms
             Voxel size along (i, j, k) in mm.
         metadata
-            BIDS sidecar; ``MRAcquisitionType``, ``SliceThickness`` and ``SpacingBetweenSlices`` (mm) are looked at.
+            BIDS sidecar; the keys ``MRAcquisitionType``, ``SliceThickness`` and ``SpacingBetweenSlices`` (mm) are used.
         """
         metadata = metadata or {}
         # Oblique affines give equal voxel sizes that differ by rounding.
@@ -110,7 +110,9 @@ class PSF:
 
     @classmethod
     def parse(cls, text: str, zooms: Sequence[float]) -> PSF:
-        """Read ``gaussian:5.0,kspace,kspace``: one profile per axis, width in mm or the voxel size.
+        """Read ``gaussian:5.0,kspace,kspace``: one profile per axis (i, j, k), with its width in mm.
+
+        A profile without a width is as wide as the voxel (``zooms``, mm).
 
         Raises
         ------
@@ -131,7 +133,7 @@ class PSF:
         return cls((profiles[0], profiles[1], profiles[2]), "given")
 
     def __str__(self) -> str:
-        """Return what `parse` reads."""
+        """Return the text that `parse` reads."""
         return ",".join(f"{profile.kind}:{profile.fwhm:.10g}" for profile in self.axes)
 
     def record(self) -> list[dict[str, str | float]]:

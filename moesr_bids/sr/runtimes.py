@@ -18,7 +18,7 @@ Features = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 def features_of(runtime: str, network: FoldedNetwork, dtype: torch.dtype, device: torch.device) -> Features:
-    """Return what computes the features of a network.
+    """Return a function that computes the features of a network.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def features_of(runtime: str, network: FoldedNetwork, dtype: torch.dtype, device
     network
         Network for one acquisition.
     dtype
-        float32 or bfloat16, of the convolutions; what comes in and goes out is float32 or that.
+        float32 or bfloat16, of the convolutions; input is float32, output is float32 or bfloat16.
     device
         Where the network is.
 

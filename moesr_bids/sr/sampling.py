@@ -1,4 +1,4 @@
-"""How a diffusion model is sampled: what a user may choose."""
+"""Options of sampling a diffusion model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from attrs import field, frozen, validators
 
 ESTIMATES = ("mean", "sample")
 RULES = ("stochastic", "deterministic")
-"""The defaults first."""
+"""The default comes first, here and in :data:`ESTIMATES`."""
 MOST_SAMPLES = 9_999
-"""Each has a seed of its own between those of two seeds of the user's."""
+"""Largest number of samples. Sample n of the user's seed s has the seed 10,000 s + n, so no two share one."""
 
 
 @frozen
@@ -18,11 +18,16 @@ class Sampling:
     Parameters
     ----------
     samples
-        Number of samples. One sample of the mean estimate is none: the mean is estimated without drawing.
+        Number of samples, 1 to 9999. With 1 and the estimate ``mean`` none is drawn: the mean is estimated directly.
     estimate
-        ``mean`` of the samples as the image, or the first ``sample``.
+        The image: ``mean`` of the samples, or the first ``sample``.
     rule
-        Step rule, see :data:`.models.diffusion.STEP_RULES`.
+        Step rule: ``stochastic`` or ``deterministic``, see :data:`.models.diffusion.STEP_RULES`.
+
+    Raises
+    ------
+    ValueError
+        If a value is none of these.
     """
 
     samples: int = field(default=1, validator=validators.and_(validators.ge(1), validators.le(MOST_SAMPLES)))
@@ -36,7 +41,7 @@ class Sampling:
 
     @property
     def methods(self) -> str:
-        """What is done, for the methods section of a paper."""
+        """Predicate of the sentence in the methods section of a paper."""
         if not self.drawn:
             return "estimated the mean image over its eight flips"
         drew = f"drew {self.samples} samples" if self.samples > 1 else "drew a sample"
@@ -49,9 +54,9 @@ class Sampling:
         )
 
     def evaluations(self, flips: int, steps: int) -> tuple[int, int]:
-        """Count the flips of an image that are looked at, of so many, and the steps of the chain in all of them.
+        """Count the flips of an image that are used, at most ``flips``, and the steps of the chain in all of them.
 
-        The mean takes one step in each flip, a sample takes ``steps``. A sample that is the image takes one more, of
+        The mean takes one step in each flip, a sample takes ``steps``. If a sample is the image, it takes one more, for
         the mean that its detail is compared with.
         """
         if not self.drawn:

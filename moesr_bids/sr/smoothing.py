@@ -9,7 +9,7 @@ import torch
 
 
 def smoothed(volume: torch.Tensor, fwhm: float) -> torch.Tensor:
-    """Gaussian smoothing of (batch, 1, i, j, k), FWHM in voxels, in float32; the ends are repeated."""
+    """Smooth volumes (batch, 1, i, j, k) by a Gaussian with its FWHM in voxels; float32; edge voxels are repeated."""
     if fwhm == 0:
         return volume
     from monai.networks.layers.simplelayers import separable_filtering

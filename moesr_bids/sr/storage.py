@@ -1,4 +1,4 @@
-"""Images on disk: 16-bit integers with a scale where that is as good as exact, a third of the size of float32."""
+"""Images on disk: 16-bit integers with a scale, where rounding does no harm; a third of the size of float32."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def compact(image: nib.Nifti1Image, noise: float) -> nib.Nifti1Image:
     image
         Image of finite voxels.
     noise
-        Standard deviation of its noise, in its units; the error of rounding is that of a uniform distribution, a
+        Standard deviation of its noise, in its units. It is compared with the standard deviation of the rounding error,
         step / sqrt(12).
 
     Returns
     -------
     image
-        A new image on the same grid, with the same header but for type and scale.
+        A new image on the same grid; its header differs only in data type and scale.
 
     Raises
     ------
@@ -46,17 +46,17 @@ def compact(image: nib.Nifti1Image, noise: float) -> nib.Nifti1Image:
 
 
 def compact_std(image: nib.Nifti1Image, typical: float) -> nib.Nifti1Image:
-    """Return a map of standard deviations as int16 whose step is a fiftieth of a typical one.
+    """Return a map of standard deviations as int16 in steps of 2 % of a typical one.
 
-    A standard deviation is itself known to a tenth at best, so that finer steps would only store its noise.
+    A standard deviation is itself known to a tenth at best, so finer steps would only store its noise.
 
     Parameters
     ----------
     image
         Positive standard deviations.
     typical
-        Their median in the brain, in their units: rounding changes one of this size by at most 1 % of itself. What
-        is positive stays positive; what is beyond 32767 steps, 655 times the typical, is stored as that.
+        Their median in the brain, in their units. Rounding changes a value of this size by at most 1 %. Positive values
+        stay positive; values above 32767 steps (655 times the typical) are stored as 32767 steps.
 
     Returns
     -------
@@ -116,14 +116,14 @@ def write_compact(image: nib.Nifti1Image, path: Path, noise: float) -> None:
 
 
 def stored_part(image: nib.Nifti1Image, box: tuple[slice, slice, slice]) -> nib.Nifti1Image:
-    """Return a box of an image on disk with its voxels as they are stored, where they are: nothing is rounded again.
+    """Cut a box out of an image on disk; voxels keep their stored values and their place in the world.
 
     Parameters
     ----------
     image
-        Image as it was loaded.
+        Image as it was loaded from a file.
     box
-        Voxels along each axis.
+        Voxels of the box along each axis.
     """
     affine = image.slicer.slice_affine(box)
     part = nib.Nifti1Image(image.dataobj.get_unscaled()[box], affine, image.header)

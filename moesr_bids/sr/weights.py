@@ -39,7 +39,7 @@ class Weights:
     sha256
         Of the file.
     card
-        What it was trained on, for how long, on which hardware, how good it is, and its calibration.
+        Facts: the data it was trained on, for how long, on which hardware, how good it is, and its calibration.
     """
 
     path: Path
@@ -77,7 +77,7 @@ class Weights:
 
     @property
     def participants(self) -> set[str]:
-        """Who was trained on, by these weights and all that they come from."""
+        """Participants (``sub-...``) that these weights, or weights they come from, were trained on."""
         data = self.card.get("data", {})
         names = data.get("participants") or [*data.get("scans", ()), *data.get("label_maps", ())]
         return {str(name).split("_", 1)[0] for name in names}
@@ -88,12 +88,19 @@ class Weights:
         return bool(self.card.get("synthesis", False))
 
     def calibration(self, contrast: str) -> dict[str, Any]:
-        """Return the factor of the predicted standard deviation, whose scans it is from, and the intervals' coverage.
+        """Return the calibration of the predicted standard deviation.
 
         Parameters
         ----------
         contrast
-            BIDS suffix; the factor of all contrasts where it has none of its own, 1 before any calibration.
+            BIDS suffix; may be empty.
+
+        Returns
+        -------
+        calibration
+            ``Temperature``: factor of the standard deviation, of the contrast, else of all contrasts, else 1.
+            ``Contrasts``: those whose scans the factor is from. ``Coverage``: share of voxels inside each interval,
+            empty where it was not measured.
         """
         factors = self.card.get("temperature", {})
         return {
@@ -103,7 +110,7 @@ class Weights:
         }
 
     def detail_share(self, contrast: str) -> float:
-        """Return how much of the variance of the error is energy of detail (:mod:`.models.detail`), of a contrast."""
+        """Return the share of the error's variance that is given to samples as detail (:mod:`.models.detail`)."""
         return self._of_contrast("detail", contrast, _TYPICAL_DETAIL)
 
     def _of_contrast(self, key: str, contrast: str, uncalibrated: float) -> float:
@@ -111,7 +118,7 @@ class Weights:
         return float(values.get(contrast, values.get("all", uncalibrated)))
 
     def shape(self, kind: Callable[..., Shape]) -> Shape:
-        """Return the sizes of the network that the card names.
+        """Return the sizes of the network in the card, as an instance of ``kind``.
 
         Raises
         ------
@@ -156,9 +163,9 @@ class Weights:
 
 
 def write_weights(path: Path, network: Network, card: Mapping[str, Any]) -> Weights:
-    """Write weights and their card; both appear only when whole.
+    """Write weights and their card; each file appears only when it is whole.
 
-    They are stored as float16, which is half the size; its rounding is far below the noise.
+    Weights are stored as float16, half the size of float32; the rounding is far below the noise.
 
     Parameters
     ----------
@@ -167,7 +174,7 @@ def write_weights(path: Path, network: Network, card: Mapping[str, Any]) -> Weig
     network
         Trained network.
     card
-        Facts; ``network`` and ``sha256`` are added.
+        Facts; this function adds ``network`` and ``sha256``.
     """
     from safetensors.torch import save
 

@@ -1,7 +1,7 @@
 """Windows of a volume that is too large for a network at once.
 
-Each window carries a halo as wide as the network sees, so every voxel is computed from all that it depends on and the
-result does not depend on the windows; nothing needs blending. (Overlapped and blended windows, as MONAI's
+Each window has a halo as wide as the network sees. So every voxel is computed from all that it depends on, the result
+does not depend on the windows, and nothing needs blending. (Overlapped and blended windows, as MONAI's
 SlidingWindowInferer makes them, compute two to three times the volume and still depend on the window size.)
 """
 
@@ -21,9 +21,9 @@ Box = tuple[slice, slice, slice]
 _LEAST_CORE = 16
 _GPU_SHARE = 0.7  # of the free memory
 CPU_WINDOW_VOXELS = 24_000_000
-"""Most voxels of a window on a CPU: a head at 0.7 mm in one piece, so that memory can be told before."""
+"""Most voxels of a window on a CPU: enough for a head at 0.7 mm; a limit, so that memory can be estimated before."""
 LEAST_CPU_WINDOW_VOXELS = 2_000_000
-"""Least voxels of a window that is shrunk to fit: with smaller ones most of the work would be on halos."""
+"""Least voxels of a window that is shrunk to fit: smaller windows would spend most of the work on halos."""
 
 
 @frozen
@@ -49,16 +49,16 @@ class Window:
 
 
 def fitting_window(free_bytes: float, bytes_per_voxel: int) -> int:
-    """Voxels of the largest window on a CPU where so much memory is left for one."""
+    """Voxels of the largest window on a CPU, for ``free_bytes`` of memory and the network's bytes per voxel."""
     if not bytes_per_voxel:
         return CPU_WINDOW_VOXELS
     return int(min(max(free_bytes / bytes_per_voxel, LEAST_CPU_WINDOW_VOXELS), CPU_WINDOW_VOXELS))
 
 
 def largest_window(bytes_per_voxel: int, device: torch.device, on_cpu: int, reserved: int = 0) -> int:
-    """Voxels of the largest window: ``on_cpu`` on the CPU, what fits into the free memory of a GPU.
+    """Voxels of the largest window: ``on_cpu`` on a CPU; on a GPU what fits into 70 % of its free memory.
 
-    ``reserved`` bytes of it are for whole volumes that are still to be made.
+    ``reserved`` bytes of the free memory are kept for whole volumes that are still to be made.
     """
     if device.type == "cpu":
         return on_cpu
@@ -77,13 +77,13 @@ def plan_windows(shape: Sequence[int], box: Box, *, halo: int, largest: int, mul
     shape
         Shape of the volume, multiples of ``multiple``.
     box
-        Part to cover.
+        Part of the volume that the cores cover.
     halo
         Voxels around a core that its result depends on, a multiple of ``multiple``.
     largest
         Most voxels of a window with its halo.
     multiple
-        All slices start at multiples of it, so that every window meets the network's inner grid alike.
+        All slices start at multiples of it, so that all windows are aligned with the network's inner grid.
 
     Raises
     ------

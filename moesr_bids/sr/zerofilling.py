@@ -1,8 +1,8 @@
-"""Zero-filled k-space: what share of the frequencies that a grid can hold the scanner measured.
+"""Zero-filled k-space: the share of the frequencies of a grid that the scanner measured.
 
-Clinical scanners store images on finer grids than they acquired them. The noise then ends with the signal, and the
-spectrum falls off a cliff, which anatomy has nowhere else. It is looked for in what lies well inside the object: the
-magnitude of air has noise of all frequencies, and so has the edge that skull-stripping leaves.
+Clinical scanners store images on finer grids than they acquired them. The noise then ends where the signal ends, and
+the spectrum falls off a cliff; anatomy alone never does that. The cliff is looked for well inside the object, because
+the magnitude of air has noise of all frequencies, and so has the edge that skull-stripping leaves.
 """
 
 from __future__ import annotations
@@ -59,18 +59,18 @@ def _share(data: NDArray[np.float32], axis: int) -> float:
     if falls.max() < _CLIFF_DB:
         return 1.0
     steepest = places[int(np.argmax(falls))]
-    # The finite object smears the spectrum, so the cliff is where the first half of the power is lost.
+    # The finite object smears the spectrum, so the cliff is where half of the power is lost.
     below = decibels < decibels[steepest - width : steepest].mean() - 10 * np.log10(2)
     return float((steepest - width + int(np.argmax(below[steepest - width :]))) / n)
 
 
 def zero_filled(psf: PSF, data: NDArray[np.floating], zooms: Sequence[float], inside: NDArray[np.bool_]) -> PSF:
-    """Return the point-spread function with k-space windows as wide as was acquired.
+    """Return the point-spread function with k-space windows of the acquired voxel size along zero-filled axes.
 
     Parameters
     ----------
     psf
-        As the grid suggests.
+        Point-spread function that voxel sizes and metadata suggest.
     data
         3-D image.
     zooms
@@ -90,7 +90,7 @@ def zero_filled(psf: PSF, data: NDArray[np.floating], zooms: Sequence[float], in
 
 
 def measured_shares(psf: PSF, zooms: Sequence[float]) -> list[float]:
-    """Return the share of the frequencies of each axis that holds noise: less than 1 along zero-filled ones."""
+    """Return the share of the frequencies of each axis that was acquired: less than 1 along zero-filled axes."""
     return [
         min(1.0, zoom / profile.fwhm) if profile.kind == "kspace" else 1.0
         for profile, zoom in zip(psf.axes, zooms, strict=True)

@@ -1,8 +1,8 @@
 """Positions, gains and slice weights of scans: each scan against the image of the others, in turns.
 
-The image of the others (Tikhonov, on a grid of 2 mm) never holds the scan that is compared with it, so that a scan
-does not cling to where it was, and a slice that moved does not hide in its own traces. Turns end when no scan moves by
-more than 0.05 mm, or after four.
+The image of the others (Tikhonov, on a grid of 2 mm) never holds the scan that is compared with it. Otherwise a scan
+would stay where it was, and a slice that moved would agree with its own traces. Turns end when no scan moves by 0.05 mm
+or more, or after four; with two scans after the first, since the image of the other scan stays as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORKING_MM = 2.0
 TURNS = 4
 STILL_MM = 0.05
 LEAST_AGREEMENT = 0.4
-"""Correlation of detail from which a scan is one of the same head and contrast."""
+"""Least correlation of the detail of a scan with that of the others; below it the scan is left out."""
 _PRIOR = Prior(0.5, 0.1)
 _BELIEVED = 0.5  # weight of slices that say what the gain is
 _LEAST_SIGMA = 0.03  # what a grid of 2 mm cannot hold counts like noise
@@ -35,18 +35,18 @@ _ITERATIONS = (10, 5)  # of the first image, and of those that start from the on
 
 @frozen(eq=False)
 class Given:
-    """A scan before anything is known of its position.
+    """A scan as it is given, before its position is known.
 
     Parameters
     ----------
     data
-        float32, divided by one number for all scans of a head.
+        float32 on ``grid``. The scans of a head that are joined are divided by one number.
     grid, psf
-        Its grid and profile.
+        Its grid and point-spread function.
     inside
         Brain or foreground, boolean on ``grid``.
     sigma
-        Noise, in the units of ``data``.
+        Standard deviation of the noise, in the units of ``data``.
     """
 
     data: NDArray[np.float32]
@@ -63,20 +63,20 @@ class Given:
 
 @define(eq=False)
 class Placed:
-    """What was found of a scan.
+    """Position, gain and slice weights that were found for a scan.
 
     Attributes
     ----------
     position
-        4 x 4, from world mm of the reference to world mm of the scan.
+        4 x 4 rigid matrix from world mm of the reference to world mm of the scan.
     gain
-        On its grid.
+        Factor by which the scan is brighter than the joint image, float32 on the scan's grid.
     weights, excess
-        Of its slices (:func:`.robust.slice_weights`).
+        One value per slice, see :func:`.robust.slice_weights`.
     agreement
-        See :func:`.robust.agreement`.
+        Correlation of detail, see :func:`.robust.agreement`.
     moved
-        Distance in mm of the last turn.
+        How far the scan moved in the last turn, mm.
     reason
         Why the scan is left out; empty if it is used.
     """
@@ -92,14 +92,22 @@ class Placed:
 
 @define(eq=False)
 class Alternation:
-    """Scans of a head and what is known of them so far.
+    """Scans of a head and what was found of them so far.
 
     Attributes
     ----------
     given
         The scans.
     reference
-        Index of the one that does not move.
+        Index of the scan that does not move.
+    placed
+        What was found of each scan.
+    turns
+        Number of turns so far.
+    target
+        Isotropic working grid of 2 mm on the axes of the reference.
+    centre
+        Centre of the head in the reference, world mm.
     """
 
     given: Sequence[Given]
@@ -146,7 +154,7 @@ class Alternation:
                 return
 
     def _start(self, s: int, image: torch.Tensor) -> None:
-        """Bring a scan to the reference alone, from where headers put it and from where the heads' centres meet."""
+        """Align a scan with the reference alone. Two starts are tried: the header's, and the centres of the heads."""
         given, placed = self.given[s], self.placed[s]
         apart = np.eye(4)
         apart[:3, 3] = centre_of(given.inside, given.grid.affine) - self.centre
@@ -177,7 +185,7 @@ class Alternation:
         self._compare(s, image)
 
     def _compare(self, s: int, image: torch.Tensor) -> None:
-        """Find gain and weights of a scan against an image, and whether it is of the same head."""
+        """Find gain and weights of a scan against an image; leave it out if its detail does not agree."""
         given, placed = self.given[s], self.placed[s]
         operator = ScanOperator(given.grid, self.target, given.psf, placed.position)
         predicted = operator.forward(image).numpy()
@@ -190,9 +198,9 @@ class Alternation:
                 f"{LEAST_AGREEMENT}): another contrast or head, or not aligned"
             )
             return
-        # A slice without signal would lower the gain around it: slices are judged first, by one gain for all.
+        # A slice without signal would lower the gain field around it. So slices are judged first, by one overall gain.
         expected = predicted * np.float32(overall_gain(given.data, predicted, inside))
-        # Where the others see a head: a slice without signal has no foreground of its own.
+        # Also where the others see a head: a slice without signal has no foreground of its own.
         head = (given.inside | foreground(predicted)) & operator.seen().numpy()
         placed.weights, placed.excess = slice_weights(
             given.data, expected, head, given.slice_axis, max(given.sigma, _LEAST_SIGMA)
@@ -213,7 +221,7 @@ class Alternation:
         return placed_scan(given, self.placed[s], operator, max(given.sigma, _LEAST_SIGMA))
 
     def _image(self, some: Sequence[int], without: int) -> torch.Tensor:
-        """Return the image of some scans; that of the turn before is where it starts."""
+        """Return the image of some scans; it starts from that of the turn before."""
         start = self._images.get(without)
         again = start is not None and self.turns > 1
         image = agree_with_scans(
@@ -227,7 +235,7 @@ class Alternation:
 
 
 def placed_scan(given: Given, placed: Placed, operator: ScanOperator, sigma: float) -> Scan:
-    """Return a scan for the least squares, with the gain and the weights that were found."""
+    """Return a scan for :func:`.solve.agree_with_scans`, with its gain and weights."""
     weight = torch.from_numpy(_along(placed.weights, given.slice_axis)) * operator.seen().float()
     return Scan(torch.from_numpy(given.data), operator, sigma, torch.from_numpy(placed.gain), weight)
 
@@ -238,7 +246,16 @@ def _along(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
 
 
 def place(given: Sequence[Given]) -> Alternation:
-    """Place scans of a head: the first is the reference, or, if most do not fit to it, the first that most fit to."""
+    """Place scans of a head.
+
+    The first scan is the reference. If no more than half of the scans fit to it, the next ones are tried, until more
+    than half fit; if that never happens, the reference is the first of those to which most scans fit.
+
+    Raises
+    ------
+    ValueError
+        If there is no scan.
+    """
     best: Alternation | None = None
     for reference in range(len(given)):
         found = Alternation(given, reference)

@@ -36,7 +36,7 @@ from .solve import Prior, agree_with_scans
 
 # In units of the 99th percentile; chosen on two heads of training with three stacks of 5 mm.
 PRIOR = Prior(tau=0.2, rho=0.05)
-"""Errors that the mean of the estimates is expected to have, beside what the data say."""
+"""Expected error of the mean of the estimates."""
 ITERATIONS = 12
 _MARGIN_MM = 5.0
 _UNCALIBRATED = (
@@ -55,7 +55,8 @@ class JointResult:
     seen
         How many scans saw each voxel, in slices that are believed, on the grid of ``image``, uint8.
     uncertainty
-        Standard deviation of the error, of models that know one.
+        Mean of the standard deviations of the scans alone, float32, same grid; not calibrated for joined images. None
+        if the model predicts none.
     residuals
         Scan minus its prediction from ``image`` in units of its noise, on the grid of each scan in the order given;
         None for scans that were left out.
@@ -72,7 +73,7 @@ class JointResult:
 
 @frozen(eq=False)
 class Estimate:
-    """A scan super-resolved alone: image and standard deviation on its own fine grid, divided by the level."""
+    """A scan super-resolved alone: image and standard deviation on its own fine grid, divided by ``Prepared.level``."""
 
     grid: Grid
     image: NDArray[np.float32]
@@ -117,9 +118,10 @@ def join(
     Parameters
     ----------
     images
-        Paths of 3-D magnitude images of one head and contrast. The first is the reference: the output lies as it does.
+        Paths of 3-D magnitude images of one head and contrast. The output has the axes of the first, the reference; if
+        most scans do not fit to it, another takes its place (:func:`.alternate.place`).
     options
-        As for one scan; ``psf`` must not be given, each scan has its own.
+        As for one scan; ``psf`` must be None, since each scan has its own.
     metadata
         BIDS sidecar of each.
     masks
@@ -135,6 +137,8 @@ def join(
         If an image cannot be used, or no two scans fit together.
     ValueError
         If there are fewer than two images or an option is wrong.
+    MemoryError
+        If the memory of the GPU or of the machine is full.
     """
     options = options or SROptions()
     if len(images) < 2:
@@ -220,7 +224,7 @@ def _estimate(result: Result, level: float) -> Estimate:
 
 def _given(path: str | Path, mask: str | Path | None, record: Mapping[str, Any], level: float) -> Given:
     image, _ = open_image(Path(path))
-    # As the scan alone was seen: its faults would weigh on the data of all.
+    # Without its faults, as the engine reads a scan alone: they would pull the image of all.
     data = Intensities.of(read_voxels(image, str(path)), str(path)).data
     inside = foreground(data) if mask is None else read_voxels(open_image(Path(mask))[0], str(mask)) > 0.5
     grid = Grid.from_image(image)
@@ -253,7 +257,7 @@ def _common_grid(given: Sequence[Given], found: Alternation, resolution: float) 
 
 
 def reconstruct(prepared: Prepared, found: Alternation, grid: Grid, progress: Progress | None = None) -> Joint:
-    """Mean of the estimates of the scans that are used, corrected by their data.
+    """Average the estimates of the scans that are used, and correct the mean by their data.
 
     Parameters
     ----------
@@ -285,7 +289,7 @@ def reconstruct(prepared: Prepared, found: Alternation, grid: Grid, progress: Pr
 
 
 def brought(estimate: Estimate, given: Given, placed: Placed, grid: Grid) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Bring the estimate of a scan to the common grid, its gain divided out."""
+    """Divide the estimate of a scan by its gain, and resample it to the common grid: image and standard deviation."""
     gain = cubic_spline(torch.from_numpy(placed.gain), given.grid, estimate.grid)
     resampling = Resampling(estimate.grid, grid, np.asarray(np.linalg.inv(placed.position), dtype=np.float64))
     image = resampling.forward(torch.from_numpy(estimate.image) / gain)

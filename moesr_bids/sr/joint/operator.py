@@ -6,7 +6,7 @@ A scan s sees the image x as
 
 where W_s turns and shifts the target grid onto the isotropic grid of the scan's own axes (:mod:`.resampling`), K_s is
 the separable operator of one scan (:class:`..operator.AcquisitionOperator`) and g_s its gain, a number or a smooth
-field on the scan's grid. A scan whose axes are those of the target needs no turn: its matrices are made at its true
+field on the scan's grid. A scan whose axes are those of the target needs no W_s: its matrices are computed for its true
 positions.
 """
 
@@ -40,12 +40,12 @@ class ScanOperator:
     position
         4 x 4 rigid matrix from world mm of the target to world mm of the scan.
     device
-        Where volumes live.
+        Device of the volumes.
 
     Attributes
     ----------
     turned
-        Whether the scan's axes differ from those of the target.
+        Whether the scan's axes differ from those of the target: by more than 1 micrometre over its field of view.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ScanOperator:
         return self.resampling.forward(volume), np.linalg.inv(self.position) @ self.fine.affine
 
     def from_fine_grid(self, volume: torch.Tensor) -> torch.Tensor:
-        """Return K of a volume that is on the fine grid."""
+        """Apply K to a volume on the fine grid: to the scan's grid, float32."""
         return apply_axes(volume, self._matrices)
 
     def adjoint(self, acquired: torch.Tensor) -> torch.Tensor:
@@ -95,7 +95,7 @@ class ScanOperator:
         return volume if self.resampling is None else self.resampling.adjoint(volume)
 
     def through(self, reduced: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Matrices of K followed by one more matrix per axis."""
+        """Return the matrices of K, each multiplied from the left by one more matrix of its axis."""
         first, second, third = (more @ matrix for more, matrix in zip(reduced, self._matrices, strict=True))
         return first, second, third
 
@@ -110,7 +110,7 @@ def covered_by(grid: Grid, target: Grid, position: NDArray[np.floating]) -> torc
     Parameters
     ----------
     grid, target
-        Grid of the scan, and of what is asked about.
+        Grid of the scan, and grid of the voxels that are asked about.
     position
         4 x 4 rigid matrix from world mm of the target to world mm of the scan.
 
@@ -138,13 +138,13 @@ class Scan:
     acquired
         float32 on its own grid.
     operator
-        At its position.
+        Its acquisition operator at its position.
     sigma
         Standard deviation of its noise, in the units of ``acquired``.
     gain
-        Number or field on its grid by which it sees the joint image.
+        Factor by which it is brighter than the joint image: a number, or a field on its grid.
     weight
-        From 0 to 1, broadcast to its grid: how much each voxel is believed.
+        Weight of each voxel, 0 to 1, broadcast to its grid.
     """
 
     acquired: torch.Tensor

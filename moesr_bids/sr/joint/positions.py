@@ -1,9 +1,9 @@
 """Rigid positions of scans against an image, by Gauss-Newton steps through the acquisition operator.
 
-The image is seen through the operator of the scan, so that thick slices are compared with thick slices. A small motion
-(t, w) about the centre c moves the prediction by -grad x . (t + w x (p - c)), whose six parts go through the same
-blur and sampling as the image; robust least squares (Huber) finds the motion. Both sides are smoothed first, then
-less and less.
+The image goes through the operator of the scan, so that thick slices are compared with thick slices. A small motion
+(shift t, rotation vector w) about the centre c changes the image at p by -grad x . (t + w x (p - c)). The six parts of
+this change go through the same blur and sampling as the image; robust least squares (Huber) finds the motion. Scan and
+prediction are smoothed, much at first and then less.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ SMOOTHING_MM = (6.0, 3.0, 1.5)
 _STEPS = 8
 _STILL_MM = 0.01
 _HUBER = 1.5
-_RADIUS_MM = 60.0  # of a head: what a turn moves its surface by
+_RADIUS_MM = 60.0  # of the ball that stands for a head
 
 
 def distance(first: Array, second: Array, centre: Array) -> float:
-    """Root mean square distance in mm that two positions put the points of a head (a ball of 60 mm) apart."""
+    """Root mean square distance in mm between the points of a head at two positions; a ball of 60 mm radius for it."""
     between = np.linalg.inv(first) @ second
     moved = apply_affine(between, centre) - centre
     # |(R - 1) p|^2 averaged over a ball: (R^2 / 5) |R - 1|^2, Frobenius.
@@ -54,18 +54,18 @@ def centre_of(inside: NDArray[np.bool_], affine: Array) -> Array:
 
 @frozen(eq=False)
 class Movable:
-    """A scan whose position is looked for.
+    """A scan whose position is to be found.
 
     Parameters
     ----------
     acquired
         float32 on ``grid``.
     grid, psf
-        Its grid and profile.
+        Its grid and point-spread function.
     inside
-        Where it is compared, boolean on ``grid``.
+        Voxels that are compared, boolean on ``grid``.
     weight
-        Of each voxel, broadcast to ``grid``.
+        Weight of each voxel, broadcast to ``grid``.
     """
 
     acquired: torch.Tensor
@@ -83,7 +83,7 @@ def refine(
     centre: Array,
     smoothing: Sequence[float] = SMOOTHING_MM,
 ) -> tuple[Array, float]:
-    """Move a scan until it fits an image.
+    """Find the position at which a scan agrees best with an image.
 
     Parameters
     ----------
@@ -94,16 +94,21 @@ def refine(
     scan
         The scan.
     position
-        4 x 4, from world mm of ``target`` to world mm of the scan: where to start.
+        Start: 4 x 4 rigid matrix from world mm of ``target`` to world mm of the scan.
     centre
         Centre of rotation, world mm of ``target``.
     smoothing
-        Levels, standard deviations in mm.
+        Standard deviation of the Gaussian of each level in mm, coarse to fine.
 
     Returns
     -------
     position, correlation
-        The latter of scan and prediction at the last level.
+        4 x 4 matrix, and the correlation of scan and prediction at the last level.
+
+    Raises
+    ------
+    ValueError
+        If fewer than 100 voxels of the scan lie inside the image.
     """
     correlation = 0.0
     for sigma in smoothing:
@@ -119,7 +124,7 @@ def refine(
 
 @frozen(eq=False)
 class _View:
-    """A scan smoothed, with as many voxels as that leaves of use, and the matrices that do it."""
+    """A smoothed scan, with only every n-th voxel as far as the smoothing allows, and the matrices that do it."""
 
     seen: torch.Tensor
     inside: torch.Tensor
@@ -168,7 +173,7 @@ def _step(
 
 
 def _motions(volume: torch.Tensor, affine: Array, centre: Array) -> list[torch.Tensor]:
-    """Change of a volume by each of three shifts (per mm) and three turns (per radian) about a centre."""
+    """Change of a volume by each of three shifts (per mm) and three rotations (per radian) about a centre."""
     axes = affine[:3, :3]
     slopes = torch.gradient(volume)
     inverse = np.linalg.inv(axes)

@@ -1,13 +1,13 @@
 """Rigid resampling between two grids of one voxel size: band-limited, with an exact adjoint.
 
-The nearest signed permutation of the axes is taken out first. What is left of the rotation is a product of four shears,
+The nearest signed permutation of the axes is applied first. The rest of the rotation is a product of four shears,
 
     M = (I + e_z a^T) (I + e_x b^T) (I + e_y c^T) (I + e_z d^T)
 
 (Chen and Kaufman 2000, "3D volume rotation using shear transformations"; Hao and Shi 2001 for any matrix of determinant
-1), each a shift of the lines along one axis: a phase in the Fourier transform of that axis. So nothing is blurred, a
-turn there and back gives the image again, and the adjoint is the conjugate phase. An interpolating spline would
-attenuate just the detail that several scans are joined for, and PyTorch has none in three dimensions.
+1). Each shifts the lines along one axis, which is a phase in the Fourier transform of that axis. So nothing is blurred,
+a rotation there and back gives the image again, and the adjoint is the conjugate phase. An interpolating spline would
+weaken the very detail that scans are joined for, and PyTorch has none in three dimensions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NOTHING = 1e-12
 
 @frozen(eq=False)
 class Shear:
-    """A shift of the lines along ``axis`` by ``slopes`` times the distance from the centre, plus ``shift`` voxels."""
+    """Shift of the lines along ``axis`` by ``slopes`` (dot) the position from the centre, plus ``shift``; voxels."""
 
     axis: int
     slopes: tuple[float, float, float]
@@ -46,9 +46,9 @@ class Shear:
 
 
 def shears_of(matrix: Array, shift: Array) -> tuple[Shear, ...]:
-    """Decompose p -> matrix p + shift, a rotation, into four shears, the first one nearest to the source.
+    """Decompose p -> matrix p + shift, with a rotation matrix, into four shears; the first is applied first.
 
-    Of the six orders of the axes the one with the least slopes is taken.
+    Of the six orders of the axes it takes the one whose largest slope is least.
     """
     found = [_shears(matrix, shift, (x, y, z)) for x, y, z in permutations(range(3))]
     possible = [shears for shears in found if shears is not None]
@@ -73,7 +73,7 @@ def _shears(m: Array, shift: Array, order: tuple[int, int, int]) -> tuple[Shear,
     c[x], c[z] = rest[y, x], rest[y, z]
     b[z] = rest[x, z] - b[y] * c[z]
     a[[x, y]] = np.linalg.solve(rest[np.ix_([x, y], [x, y])].T, rest[z, [x, y]])
-    # Each shift is made where its axis is sheared last; the shears that follow must not add to it.
+    # Each axis is shifted with its last shear; what the following shears would add to the shift is subtracted.
     along_x = shift[x] - b[y] * shift[y]
     along_z = shift[z] - a[x] * shift[x] - a[y] * shift[y]
     plan = ((z, a, along_z), (x, b, along_x), (y, c, shift[y]), (z, d, 0.0))
@@ -87,7 +87,7 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 
 def nearest_permutation(matrix: Array) -> Array:
-    """Return the signed permutation with the determinant of an orthogonal matrix that is nearest to it."""
+    """Return the signed permutation matrix nearest to an orthogonal matrix, of those with the same determinant."""
     best, most = np.eye(3), -np.inf
     for order in permutations(range(3)):
         for signs in product((1.0, -1.0), repeat=3):
@@ -116,7 +116,7 @@ class Resampling:
     position
         4 x 4 rigid matrix from world mm of ``source`` to world mm of ``onto``.
     device
-        Where the volumes live.
+        Device of the volumes.
 
     Raises
     ------
@@ -221,9 +221,9 @@ class Resampling:
 
 
 def _continued(n: int, length: int, start: int, reverse: bool) -> Array:
-    """Matrix (length, n) that lays n samples from ``start`` on into a longer line, which it fills.
+    """Matrix (length, n) that puts n samples into a longer line, from place ``start`` on, and fills the rest.
 
-    What is free runs from the last sample to the first, so that the line may be taken for periodic.
+    The fill runs from the last sample to the first, so that the line is periodic without a jump.
     """
     matrix = np.zeros((length, n))
     places = np.arange(length)
@@ -240,7 +240,7 @@ def _continued(n: int, length: int, start: int, reverse: bool) -> Array:
 
 
 def _blend(matrix: Array, after: NDArray[np.int_], before: NDArray[np.int_], n: int) -> None:
-    """Let the fill after the samples and the one before them meet at the ends of the line."""
+    """Fill the places after and before the samples with a ramp from the last sample to the first."""
     gap = np.concatenate([after, before])
     if len(gap) < 2 or n < 2:
         return

@@ -1,4 +1,4 @@
-"""What of a scan is believed: its gain against the joint image, its slices, and whether it fits at all."""
+"""How far a scan can be used: its gain against the joint image, weights of its slices, agreement of its detail."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ FloatArray = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 FIELD_MM = 25.0
-"""Standard deviation of the Gaussian that the gain field is smoothed with: coils, not anatomy."""
+"""Standard deviation of the Gaussian that smooths the gain field: wide enough to follow coils, not anatomy."""
 _GAIN_RANGE = (0.5, 2.0)  # of the scan's overall gain
-_DETAIL_MM = 6.0  # detail is what a Gaussian of this width leaves
+_DETAIL_MM = 6.0  # standard deviation of the Gaussian whose mean is subtracted to get detail
 _RIM_MM = 5.0
-# Residuals of slices in units of their spread: up to the first believed in full, from the second on not at all.
+# Residuals of slices in units of their spread: up to the first the weight is 1, from the second on it is 0.
 _DOUBT, _REFUSAL = 3.0, 6.0
-_LEAST_SPREAD = 0.08  # of the logarithm; slices differ by so much for other reasons
+_LEAST_SPREAD = 0.08  # of the logarithm: slices without a fault differ by this much
 _FEWEST = 0.1  # of the voxels of the fullest slice
 
 
 def overall_gain(acquired: FloatArray, predicted: FloatArray, inside: Bools) -> float:
-    """Return the gain of a scan, the median of its ratio to the prediction where that is bright."""
+    """Return the median ratio of a scan to its prediction, where that is above 30 % of its 99th percentile."""
     bright = inside & (predicted > 0.3 * np.percentile(predicted[inside], 99))
     return float(np.median(acquired[bright] / predicted[bright]))
 
 
 def gain_field(acquired: FloatArray, predicted: FloatArray, inside: Bools, zooms: Sequence[float]) -> FloatArray:
-    """Smooth field by which a scan sees the joint image: ratio of local means in Gaussian windows of `FIELD_MM`.
+    """Gain of a scan over its prediction, a smooth field: ratio of local means in Gaussian windows of ``FIELD_MM``.
 
-    Least squares would give too little: what the prediction lacks counts as its noise.
+    A least-squares fit would give too small a gain, because the prediction has errors too.
 
     Parameters
     ----------
     acquired, predicted
         float32 on the scan's grid.
     inside
-        Where they are compared, boolean.
+        Voxels that are compared, boolean.
     zooms
-        Voxel size in mm.
+        Voxel size per axis in mm.
+
+    Returns
+    -------
+    gain
+        float32 on the scan's grid, between half and twice :func:`overall_gain`.
     """
     overall = overall_gain(acquired, predicted, inside)
     sigma = [FIELD_MM / zoom for zoom in zooms]
@@ -56,7 +61,7 @@ def gain_field(acquired: FloatArray, predicted: FloatArray, inside: Bools, zooms
 
 
 def detail(volume: FloatArray, inside: Bools, zooms: Sequence[float]) -> FloatArray:
-    """Return what the mean of a volume in a Gaussian window of 6 mm leaves of it; what is outside does not count."""
+    """Subtract the mean over a Gaussian window (standard deviation 6 mm); only voxels ``inside`` enter the mean."""
     sigma = [_DETAIL_MM / zoom for zoom in zooms]
     total, share = (
         ndimage.gaussian_filter(part.astype(np.float32), sigma, mode="constant", truncate=3)
@@ -68,7 +73,7 @@ def detail(volume: FloatArray, inside: Bools, zooms: Sequence[float]) -> FloatAr
 def agreement(acquired: FloatArray, predicted: FloatArray, inside: Bools, zooms: Sequence[float]) -> float:
     """Correlation of the detail of a scan with that of its prediction: 1 for the same head, about 0 for chance.
 
-    Outlines of heads are alike, so that only what lies 5 mm inside of them counts.
+    Outlines of heads are alike, so only voxels more than 5 mm inside count.
     """
     deep = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=zooms)[1:-1, 1:-1, 1:-1] > _RIM_MM
     if np.count_nonzero(deep) < 100:
@@ -84,25 +89,26 @@ def slice_weights(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Weight of each slice from its residual against a prediction by the other scans.
 
-    The residual that noise and the slice's own contours explain is sqrt(sigma^2 + k^2 c^2), with c the root mean square
-    gradient in the slice and k the scan's median. The logarithm of how far a slice is beyond it is compared with
-    its spread over the slices (median absolute deviation) and weighted by Hampel's rule.
+    The residual that noise and contours explain is sqrt(sigma^2 + k^2 c^2), with c the root mean square gradient in the
+    slice, and k the same for all slices: the median of what the residual has beyond noise, over c. The excess of a
+    slice is the logarithm of its residual over that, minus the median of all slices, in units of their spread (scaled
+    median absolute deviation). The weight is 1 up to an excess of 3 and falls linearly to 0 at 6.
 
     Parameters
     ----------
     acquired, predicted
         float32 on the scan's grid.
     inside
-        Where they are compared.
+        Voxels that are compared, boolean.
     axis
-        Across the slices.
+        Array axis across the slices.
     sigma
-        Noise.
+        Standard deviation of the noise.
 
     Returns
     -------
     weights, excess
-        Of each slice; excess in units of the spread, 0 where there is too little to compare.
+        One value per slice; weight 1 and excess 0 for slices with too few voxels to compare.
     """
     others = tuple(a for a in range(3) if a != axis)
     counts = inside.sum(axis=others)

@@ -2,7 +2,7 @@
 
     min_x  |x - x0|^2 / tau^2  +  |grad (x - x0)|^2 / rho^2  +  sum_s |w_s^(1/2) (A_s x - y_s)|^2 / sigma_s^2
 
-The first two terms say what errors the image x0 is expected to have: tau of each voxel, and how rough they are.
+The first two terms describe the expected error of the image x0: its size in each voxel (tau) and its roughness (rho).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Prior:
     tau
         Standard deviation in each voxel, in units of the image.
     rho
-        Standard deviation of its differences between neighbours; infinite: not asked for.
+        Standard deviation of the difference of the error between neighbouring voxels; infinite leaves this term out.
     """
 
     tau: float
@@ -55,19 +55,20 @@ def conjugate_gradients(
     Parameters
     ----------
     apply
-        The matrix.
+        Multiplies the matrix with a vector.
     right
         Right-hand side.
     iterations
-        At most so many.
+        Most iterations.
     tolerance
-        Stop where the residual is this share of the right-hand side.
+        The iterations stop when the norm of the residual is this share of that of the right-hand side.
     progress
-        Told the share of the iterations done.
+        Called with the share of the iterations that is done.
 
     Returns
     -------
     solution, count
+        Solution, and number of iterations.
     """
     x = torch.zeros_like(right)
     residual, direction = right.clone(), right.clone()
@@ -96,20 +97,25 @@ def agree_with_scans(
     tolerance: float = 0.02,
     progress: Callable[[float], None] | None = None,
 ) -> torch.Tensor:
-    """Correct an image by the data of all scans (see the module).
+    """Correct an image by the data of all scans: the minimisation in the docstring of this module.
 
     Parameters
     ----------
     start
         x0 on the target grid.
     scans
-        Scans on one target grid.
+        Scans whose operators share the target grid.
     prior
         Expected error of ``start``.
     iterations, tolerance
-        When the conjugate gradients end.
+        When the conjugate gradients end, see :func:`conjugate_gradients`.
     progress
-        Told the share of the work done.
+        Called with the share of the iterations that is done.
+
+    Returns
+    -------
+    image
+        float32 on the target grid.
     """
     right = torch.zeros_like(start)
     for scan in scans:

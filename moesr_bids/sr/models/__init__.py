@@ -1,8 +1,9 @@
-"""Registered models: what turns an acquired image into an image of the target grid.
+"""Registry of the models: each turns an acquired image into an image on the target grid.
 
-A model is a function of a :class:`.base.Problem` registered under its name together with its card; adding one adds an
-entry here and nothing elsewhere. A path of a ``.safetensors`` file is a model as well, of the kind that its card names.
-PyTorch is imported when a model is looked up, not with this package: command lines and scheduler workers need names.
+A model is a function of a :class:`.base.Problem`, registered under its name together with its card. A new model adds an
+entry here and nothing elsewhere. The path of a ``.safetensors`` file is a model as well, of the kind that its card
+names. PyTorch is imported when a model is looked up, not with this package: command lines and scheduler workers need
+only names.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ def model_names() -> tuple[str, ...]:
 
 
 def weights_path(name: str) -> Path | None:
-    """Weights file of a model; None for models without weights.
+    """Path of the weights of a model; None for models without weights.
 
     Raises
     ------
     ValueError
-        If there is no such model.
+        If no model has this name.
     """
     if name.endswith(SUFFIX):
         return Path(name)
@@ -54,12 +55,12 @@ def weights_path(name: str) -> Path | None:
 
 
 def weights_sha256(name: str) -> str:
-    """Digest of the weights of a model, ``n/a`` without any.
+    """SHA-256 of the weights of a model; ``n/a`` for models without weights.
 
     Raises
     ------
     ValueError
-        If there is no such model, or its weights cannot be used.
+        If no model has this name, or its weights cannot be used.
     """
     path = weights_path(name)
     return Weights.read(path).sha256 if path else "n/a"
@@ -79,7 +80,7 @@ def refuse_unused(
     Raises
     ------
     ValueError
-        If there is one; it names the option as on the command line.
+        If such an option is given; the message names it as on the command line.
     """
     sampling = sampling or Sampling()
     given = {
@@ -107,7 +108,7 @@ def get_model(name: str) -> Model:
     Raises
     ------
     ValueError
-        If there is none of this name, or the weights cannot be used.
+        If no model has this name, or its weights cannot be used.
     """
     path = weights_path(name)
     if path is None:

@@ -1,4 +1,4 @@
-"""How an acquisition is told to a network: the order of the axes, and a vector of voxel sizes, profile and noise."""
+"""Description of an acquisition for a network: the order of the axes, and a vector of voxel sizes, profile, noise."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ of the Jacobian of the map from corrected to acquired positions, with which the 
 CONDITIONS = 3 * 3 + 1 + len(GUIDANCE)
 """Length of the vector that :func:`acquisition_vector` makes."""
 _TYPICAL_NOISE = 0.02
-_TYPICAL_OCTAVES = {"isotropic": (0.0, 1.8), "slices": (0.8, 3.0)}  # of the factors that kernels start for
+_TYPICAL_OCTAVES = {"isotropic": (0.0, 1.8), "slices": (0.8, 3.0)}  # input over target voxel size
 
 
 def typical_acquisitions(count: int) -> torch.Tensor:
-    """Acquisitions that kernels start for: half of them isotropic, half slices, at even steps of their factor.
+    """Acquisitions that the kernels of a convolution start from, one for each kernel.
+
+    Half of them are isotropic, half have slices along the last axis; their factors are evenly spaced in octaves.
 
     Returns
     -------
     facts
-        float32 (count, :data:`CONDITIONS`), as of :func:`acquisition_vector`; 0 for noise and guidance maps.
+        float32 (count, :data:`CONDITIONS`), rows as of :func:`acquisition_vector`, with 0 for noise and guidance maps.
     """
     rows = []
     for number in range(count):
@@ -44,8 +46,8 @@ def typical_acquisitions(count: int) -> torch.Tensor:
 def axis_order(input_zooms: Sequence[float], target_zooms: Sequence[float]) -> tuple[int, int, int]:
     """Order in which the network gets the axes: from the finest to the coarsest input voxel, the slice axis last.
 
-    Input finer than the target counts as equal to it; equal axes keep their order, and count as equal when they differ
-    by rounding, as those of oblique affines do.
+    Input finer than the target counts as equal to it. Equal axes keep their order. Axes that differ only by rounding
+    (those of oblique affines do) are equal.
     """
     octaves = [
         round(max(0.0, math.log2(zoom / target)), 3) for zoom, target in zip(input_zooms, target_zooms, strict=True)

@@ -18,7 +18,7 @@ Progress = Callable[[str, float], None]
 
 
 def silent(step: str, share: float) -> None:
-    """Progress that nobody looks at."""
+    """Ignore the progress."""
     del step, share
 
 
@@ -29,7 +29,7 @@ class Problem:
     Parameters
     ----------
     acquired
-        Input image y, float32, on the input grid, divided by ``scale``.
+        Input image y, float32, on the input grid, divided by its 99th percentile inside the mask.
     mask
         Boolean, on the input grid: the brain, or the foreground where no brain mask was given.
     operator
@@ -39,19 +39,19 @@ class Problem:
     seed
         Seed of all random numbers.
     progress
-        Told how far the work is.
+        Called with the name of the step and the share of it that is done.
     guidance
-        Maps on the input grid by name (:data:`.acquisition.GUIDANCE`); a map that is not there is missing, not zero.
+        Maps on the input grid by name (:data:`.acquisition.GUIDANCE`). An absent map is unknown, not zero.
     contrast
         BIDS suffix of the image, for the calibration of the uncertainty; empty where unknown.
     averaged
         Whether a one-step model averages over the eight flips of the image.
     runtime
-        What runs the convolutions of a learned model (:data:`..runtimes.RUNTIMES`).
+        What runs the convolutions of a one-step model (:data:`..runtimes.RUNTIMES`).
     sampling
         How a diffusion model is sampled.
     maps
-        Whether the model shall return maps of how it works beside the image, where it has any.
+        Whether a mixture of experts returns its gate and difference maps.
     window
         Most voxels of a window on a CPU.
     """
@@ -80,12 +80,12 @@ class Reconstruction:
     image
         float32 on the target grid, in the units of :attr:`Problem.acquired`.
     std
-        Standard deviation of the error of ``image``, same shape and units; None for models that know none.
+        Standard deviation of the error of ``image``, same shape and units; None if the model predicts none.
     facts
-        What the sidecar shall say beside the model's name, JSON-serialisable.
+        Facts for the sidecar, JSON-serialisable; the engine adds the model's name.
     maps
         Further volumes on the target grid by name, if they were asked for: ``gate-<expert>``, the weight of an expert;
-        ``difference-<expert>``, what the image would be with this expert alone, less the image, in its units.
+        ``difference-<expert>``, the image that this expert alone would give, minus the image, in its units.
     """
 
     image: torch.Tensor
@@ -96,15 +96,15 @@ class Reconstruction:
 
 @frozen
 class ModelCard:
-    """What a user, a scheduler and a sidecar need to know of a model.
+    """Facts about a model for users, schedulers and sidecars.
 
     Parameters
     ----------
     summary
         One line for help texts.
     methods
-        Sentences for the methods section of a paper, with citation keys such as ``[@tv]``; ``{estimate}`` in them
-        stands for what a diffusion model does.
+        Sentences for the methods section of a paper, with citation keys such as ``[@tv]``. ``{estimate}`` in them is
+        replaced by :attr:`Sampling.methods`.
     projected
         Whether the output is projected onto the data; plain baselines and syntheses are not.
     synthesis
@@ -114,25 +114,27 @@ class ModelCard:
     guidance
         Guidance maps that the model was trained with; it refuses others.
     iterations
-        Number of applications of A and its adjoint.
+        Number of times that A and its adjoint are applied.
     uncertainty
         Whether the model returns a standard deviation.
     bytes_per_voxel
-        Peak memory per voxel of the target grid.
+        Peak memory in bytes per voxel of the target grid.
     window_bytes_per_voxel
-        Peak memory per voxel of the window that a network works on, beside that.
+        Further peak memory in bytes per voxel of the window that a network works on.
     seconds_per_megavoxel
-        Time beside the products with A per million target voxels, one CPU thread.
+        Seconds per million target voxels on one CPU thread, without the products with A and the network.
     flops_per_voxel
-        Floating-point operations of a network per target voxel.
+        Floating-point operations of a network per target voxel, once per image.
     flops_per_flip
-        The same for each flip of the image that a diffusion model looks at.
-    flops_per_step, steps_per_sample
-        The same for each step of a diffusion model, of which its mean takes one in each flip and a sample so many.
+        The same for each flip of the image that a diffusion model works on.
+    flops_per_step
+        The same for each step of a diffusion model.
+    steps_per_sample
+        Steps that a sample takes; the mean takes one in each flip.
     flips
-        Flips of the image that the mean is estimated in; the samples are drawn in one after the other.
+        Number of flips of the image that the mean is estimated in. Samples are drawn in one flip after the other.
     one_step
-        Whether it is a network that is applied once: its runtime can be chosen, and flips averaged.
+        Whether the network is applied once; then its runtime can be chosen, and flips can be averaged.
     experts
         Names of the experts, each with a gate map.
     """
@@ -157,13 +159,13 @@ class ModelCard:
     experts: tuple[str, ...] = ()
 
     def methods_text(self, sampling: Sampling) -> str:
-        """Return the sentences for the methods section of a paper."""
+        """Return the sentences for the methods section of a paper, for a way of sampling."""
         return self.methods.replace("{estimate}", sampling.methods)
 
 
 @frozen
 class Model:
-    """A registered model."""
+    """A registered model: its name, its card, and the function that reconstructs an image from a problem."""
 
     name: str
     card: ModelCard

@@ -3,9 +3,9 @@
     min_x  1/2 |A x - y|^2 + weight R(x)
 
 with the edge-preserving prior R of :mod:`.prior`, minimised by the primal-dual method of Chambolle and Pock (2011,
-algorithm 1). The data term enters by its exact proximal map (:func:`..projection.data_prox`), so that some dozens of
-iterations are enough whatever the point-spread function. The weight follows from the noise: it is adapted during the
-iterations until the residual inside the mask is the wanted share of the noise (discrepancy principle).
+algorithm 1). The data term enters by its exact proximal map (:func:`..projection.data_prox`), so 50 iterations are
+enough, whatever the point-spread function. The weight follows from the noise: during the iterations it is adapted so
+that the residual inside the mask is 0.85 times the noise (discrepancy principle).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .prior import EdgePrior
 ITERATIONS = 50
 # Chosen on training images with 2 % noise: k-space windows x2 and 3 to 5 mm slices, T1w, T2w and FLAIR.
 SECOND_ORDER = 0.25
-WEIGHT_PER_VARIANCE = 3.0  # start; images divided by the 99th percentile in the mask
+WEIGHT_PER_VARIANCE = 3.0  # first weight over the noise variance, for images divided by their 99th percentile
 # The best estimate has a residual somewhat below the noise (it fits some of it); Morozov's 1 smooths too much.
 RESIDUAL_SHARE = 0.85
 _STEP = 10.0  # primal step, in inverse squared singular values of A
-# Iterations after which the weight is adapted; the last ones settle.
+# Iterations after which the weight is adapted; in the last ones it stays.
 _ADAPT_AFTER = frozenset({6, 12, 18, 24, 30, 35, 39, 42, 45})
 _LEAST_WEIGHT = 0.2  # of the start
 _LARGEST_WEIGHT_PER_SIGMA = 0.5  # as much as plain denoising needs
@@ -51,7 +51,7 @@ def reconstruct(problem: Problem) -> Reconstruction:
 
 
 def head_box(image: torch.Tensor, zooms: tuple[float, float, float]) -> tuple[slice, slice, slice]:
-    """Bounding box of the head with a margin; planes with a few bright voxels of noise do not count."""
+    """Bounding box of the head with a margin of 10 mm; planes with less than 0.1 % bright voxels do not count."""
     foreground = image > _HEAD_LEVEL
     slices = []
     for axis in range(3):
@@ -92,10 +92,10 @@ def _primal_dual(
 
 
 class _ResidualMonitor:
-    """Root mean square of y - A x inside the mask, of what the target grid can represent."""
+    """Root mean square inside the mask of y - A x, of the part that the target grid can represent."""
 
     def __init__(self, factors: Factors, left: torch.Tensor, mask: torch.Tensor) -> None:
-        if not mask.any():  # a mask in the background: measure everywhere
+        if not mask.any():  # the mask lies outside of the head's box: measure everywhere
             mask = torch.ones_like(mask)
         box = bounding_box(mask)
         self._near = factors.seen_from(box)

@@ -1,9 +1,10 @@
 """Context and gate of the mixture of experts: a Swin transformer over patches of three sizes.
 
 Patches of 4, 8 and 16 target voxels of the image and of the trunk's features are embedded by overlapping convolutions,
-each from the one before, which learn faster than linear embeddings (Xiao et al. 2021, arXiv 2106.14881); those of 8 and
-16 are joined on the grid of 8 voxels and put through shifted-window attention (Liu et al. 2021). The gate is a softmax
-over the experts per token of 4 voxels, interpolated linearly to the voxels: soft, smooth, and still summing to 1.
+each from the next smaller one. Such embeddings learn faster than linear ones (Xiao et al. 2021, arXiv 2106.14881). The
+patches of 8 and 16 voxels are joined on the grid of 8 voxels and go through shifted-window attention (Liu et al. 2021).
+The gate is a softmax over the experts per token of 4 voxels, interpolated linearly to the voxels, where its weights
+still sum to 1.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ TOKEN = 2 * FINE
 """Target voxels per side of the tokens of the transformer; volumes are multiples of it."""
 _CELL, _FINE, _MIDDLE, _COARSE = 32, 64, 96, 128  # channels at half resolution, and of the embeddings
 _GROUPS = 8
-_OVERLAP = 0.375  # of a patch with the next one
-_BORDER = 0.125  # of a patch at each side, which did not count in the training
+_OVERLAP = 0.375  # least share of a patch that overlaps with the next one
+_BORDER = 0.125  # share of a patch at each side that did not count in the training
 _LEAST_WEIGHT = 1e-3
-_PATCHES_ON_GPU = 16  # at a time: one alone would keep it waiting
+_PATCHES_ON_GPU = 16  # at a time: a single one does not fill the GPU
 _PATCH_MULTIPLE = 4 * TOKEN
 _THIN = 4  # tokens that make two of the coarse ones
 
@@ -46,8 +47,13 @@ class ContextShape:
     window
         Tokens per side of an attention window.
     patch
-        Target voxels per side of the patches that the network was trained on, and so sees at a time: its group
-        normalisation takes mean and scale from all of them.
+        Target voxels per side of the patches that the network was trained on. It must see such patches later too, since
+        its group normalisation takes mean and scale from a whole patch.
+
+    Raises
+    ------
+    ValueError
+        If ``patch`` is not a positive multiple of 32.
     """
 
     channels: int = 128
@@ -63,7 +69,7 @@ class ContextShape:
 
 
 class Context(nn.Module):
-    """From the channels at half resolution to tokens for the experts and the logits of the gate.
+    """Network from the channels at half resolution to tokens for the experts and the logits of the gate.
 
     Parameters
     ----------
@@ -72,7 +78,7 @@ class Context(nn.Module):
     channels
         Channels at half resolution.
     features
-        Channels of the features that the context is added to.
+        Channels of the features that the tokens are added to.
     experts
         Number of experts.
     """
@@ -129,7 +135,7 @@ class Context(nn.Module):
 
 
 def context_in_patches(context: Context, cells: torch.Tensor, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply :meth:`Context.forward` in patches of ``patch`` cells, which overlap and are blended in a large volume."""
+    """Apply :meth:`Context.forward` in overlapping patches of ``patch`` cells per side, and blend them."""
     size = [min(patch, n) for n in cells.shape[2:]]
     if size == list(cells.shape[2:]):
         found: tuple[torch.Tensor, torch.Tensor] = context(cells)
@@ -153,7 +159,7 @@ def _distance(size: int) -> int:
 
 
 def _weights(size: int) -> torch.Tensor:
-    """Weight along an axis of a patch: next to nothing in its border, and rising over what of the overlap is left."""
+    """Blending weight along an axis of a patch: nearly 0 in its border, then rising over the rest of the overlap."""
     border = int(_BORDER * size)
     places = torch.arange(size) + 0.5
     rising = max(1, size - _distance(size) - 2 * border)
@@ -184,5 +190,11 @@ def _doubled(volume: torch.Tensor) -> torch.Tensor:
 
 
 def gate_weights(logits: torch.Tensor) -> torch.Tensor:
-    """Weights of the experts per voxel, from the logits per token of 4 voxels: they sum to 1."""
+    """Weights of the experts per voxel, summing to 1, float32 (batch, experts, i, j, k).
+
+    Parameters
+    ----------
+    logits
+        One per expert and token of 4 voxels, (batch, experts, i / 4, j / 4, k / 4).
+    """
     return functional.interpolate(logits.float().softmax(dim=1), scale_factor=float(FINE), mode="trilinear")

@@ -23,12 +23,12 @@ from attrs import field, frozen, validators
 from ..sampling import RULES
 
 Denoiser = Callable[[torch.Tensor, float], torch.Tensor]
-"""From state and eta to the estimated residual."""
+"""Function from state z_t and eta_t to the estimated residual."""
 StepRule = Callable[[torch.Tensor, torch.Tensor, float, float, float, torch.Tensor], torch.Tensor]
-"""From state, estimated residual, eta, next eta, kappa and unit noise to the next state."""
+"""Function from state, estimated residual, eta_t, eta_{t-1}, kappa and unit noise to the next state."""
 
 _FIRST_ETA, _LAST_ETA = 0.001, 0.999
-_LEAST_NOISE = 0.04  # of the first step in the paper: sqrt(eta_1) = 0.04 / kappa, unless that is above _FIRST_ETA
+_LEAST_NOISE = 0.04  # in the paper sqrt(eta_1) = 0.04 / kappa; here eta_1 is at most _FIRST_ETA
 
 
 @frozen
@@ -38,11 +38,16 @@ class ShiftSchedule:
     Parameters
     ----------
     steps
-        T.
+        Number of steps T, 1 to 1000.
     kappa
         Standard deviation of the noise at the blurred end, in units of the image's 99th percentile.
     power
-        p of the geometric schedule (eq. 8): smaller values shift earlier.
+        p of the geometric schedule (eq. 8): with smaller values eta rises earlier.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
     """
 
     steps: int = field(default=4, validator=validators.in_(range(1, 1001)))
@@ -51,7 +56,7 @@ class ShiftSchedule:
 
     @property
     def etas(self) -> tuple[float, ...]:
-        """eta_0 = 0 to eta_T."""
+        """The rising values eta_0 = 0 to eta_T = 0.999; T + 1 of them."""
         first = min((_LEAST_NOISE / self.kappa) ** 2, _FIRST_ETA)
         if self.steps == 1:
             return 0.0, _LAST_ETA
@@ -61,7 +66,7 @@ class ShiftSchedule:
 
 
 def noisy_state(residual: torch.Tensor, etas: torch.Tensor, kappa: float, noise: torch.Tensor) -> torch.Tensor:
-    """Draw z_t for a known residual from unit noise (eq. 2); ``etas`` are broadcast."""
+    """Return z_t for a known residual and unit noise (eq. 2); ``etas`` are broadcast."""
     return (1 - etas) * residual + kappa * etas.sqrt() * noise
 
 
@@ -84,7 +89,7 @@ def deterministic_step(
 
 
 STEP_RULES: dict[str, StepRule] = dict(zip(RULES, (posterior_step, deterministic_step), strict=True))
-"""By name."""
+"""Step rules by name."""
 
 
 def sample(
@@ -102,7 +107,7 @@ def sample(
     Parameters
     ----------
     denoise
-        Network.
+        Estimates the residual from a state.
     shape
         Shape of the residual.
     schedule
@@ -110,11 +115,16 @@ def sample(
     rule
         One of :data:`STEP_RULES`.
     temperature
-        Factor of all noise. A sample of the full distribution (1) errs by more than the mean of the distribution.
+        Factor of all noise. At 1 the sample is of the full distribution, and errs by more than its mean.
     seed
-        Of all noise. It is drawn on the CPU for the whole volume, so that neither windows nor device matter.
+        Seed of all noise. It is drawn on the CPU for the whole volume, so neither windows nor device matter.
     device
-        Where the network is.
+        Device of the network.
+
+    Returns
+    -------
+    residual
+        The network's estimate at the last step, float32, of shape ``shape``.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,8 +1,8 @@
-"""The three denoising experts: one kind of block each, over shared features.
+"""The three denoising experts, over shared features. Each has its own kind of block.
 
 * centrum semiovale (deep white matter): dilated convolutions, which see far and smooth widely;
 * sulcal and gyral cortex: plain dense convolutions;
-* grey-white junction: convolutions of what is finer than a mean over neighbours, the bands that make up an edge.
+* grey-white junction: convolutions of the high-pass of the features, which holds the edges.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DetailBlock(ModulatedBlock):
     """Block that sees the features without their mean over 3 x 3 x 3 inner voxels."""
 
     def seen(self, x: torch.Tensor) -> torch.Tensor:
-        """High-pass of the features; a pooling would take ten times as long as this convolution."""
+        """Return the high-pass of the features; pooling would take ten times as long as this convolution."""
         mean = x.new_full((x.shape[1], 1, 3, 3, 3), 1 / 27)
         return x - functional.conv3d(x, mean, padding=1, groups=x.shape[1])
 
@@ -49,15 +49,15 @@ class Expert(nn.Module):
     Parameters
     ----------
     name
-        One of :data:`EXPERTS`.
+        One of :data:`moesr_bids.sr.models.EXPERTS`.
     width
-        Channels.
+        Number of channels.
     blocks
-        Residual blocks.
+        Number of residual blocks.
     embedding
         Length of the embedding of acquisition and step.
     kernels
-        Of each convolution.
+        Number of kernels that each convolution is mixed from.
     """
 
     def __init__(self, name: str, width: int, blocks: int, embedding: int, kernels: int = 1) -> None:
@@ -86,9 +86,9 @@ class Expert(nn.Module):
         state
             From :func:`state_cells`.
         embedding
-            Of acquisition and step.
+            Embedding of acquisition and step, (batch, length).
         shares
-            Of the kernels, as of :meth:`.network.ResidualNetwork.shares`.
+            Shares of the kernels, in the order of :meth:`.network.ResidualNetwork.shares`.
         """
         inner = features + self.head(state, shares[0])
         for block, first, second in zip(self.body, shares[2::2], shares[3::2], strict=True):
@@ -104,5 +104,5 @@ def expert_halo(blocks: int) -> int:
 
 
 def state_cells(base: torch.Tensor, innovation: torch.Tensor) -> torch.Tensor:
-    """Two volumes of the target grid, (batch, 1, i, j, k) each, as the experts take them."""
+    """Pack two volumes of the target grid, (batch, 1, i, j, k) each, into scaled cells at half resolution."""
     return space_to_depth(torch.cat([base, innovation], dim=1) / _STATE_SCALE)

@@ -1,4 +1,4 @@
-"""What learned models are given: the scan on the target grid, padded, and where the head is."""
+"""Inputs of the learned models: the scan on the target grid, padded, and a weight that is 1 in the head."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from .base import Problem
 from .network import data_correction
 
 FLIPS = tuple(tuple(axis for axis in range(3) if turn[axis]) for turn in product((False, True), repeat=3))
-"""Axes that are reversed, in each of the eight flips of a volume; the first is none."""
+"""Axes that are reversed in each of the eight flips of a volume; the first flip reverses none."""
 _HEAD_LEVEL = 0.05  # of the 99th percentile: below is background
-_CELL = 8  # voxels per side of the cells in which the head is looked for
+_CELL = 8  # voxels per side of the cells that hold a part of the head or do not
 
 
 @frozen(eq=False)
 class Inputs:
-    """Volumes on the target grid, axes as the network gets them, their ends padded to multiples of its cells.
+    """Volumes on the target grid, float32, axes in the order of the network, padded at their ends.
 
     Parameters
     ----------
     image
-        The scan, interpolated.
+        The interpolated scan.
     correction
-        What the data add to it (:func:`.network.data_correction`).
+        Its linear correction by the data (:func:`.network.data_correction`).
     head
-        1 in the head, falling to 0 around it.
+        Weight of each voxel: 1 in the head, falling to 0 around it (:func:`head_weight`).
     maps
-        Guidance maps that are there.
+        Guidance maps by name; absent maps are left out.
     acquisition
-        From :func:`.acquisition.acquisition_vector`.
+        Vector from :func:`.acquisition.acquisition_vector`.
     shape
         Shape of the target grid in the order of the network, without the padding.
     order
-        From :func:`.acquisition.axis_order`.
+        Order of the axes, from :func:`.acquisition.axis_order`.
     """
 
     image: torch.Tensor
@@ -55,7 +55,7 @@ class Inputs:
 
     @classmethod
     def of(cls, problem: Problem, multiple: int) -> Inputs:
-        """Bring a problem to the target grid."""
+        """Make the inputs of a problem; each axis is padded to a multiple of ``multiple`` voxels."""
         operator = problem.operator
         image = network_image(problem.acquired, operator)
         correction = data_correction(image, problem.acquired, operator.factors(), problem.sigma)
@@ -86,7 +86,7 @@ class Inputs:
         )
 
     def channels(self, box: Box | None = None) -> torch.Tensor:
-        """Channels of a network in a window, or in the whole volume, (1, 2 + guidance, i, j, k)."""
+        """Channels of the network in a window, or in the whole volume, (1, 2 + guidance, i, j, k)."""
         where = box or (slice(None),) * 3
         parts = [self.image[where], self.correction[where]]
         absent = torch.zeros_like(parts[0])
@@ -94,7 +94,7 @@ class Inputs:
         return torch.stack(parts)[None]
 
     def flipped(self, axes: tuple[int, ...]) -> Inputs:
-        """Reverse some axes; the acquisition has no direction along them."""
+        """Reverse some axes of the volumes; the vector of the acquisition stays, since it has no direction."""
         if not axes:
             return self
         maps = {name: volume.flip(axes) for name, volume in self.maps.items()}
@@ -102,7 +102,7 @@ class Inputs:
         return evolve(self, image=image, correction=correction, head=head, maps=maps)
 
     def unpadded(self, volume: torch.Tensor) -> torch.Tensor:
-        """Cut the padding off, and put the axes back."""
+        """Cut the padding off a volume, and put its axes back into the order of the image."""
         i, j, k = self.shape
         return volume[:i, :j, :k].permute([self.order.index(axis) for axis in range(3)]).contiguous()
 
@@ -110,8 +110,8 @@ class Inputs:
 def network_image(volume: torch.Tensor, operator: AcquisitionOperator) -> torch.Tensor:
     """Bring a volume from the input to the target grid as the network expects it.
 
-    Cubic splines; along an axis where the input is finer than the target a low-pass at the target's band limit takes
-    their place, since splines would alias.
+    Cubic splines interpolate it. Along an axis where the input is finer than the target, splines would alias; a
+    low-pass at the target's band limit takes their place.
     """
     source, target = operator.input_grid, operator.target_grid
     matrices = []
@@ -127,13 +127,19 @@ def network_image(volume: torch.Tensor, operator: AcquisitionOperator) -> torch.
 
 
 def _noise_kept(operator: AcquisitionOperator) -> float:
-    """Share of the noise's standard deviation that the low-pass of :func:`network_image` keeps."""
+    """Factor by which the low-pass of :func:`network_image` reduces the standard deviation of white noise."""
     pairs = zip(operator.input_grid.zooms, operator.target_grid.zooms, strict=True)
     return float(np.prod([min(1.0, zoom / wanted) ** 0.5 for zoom, wanted in pairs]))
 
 
 def head_weight(image: torch.Tensor) -> torch.Tensor:
-    """Return 1 in the head, falling to 0 within two cells of 8 voxels around it; specks of noise are no head."""
+    """Return a weight that is 1 in the head and falls to 0 within two cells of 8 voxels; specks of noise do not count.
+
+    Parameters
+    ----------
+    image
+        Image on the target grid, (i, j, k), in units of its 99th percentile; the head is what is brighter than 0.05.
+    """
     solid = functional.avg_pool3d((image > _HEAD_LEVEL)[None, None].float(), 3, stride=1, padding=1) > 0.5
     cells = functional.max_pool3d(solid.float(), _CELL, ceil_mode=True)
     near = functional.max_pool3d(cells, 3, stride=1, padding=1)

@@ -1,4 +1,4 @@
-"""Layers of the networks: convolutions mixed for each acquisition, and volumes at half resolution."""
+"""Layers of the networks: convolutions whose kernels are mixed for each acquisition, and space-to-depth."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch.nn import functional
 from .acquisition import typical_acquisitions
 
 FACTOR = 2
-"""Ratio of the inner to the target voxel size; input shapes are multiples of it."""
+"""Voxel size inside the network over that of the target grid; input shapes are multiples of it."""
 
 
 class KernelShares(nn.Module):
     """Shares of the kernels of several :class:`ConditionalConv`, from the vector of the acquisition.
 
-    They begin as softmax(-|facts - typical|^2 / 2) for some typical acquisitions, a kernel for each of them. Kernels
-    that are copies of one at first only come to differ because each acquisition mixes them in another way.
+    They begin as softmax(-|facts - typical|^2 / 2), with one typical acquisition for each kernel. The kernels may begin
+    as copies of one: they come to differ because each acquisition mixes them in another way.
 
     Parameters
     ----------
     convolutions
         Number of convolutions.
     kernels
-        Kernels of each; with one there is nothing to learn.
+        Number of kernels of each; with one there is nothing to learn.
     """
 
     def __init__(self, convolutions: int, kernels: int) -> None:
@@ -37,7 +37,7 @@ class KernelShares(nn.Module):
             self.bias = nn.Parameter(-typical.square().sum(dim=1) / 2)
 
     def forward(self, acquisition: torch.Tensor) -> Sequence[torch.Tensor | None]:
-        """Return (batch, kernels) for each convolution; None where there is but one kernel."""
+        """Return the shares (batch, kernels) for each convolution; None for each if there is only one kernel."""
         if self.kernels == 1:
             return [None] * self.convolutions
         logits = functional.linear(acquisition, self.weight, self.bias).float()
@@ -54,9 +54,9 @@ class ConditionalConv(nn.Conv3d):
     inside, outside
         Channels of input and output.
     kernels
-        Kernels; with one it is a plain convolution.
+        Number of kernels; with one it is a plain convolution.
     dilation
-        Of the convolution.
+        Distance of the kernel's taps in voxels.
     """
 
     def __init__(self, inside: int, outside: int, kernels: int = 1, dilation: int = 1) -> None:
@@ -71,7 +71,7 @@ class ConditionalConv(nn.Conv3d):
         assert self.bias is not None
         if shares is None:
             return self.weight, self.bias
-        # As they lie in memory while training; autocast would round them before they are mixed.
+        # In the order in which they lie in memory while training; autocast would round them before the mixture.
         kernels = self.weight.unflatten(0, (self.kernels, -1)).movedim(2, -1)
         with torch.autocast(self.weight.device.type, enabled=False):
             mixed = (shares @ kernels.flatten(1)).unflatten(-1, kernels.shape[1:])
@@ -82,7 +82,7 @@ class ConditionalConv(nn.Conv3d):
         if shares is None:
             return super().forward(x)
         kernels, biases = self.mixed(shares)
-        if torch.is_autocast_enabled(x.device.type):  # once, and not for each example
+        if torch.is_autocast_enabled(x.device.type):  # cast once, not once per example
             dtype = torch.get_autocast_dtype(x.device.type)
             kernels, biases = kernels.to(dtype), biases.to(dtype)
         parts = [
@@ -92,7 +92,7 @@ class ConditionalConv(nn.Conv3d):
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def folded(self, shares: torch.Tensor | None) -> nn.Conv3d:
-        """Return a plain convolution with the mixture of one acquisition."""
+        """Return a plain convolution with the mixed kernel of one acquisition."""
         kernel, bias = self.mixed(shares)
         outside, inside = kernel.shape[:2]
         plain = nn.Conv3d(inside, outside, 3, padding=self.padding, dilation=self.dilation, device=kernel.device)  # type: ignore[arg-type]
@@ -101,20 +101,20 @@ class ConditionalConv(nn.Conv3d):
 
 
 class ModulatedBlock(nn.Module):
-    """x + conv(relu(scale * conv(x) + shift)), scale and shift from an embedding of the acquisition.
+    """x + conv(relu((1 + scale) * conv(x) + shift)), with scale and shift from an embedding of the acquisition.
 
     Parameters
     ----------
     width
-        Channels.
+        Number of channels.
     embedding
         Length of the embedding.
     dilation
-        Of the first convolution.
+        Dilation of the first convolution.
     kernels
-        Of each convolution.
+        Number of kernels that each convolution is mixed from.
     hidden
-        Channels between the convolutions; as many as ``width`` if not given.
+        Number of channels between the convolutions; by default ``width``.
     """
 
     def __init__(
@@ -137,19 +137,19 @@ class ModulatedBlock(nn.Module):
         first: torch.Tensor | None = None,
         second: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Apply the block; ``first`` and ``second`` are the shares of the kernels, None where there is one."""
+        """Apply the block; ``first`` and ``second`` are the kernel shares of its convolutions, None with one kernel."""
         scale, shift = self.modulate(embedding)[:, :, None, None, None].chunk(2, dim=1)
         inner = torch.addcmul(shift.to(x.dtype), self.first(self.seen(x), first), (1 + scale).to(x.dtype))
         return x + self.second(functional.relu(inner, inplace=True), second)
 
     def seen(self, x: torch.Tensor) -> torch.Tensor:
-        """Part of the features that the block looks at."""
+        """Return the part of the features that the block works on."""
         return x
 
     def folded(
         self, embedding: torch.Tensor, first: torch.Tensor | None, second: torch.Tensor | None
     ) -> tuple[nn.Conv3d, nn.Conv3d]:
-        """Return both convolutions for one acquisition, scale and shift within the first."""
+        """Return both convolutions for one acquisition, with scale and shift folded into the first."""
         scale, shift = self.modulate(embedding).chunk(2)
         plain = self.first.folded(first)
         plain.weight.mul_((1 + scale)[:, None, None, None, None])
@@ -158,7 +158,7 @@ class ModulatedBlock(nn.Module):
 
 
 def space_to_depth(volume: torch.Tensor) -> torch.Tensor:
-    """(batch, c, i, j, k) to (batch, c * 8, i / 2, j / 2, k / 2), channels last in memory."""
+    """Reshape (batch, c, i, j, k) to (batch, c * 8, i / 2, j / 2, k / 2), channels last in memory."""
     b, c, i, j, k = volume.shape
     cells = volume.reshape(b, c, i // FACTOR, FACTOR, j // FACTOR, FACTOR, k // FACTOR, FACTOR)
     packed = cells.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * FACTOR**3, i // FACTOR, j // FACTOR, k // FACTOR)

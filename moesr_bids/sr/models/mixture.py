@@ -1,12 +1,12 @@
 """The mixture-of-experts denoiser of the diffusion model.
 
-A trunk, which is the one-step network, sees the image once. At every step of the chain its estimate of the residual
-and the state are combined as their noise demands, three experts correct the result, and the gate weights them:
+The trunk, which is the one-step network, sees the image once. At every step of the chain, its estimate of the residual
+and the state are weighted by their variances, three experts correct the result, and the gate weights the corrections:
 
     r = b + sum_k g_k e_k,    b = m + w (z / (1 - eta) - m),    w = s^2 / (s^2 + kappa^2 eta / (1 - eta)^2)
 
-with the trunk's estimate m and its standard deviation s: b is the posterior mean if both errors are Gaussian. The
-experts start from zero corrections, so that training starts from the trunk.
+with the trunk's estimate m, its standard deviation s and the state z; b is the posterior mean if both errors are
+Gaussian. The experts start from zero corrections, so training starts from the trunk.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class MixtureShape:
     Parameters
     ----------
     trunk
-        Size of the trunk; the experts have as many channels, and kernels of a convolution.
+        Size of the trunk; the experts have as many channels, and as many kernels per convolution.
     context
         Size of context network and gate.
     blocks
         Residual blocks of each expert.
     schedule
-        The chain that the experts were trained for.
+        Schedule of the chain that the experts were trained for.
     """
 
     trunk: NetworkShape = field(factory=NetworkShape, converter=_trunk)
@@ -72,10 +72,10 @@ class MixtureShape:
 
 
 class Scene(NamedTuple):
-    """What the network knows of an image before the first step.
+    """Everything about an image that does not depend on the step.
 
-    ``features`` at half resolution; ``trunk`` the trunk's output on the target grid; ``cells`` what the context is
-    given, and ``tokens`` of 8 voxels and ``logits`` of the gate, per token of 4, what it makes of it.
+    ``features`` are at half resolution, context added; ``trunk`` is the trunk's output on the target grid; ``cells``
+    are the inputs of the context; ``tokens`` (of 8 voxels) and ``logits`` of the gate (per token of 4) its outputs.
     """
 
     features: torch.Tensor
@@ -86,9 +86,9 @@ class Scene(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What the experts are told of acquisition and step.
+    """Description of acquisition and step for the experts.
 
-    ``embedding`` is (batch, length); ``shares`` those of the kernels, for each expert.
+    ``embedding`` is (batch, length); ``shares`` are the shares of the kernels, one sequence per expert.
     """
 
     embedding: torch.Tensor
@@ -117,14 +117,14 @@ class MixtureNetwork(nn.Module):
     def look(
         self, channels: torch.Tensor, acquisition: torch.Tensor, seen: tuple[torch.Tensor, torch.Tensor] | None = None
     ) -> Scene:
-        """Everything that does not depend on the step.
+        """Compute everything that does not depend on the step.
 
         Parameters
         ----------
         channels, acquisition
             As of :meth:`.network.ResidualNetwork.forward`; i, j, k are multiples of 8.
         seen
-            Tokens and logits, if the context has looked already, at the same in another flip.
+            Tokens and logits, if the context has already seen this image in another flip; flipped alike.
         """
         features = self.trunk.features(channels, acquisition)
         cells = context_cells(network_cells(channels), features)
@@ -132,11 +132,11 @@ class MixtureNetwork(nn.Module):
         return Scene(with_context(features, tokens), self.trunk.output(features, acquisition), cells, tokens, logits)
 
     def see(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Apply the context, in patches of the size that it was trained on."""
+        """Apply the context in patches of the size that it was trained on; return tokens and logits."""
         return context_in_patches(self.context, cells, self.shape.context.patch // FACTOR)
 
     def told(self, acquisition: torch.Tensor, etas: torch.Tensor) -> Told:
-        """Embed acquisition and step for the experts, one of each per example of the batch."""
+        """Embed acquisition (batch, conditions) and step (``etas``, (batch,)) for the experts."""
         noise = self.shape.schedule.kappa * etas.sqrt() / (1 - etas)
         facts = torch.stack([etas, (noise / _TYPICAL_STATE_NOISE).log(), (1 - etas).log()], dim=1) / 3
         count = self._convolutions
@@ -147,7 +147,7 @@ class MixtureNetwork(nn.Module):
         )
 
     def base(self, trunk: NetworkOutput, state: torch.Tensor, etas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Combine trunk and state: the estimate b of the module's formula, and what the state adds to m."""
+        """Combine trunk and state: return the estimate b of the module's formula, and b - m."""
         eta = etas[:, None, None, None, None]
         # A Laplace law of scale b has the variance 2 b^2.
         variance = 2 * (2 * trunk.log_scale).exp()
@@ -163,7 +163,7 @@ class MixtureNetwork(nn.Module):
         etas: torch.Tensor,
         told: Told,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step: the estimate b and the correction of each expert.
+        """Compute one step: the estimate b and the correction of each expert.
 
         Parameters
         ----------
@@ -179,7 +179,7 @@ class MixtureNetwork(nn.Module):
         Returns
         -------
         base, corrections
-            (batch, 1, i, j, k) and (batch, 3, i, j, k), in the order of :data:`.experts.EXPERTS`.
+            (batch, 1, i, j, k) and (batch, 3, i, j, k), in the order of :data:`moesr_bids.sr.models.EXPERTS`.
         """
         base, innovation = self.base(trunk, state, etas)
         cells = state_cells(base, innovation)
@@ -197,24 +197,24 @@ class MixtureNetwork(nn.Module):
         Parameters
         ----------
         scene, acquisition
-            Of the image.
+            Scene and acquisition vector of the image.
         gate
             From :func:`.context.gate_weights`.
         state, eta
             z_t and eta_t.
         """
-        # In float32, whatever the state is: 1 - eta is small.
+        # In float32, whatever the state's type is: 1 - eta is small.
         etas = torch.full((len(state),), eta, device=state.device)
         base, corrections = self(scene.features, scene.trunk, state, etas, self.told(acquisition, etas))
         return gated_sum(base, corrections, gate)
 
     def mean(self, scene: Scene, acquisition: torch.Tensor) -> torch.Tensor:
-        """Estimate the mean residual, (batch, 1, i, j, k): the first step's estimate, whose state tells nothing."""
+        """Estimate the mean residual, (batch, 1, i, j, k), by the first step; its state holds no information."""
         state = torch.zeros_like(scene.trunk.residual, dtype=torch.float32)
         return self.denoiser(scene, acquisition)(state, self.shape.schedule.etas[-1])
 
     def denoiser(self, scene: Scene, acquisition: torch.Tensor) -> Denoiser:
-        """Return :meth:`denoise` of an image, with its gate, as :func:`.diffusion.sample` takes it."""
+        """Return :meth:`denoise` for an image and its gate, as :func:`.diffusion.sample` needs it."""
         return partial(self.denoise, scene, gate_weights(scene.logits), acquisition)
 
 
@@ -229,7 +229,7 @@ def context_channels(trunk: NetworkShape) -> int:
 
 
 def context_cells(cells: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Join what the context sees: the channels and the trunk's features, both at half resolution."""
+    """Join the inputs of the context: the channels and the trunk's features, both at half resolution."""
     return torch.cat([cells, features.to(cells.dtype)], dim=1)
 
 

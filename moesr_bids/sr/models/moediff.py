@@ -1,8 +1,8 @@
-"""The teacher: residual-shifting diffusion with a gated mixture of three experts.
+"""The model ``moediff``: residual-shifting diffusion with a gated mixture of three experts.
 
-The context and the gate look at the image once, and the trunk in each flip of it, before the chain begins; each step of
-it evaluates the experts alone, and in a window only those whose gate exceeds a threshold there. All eight flips of the
-image take part: the mean is estimated in each of them, and samples are drawn in one after the other.
+Before the chain begins, the context and the gate see the image once, and the trunk sees each flip of it. Each step of
+the chain evaluates only the experts, and in a window only those whose gate exceeds a threshold there. The mean is
+estimated in each of the eight flips of the image; samples are drawn in one flip after the other.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _METHODS = (
 GATE_THRESHOLD = 0.02
 """An expert whose gate stays below this everywhere in a window is not evaluated there."""
 SAMPLE_TEMPERATURE = 0.25
-"""Of the noise of samples: one of the packaged weights, with its detail, then errs by 0.8 dB more than the mean."""
-_ACTIVATIONS = 5  # inner volumes that are alive at a time
+"""Factor of the noise of samples. A sample of the packaged weights then has 0.8 dB less PSNR than their mean."""
+_ACTIVATIONS = 5  # volumes of the network's hidden channels in memory at a time
 _VOLUMES_BYTES = 170  # per target voxel: images, state, noise, gate, shared features
-_STEP_BYTES = 24  # of it what a step of the chain makes: state, noise, base, innovation, and the estimate
-_COMPARISON_BYTES = 40  # and what a comparison of the experts makes
+_STEP_BYTES = 24  # of these, for a step of the chain: state, noise, base, innovation, and the estimate
+_COMPARISON_BYTES = 40  # further bytes for a comparison of the experts
 
 
 def moediff(name: str, path: Path) -> Model:
@@ -93,7 +93,7 @@ def _bytes_per_voxel(shape: MixtureShape, dtype: torch.dtype) -> int:
 
 
 def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
-    """Draw samples, or estimate their mean in one step; in all flips of the scan."""
+    """Estimate the mean in each flip of the scan, or draw samples in one flip after the other."""
     start = time.perf_counter()
     inputs = Inputs.of(problem, TOKEN)
     network = weights.network(inputs.image.device)
@@ -151,9 +151,20 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
 def _std(
     log_scale: torch.Tensor, temperature: float, inputs: Inputs, problem: Problem, spread: torch.Tensor | float = 0.0
 ) -> torch.Tensor:
-    """Return the standard deviation of the error, from its logarithm as predicted, which is used up.
+    """Return the standard deviation of the error; ``log_scale``, its predicted logarithm, is overwritten.
 
-    Outside of the head there is nothing but noise, and the interpolated image has it.
+    Outside of the head it is the noise, which the interpolated image has there.
+
+    Parameters
+    ----------
+    log_scale
+        Predicted logarithm of the scale of the error, (i, j, k).
+    temperature
+        Calibrated factor of the scale.
+    inputs, problem
+        Weight of the head, and noise.
+    spread
+        Variance of the samples, added to that of the prediction.
     """
     predicted = log_scale.exp_().mul_(temperature).square_().add_(spread).sqrt_()
     return torch.full_like(inputs.image, problem.sigma).lerp_(predicted, inputs.head)
@@ -161,11 +172,11 @@ def _std(
 
 @define(eq=False)
 class _FlipAverage:
-    """What the flips have found, in the orientation of the inputs.
+    """Results of the flips, in the orientation of the inputs.
 
-    ``total`` and ``square`` are sums over all residuals; scale and differences are means over the flips. ``seen`` is of
-    the first flip, which is none, and serves them all: the context takes longer than the trunk. ``sample`` is there
-    where the estimate shall be one.
+    ``total`` and ``square`` are sums over all residuals and their squares; ``log_scale`` and ``differences`` are means
+    over the flips. ``seen`` is what the context makes of the image as it is; it is flipped for the other flips, since
+    the context takes longer than the trunk. ``sample`` is the first sample, if the estimate is ``sample``.
     """
 
     inputs: Inputs
@@ -183,12 +194,12 @@ class _FlipAverage:
 
     @classmethod
     def nothing(cls, inputs: Inputs, flips: int) -> _FlipAverage:
-        """Return the average of no flip yet."""
+        """Start an average without any flip."""
         total, square, log_scale = (torch.zeros_like(inputs.image) for _ in range(3))
         return cls(inputs, flips, total, square, log_scale)
 
     def add(self, network: MixtureNetwork, problem: Problem, flip: int) -> None:
-        """Look at the scan in a flip; estimate the mean there, or draw every eighth sample."""
+        """Add a flip: estimate the mean in it, or draw every eighth sample, starting with that of its number."""
         axes, drawn = FLIPS[flip], problem.sampling.drawn
         begun = time.perf_counter()
 
@@ -226,7 +237,7 @@ class _FlipAverage:
         return {name: round(float(share), 4) for name, share in zip(EXPERTS, shares, strict=True)}
 
     def maps(self) -> dict[str, torch.Tensor]:
-        """Gate of each expert, and its difference to the gated sum at the last step that is evaluated."""
+        """Return the gate of each expert, and its difference from the gated sum at the last step of the chain."""
         found: dict[str, Any] = {f"gate-{name}": gate for name, gate in zip(EXPERTS, self._gate(), strict=True)}
         if self.differences is not None:
             found |= {f"difference-{name}": part for name, part in zip(EXPERTS, self.differences, strict=True)}
@@ -238,7 +249,7 @@ class _FlipAverage:
 
 
 class _First(NamedTuple):
-    """The first sample, and the mean and the scale of its flip."""
+    """The first sample, and the mean and the log scale of its flip."""
 
     residual: torch.Tensor
     mean: torch.Tensor
@@ -246,7 +257,7 @@ class _First(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What the context makes of a scan: tokens of the box around the head, and the gate of all voxels."""
+    """Outputs of the context for a scan: tokens of the box around the head, and the gate of all voxels."""
 
     tokens: torch.Tensor
     gate: torch.Tensor
@@ -262,9 +273,9 @@ def _flipped(volume: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
 
 @define(eq=False)
 class _Chain:
-    """The network on the whole of a volume, in windows, for one step of the chain after the other.
+    """The network applied to a whole volume, in windows, step by step of the chain.
 
-    ``differences_at`` is the eta of the step at which the experts are compared, None for none.
+    ``differences_at`` is the eta of the step at which the experts are compared; None if they are not.
     """
 
     network: MixtureNetwork
@@ -288,7 +299,7 @@ class _Chain:
         progress: Callable[[float], None],
         seen: _Seen | None,
     ) -> _Chain:
-        """Everything that does not depend on the step; ``seen`` is what the context has seen already."""
+        """Compute everything that does not depend on the step; ``seen`` is the output of the context if it is known."""
         shape, image = network.shape, inputs.image
         device, dtype = image.device, fast_dtype(image.device)
         head = bounding_box(inputs.head > 0)
@@ -312,7 +323,7 @@ class _Chain:
             progress(0.15 * (number + 1) / len(windows))
         inside = features[:, :, *_coarse(wide)]
         if seen is None:
-            # The head alone: what the context makes of it does not depend on how much air is around.
+            # Only the box of the head, so that the result does not depend on how much air is around it.
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 tokens, found = network.see(context_cells(network_cells(inputs.channels(wide)), inside))
             logits = torch.zeros((1, len(EXPERTS), *(n // FINE for n in image.shape)), device=device)
@@ -352,7 +363,7 @@ class _Chain:
         )
 
     def mean(self) -> torch.Tensor:
-        """Estimate the mean of all samples in this flip: the first step's estimate, whose state tells nothing."""
+        """Estimate the mean of all samples in this flip, by the first step; its state holds no information."""
         return self.denoise(torch.zeros_like(self.inputs.image), self.network.shape.schedule.etas[-1])
 
     def denoise(self, state: torch.Tensor, eta: float) -> torch.Tensor:
@@ -377,7 +388,7 @@ class _Chain:
                 self.evaluated += 1
                 with torch.autocast(state.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     correction = expert(features, cells, told.embedding, told.shares[k])[0, 0][window.inner]
-                if weighs:  # what is evaluated for the map alone does not change the image
+                if weighs:  # an expert that is evaluated only for its map does not change the image
                     out[window.core].addcmul_(gate[k], correction)
                 if differences is not None:
                     differences[k][window.core] = correction

@@ -1,10 +1,10 @@
 """The one-step residual network.
 
-It works on the target grid at half resolution (space-to-depth), so that compute goes into channels rather than voxels,
-and returns the residual over the image and the logarithm of the scale of its error. The acquisition (voxel
+It works on the target grid at half resolution (space-to-depth): operations go into channels rather than voxels. It
+returns the residual over the interpolated image, and the logarithm of the scale of its error. The acquisition (voxel
 sizes, point-spread function, noise) and the presence of each guidance map reach every block as a feature-wise affine
-modulation (FiLM, Perez et al. 2018), and mix the kernels of each convolution from several (CondConv, Yang et al.
-2019), so one set of weights serves all resolutions. It serves all slice axes because the axes come in the order of
+modulation (FiLM, Perez et al. 2018), and decide how the kernels of each convolution are mixed (CondConv, Yang et al.
+2019). So one set of weights serves all resolutions. It serves all slice axes because the axes come in the order of
 their voxel sizes, the coarsest last (:func:`.acquisition.axis_order`).
 """
 
@@ -29,11 +29,11 @@ INPUTS = 2
 """Channels before the guidance maps: the interpolated image, and its correction by the data."""
 _DETAIL = 0.05  # tau: what interpolation misses, in units of the 99th percentile
 _LEAST_NOISE = 2e-3
-_BLUR = 7  # voxels: what is finer is detail
+_BLUR = 7  # voxels of the mean that separates level and detail
 _DETAIL_IN, _CORRECTION_IN, _MIDDLE, _DETAIL_OUT = 5.0, 10.0, 0.5, 0.2
 _LOG_SCALE_START = math.log(0.03)
 _LEAST_LOG_SCALE = -7.0
-_LARGEST_LOG_SCALE = 0.0  # an error as large as the brightest tissue: nothing is known of this voxel
+_LARGEST_LOG_SCALE = 0.0  # an error as large as the brightest tissue
 
 
 @frozen
@@ -43,13 +43,13 @@ class NetworkShape:
     Parameters
     ----------
     channels
-        Channels of the body.
+        Number of channels of the body.
     blocks
-        Residual blocks of two 3 x 3 x 3 convolutions each.
+        Number of residual blocks of two 3 x 3 x 3 convolutions each.
     embedding
-        Width of the embedding of the acquisition.
+        Length of the embedding of the acquisition.
     kernels
-        Kernels that each convolution of a block is mixed from.
+        Number of kernels that each convolution is mixed from.
     expansion
         Channels between the two convolutions of a block, over those of the body (Yu et al. 2018).
     """
@@ -119,13 +119,14 @@ class ResidualNetwork(nn.Module):
     def grown(self, shape: NetworkShape) -> ResidualNetwork:
         """Return a trainable copy of the size ``shape``, which computes the same at first.
 
-        New blocks leave their input as it is, and nothing is read yet from new channels; new kernels
-        are copies, which differ once they were trained, because each acquisition mixes them in another way.
+        New blocks leave their input as it is, and nothing reads new channels yet. New kernels are copies of the single
+        one before; training makes them differ, because each acquisition mixes them in another way.
 
         Raises
         ------
         ValueError
-            If ``shape`` has fewer blocks or channels, other kernels that are not copies of one, or another embedding.
+            If ``shape`` has fewer blocks or channels, another embedding, or another number of kernels while this
+            network has more than one.
         """
         mine = self.shape
         smaller = any(
@@ -162,15 +163,15 @@ class ResidualNetwork(nn.Module):
         ----------
         channels
             Interpolated image (divided by the 99th percentile in the brain), its correction by the data, and the
-            guidance maps, float32, (batch, 2 + guidance, i, j, k) with even i, j, k. A missing map is 0 and said to be
-            missing by ``acquisition``.
+            guidance maps, float32, (batch, 2 + guidance, i, j, k) with even i, j, k. A missing map is 0, and
+            ``acquisition`` says that it is missing.
         acquisition
             float32, (batch, CONDITIONS), from :func:`.acquisition.acquisition_vector`.
         """
         return self.output(self.features(channels, acquisition), acquisition)
 
     def features(self, channels: torch.Tensor, acquisition: torch.Tensor) -> torch.Tensor:
-        """Return what the last convolution is given: (batch, width, i / 2, j / 2, k / 2)."""
+        """Return the input of the last convolution: (batch, channels, i / 2, j / 2, k / 2)."""
         embedding, shares = self.embed(acquisition), self.shares(acquisition)
         features = inner = self.head(network_cells(channels), shares[0])
         for block, first, second in zip(self.body, shares[2::2], shares[3::2], strict=True):
@@ -182,7 +183,7 @@ class ResidualNetwork(nn.Module):
         return network_output(features, partial(self.tail, shares=self.shares(acquisition)[1]))
 
     def shares(self, acquisition: torch.Tensor) -> Sequence[torch.Tensor | None]:
-        """Shares of the kernels, as of :class:`KernelShares`: of head, tail, and both convolutions of each block."""
+        """Shares of the kernels (:class:`.layers.KernelShares`): of head, tail, and both convolutions of each block."""
         shares: Sequence[torch.Tensor | None] = self.mix(acquisition)
         return shares
 
@@ -190,7 +191,7 @@ class ResidualNetwork(nn.Module):
 class FoldedNetwork(nn.Module):
     """A :class:`ResidualNetwork` up to its last convolution, for one acquisition.
 
-    Its modulation is folded into the convolutions before it: the same result with less memory traffic. For inference.
+    Mixture and modulation are folded into plain convolutions: the same result with less memory traffic, for inference.
 
     Parameters
     ----------
@@ -214,7 +215,7 @@ class FoldedNetwork(nn.Module):
         self.second = nn.ModuleList(second for _, second in pairs)
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
-        """Return what :func:`network_output` needs, from what :func:`network_cells` makes."""
+        """Return the features that :func:`network_output` needs, from the cells of :func:`network_cells`."""
         features = inner = self.head(cells)
         for first, second in zip(self.first, self.second, strict=True):
             inner = second(first(inner).relu_()).add_(inner)
@@ -222,29 +223,29 @@ class FoldedNetwork(nn.Module):
 
 
 def network_cells(channels: torch.Tensor) -> torch.Tensor:
-    """Channels of the target grid as the convolutions take them, at half resolution."""
+    """Scale the channels of the target grid, and pack them into cells at half resolution."""
     return space_to_depth(_spread(channels))
 
 
 def network_output(features: torch.Tensor, tail: Callable[[torch.Tensor], torch.Tensor]) -> NetworkOutput:
-    """Apply the last convolution; it stays in float32, or its rounding would be seen in the image."""
+    """Apply the last convolution in float32; the rounding of bfloat16 would be seen in the image."""
     with torch.autocast(features.device.type, enabled=False):
         cells = tail(features.float())
     residual, log_scale = depth_to_space(cells).split(1, dim=1)
-    # A smooth floor: no part of the head is free of error, and the likelihood must not run away.
+    # A smooth floor: no part of the head is free of error, and without it the likelihood could grow without bound.
     floored = functional.softplus(log_scale - _LEAST_LOG_SCALE) + _LEAST_LOG_SCALE
     return NetworkOutput(residual * _DETAIL_OUT, floored.clamp(max=_LARGEST_LOG_SCALE))
 
 
 def _spread(channels: torch.Tensor) -> torch.Tensor:
-    """Separate the detail of the image from its level, each about as large as 1: what is to be found is detail."""
+    """Separate the detail of the image from its level, and scale each to about 1."""
     image, correction, maps = channels[:, :1], channels[:, 1:INPUTS], channels[:, INPUTS:]
     detail = (image - _level(image)) * _DETAIL_IN
     return torch.cat([detail, correction * _CORRECTION_IN, image - _MIDDLE, maps], dim=1)
 
 
 def _level(image: torch.Tensor) -> torch.Tensor:
-    """Mean over the voxels around each one, an axis at a time: one pooling of three axes takes twenty times longer."""
+    """Mean over 7 x 7 x 7 voxels, one axis at a time: one pooling of three axes takes twenty times as long."""
     for axis in range(3):
         size = [_BLUR if a == axis else 1 for a in range(3)]
         image = functional.avg_pool3d(image, size, 1, [n // 2 for n in size], count_include_pad=False)
@@ -252,10 +253,10 @@ def _level(image: torch.Tensor) -> torch.Tensor:
 
 
 def data_correction(image: torch.Tensor, acquired: torch.Tensor, factors: Factors, sigma: float) -> torch.Tensor:
-    """Return what the data add to the interpolated image, linearly.
+    """Return the linear correction of the interpolated image by the data.
 
-    It is the minimiser of |x - image|^2 / tau^2 + |A x - acquired|^2 / sigma^2, minus ``image``: deconvolution as far
-    as the noise allows. The network gets it beside the image, so that it need not learn to invert every A.
+    It is the minimiser of |x - image|^2 / tau^2 + |A x - acquired|^2 / sigma^2, minus ``image``, with tau = 0.05:
+    deconvolution as far as the noise allows. The network gets it beside the image, so it need not learn to invert A.
 
     Parameters
     ----------
@@ -266,6 +267,6 @@ def data_correction(image: torch.Tensor, acquired: torch.Tensor, factors: Factor
     factors
         Singular value decomposition of A.
     sigma
-        Standard deviation of the noise.
+        Standard deviation of the noise, in the units of ``acquired``.
     """
     return data_prox(image, factors.to_left(acquired), factors, (_DETAIL / max(sigma, _LEAST_NOISE)) ** 2) - image

@@ -6,8 +6,8 @@ with isotropic norms over the three first and six second differences (mixed ones
 (Rudin, Osher and Fatemi 1992) turns slopes into steps; the second order keeps them and follows ridges (compare
 Lysaker, Lundervold and Tai 2003; Bredies, Kunisch and Pock 2010). Differences across the border of the volume are zero.
 
-The volume is worked through in slabs of a few planes that fit the processor's cache: the iterations are bound by
-memory traffic, not by arithmetic.
+The volume is processed in slabs of a few planes that fit into the processor's cache, because memory traffic, not
+arithmetic, limits the speed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The student: one step of a residual network over the interpolated image."""
+"""The model ``student``: one step of a residual network over the interpolated image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TRANSLATED = (
     "translated the image into the contrast and resolution of the other protocol: the result is a synthesis, and was "
     "not projected onto the acquired data."
 )
-_ACTIVATIONS = 4  # inner volumes that are alive at a time
+_ACTIVATIONS = 4  # volumes of the network's hidden channels in memory at a time
 
 
 def student(name: str, path: Path) -> Model:
@@ -74,7 +74,7 @@ def _bytes_per_voxel(shape: NetworkShape, dtype: torch.dtype) -> int:
 
 
 def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
-    """Interpolate, predict the residual inside the head, and add it."""
+    """Interpolate the scan, predict the residual inside the head, and add it with the correction by the data."""
     device = problem.acquired.device
     inputs = Inputs.of(problem, FACTOR)
     network = weights.network(device)
@@ -94,7 +94,7 @@ def reconstruct(weights: Weights, problem: Problem) -> Reconstruction:
         largest=largest_window(_bytes_per_voxel(network.shape, dtype), device, problem.window),
         multiple=FACTOR,
     )
-    # Outside of the head there is nothing but noise, and the interpolated image has it.
+    # Outside of the head the error is the noise, which the interpolated image has there.
     std = torch.full_like(inputs.image, problem.sigma)
     out = inputs.image.clone()
     seconds, voxels = 0.0, 0
