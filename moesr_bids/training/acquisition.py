@@ -1,8 +1,9 @@
-"""Simulated acquisitions: from a sharp volume to what a scanner would have seen of it.
+"""Parameters of simulated acquisitions: how a scanner would have seen a sharp volume.
 
-A family of parts with one face, in the manner of TorchIO (whose own RandomAnisotropy subsamples without a slice profile
-and runs on the CPU only): ``RandomX.sample(rng)`` draws a frozen ``X``, and ``X`` does the same every time, on the
-device of the volume. All of them together are a :class:`Scan`, which can be recorded as JSON and replayed.
+Each part has two classes, in the manner of TorchIO (whose own RandomAnisotropy subsamples without a slice profile and
+runs on the CPU only): ``RandomX`` holds ranges, and ``RandomX.sample(rng)`` draws a frozen ``X``, which does the same
+every time. All parts together are a :class:`Scan`, which can be recorded as JSON and replayed; :mod:`.simulation`
+applies it.
 
 Lengths are in voxels of the target grid; intensities in units of the image's 99th percentile.
 """
@@ -42,7 +43,7 @@ def _triple(values: Iterable[float]) -> tuple[float, float, float]:
 class Contrast:
     """Intensity map: a curve through (0, 0), linear between ``levels`` at equal steps of ``0 .. 1.6``, then a gamma.
 
-    A falling curve turns the order of the tissues round, as between T1w and T2w.
+    A falling curve reverses the order of the tissues, as between T1w and T2w.
     """
 
     gamma: float
@@ -70,7 +71,7 @@ class RandomContrast:
     gamma
         Range of the exponent (log-uniform).
     probability
-        Of a curve beside the gamma.
+        Probability of a curve before the gamma.
     """
 
     gamma: Range = (0.7, 1.4)
@@ -88,8 +89,8 @@ class RandomContrast:
 class SmoothField:
     """Smooth multiplicative field exp(f), f a polynomial of third order over the volume (as TorchIO's RandomBiasField).
 
-    The scan is corrected for it, so what remains of it is noise that differs from place to place. ``known`` tells
-    whether the network is given f.
+    The scan is corrected for it, so only noise that differs from place to place remains. ``known`` tells whether the
+    network is given f.
     """
 
     coefficients: tuple[float, ...] = field(converter=_floats)
@@ -98,7 +99,7 @@ class SmoothField:
     ORDER = 3
 
     def cube(self) -> NDArray[np.float64]:
-        """Coefficients by the powers of the three positions, (4, 4, 4)."""
+        """Coefficients by the powers of the three positions, (4, 4, 4); positions run from -1 to 1."""
         cube = np.zeros((self.ORDER + 1,) * 3)
         cube[tuple(zip(*_terms(self.ORDER), strict=True))] = self.coefficients
         return cube
@@ -118,7 +119,7 @@ class RandomSmoothField:
     strength
         Largest coefficient of the log field.
     probability
-        Of any field at all.
+        Probability of a field.
     known
         Probability that the network is given the field.
     """
@@ -136,14 +137,14 @@ class RandomSmoothField:
 
 @frozen
 class Motion:
-    """Small shifts of the head between segments of k-space: along ``axis``, changing with the phase ``phase_axis``."""
+    """Small shifts of the head along ``axis``, one for each segment of k-space along ``phase_axis``; voxels."""
 
     axis: int
     phase_axis: int
     shifts: tuple[float, ...] = field(converter=_floats)
 
     def apply(self, volume: torch.Tensor) -> torch.Tensor:
-        """Shift each segment of k-space by its own distance (voxels)."""
+        """Shift each segment of k-space by its own distance; return the magnitude."""
         if not any(self.shifts):
             return volume
         n = volume.shape[self.phase_axis]
@@ -164,7 +165,11 @@ class Motion:
 
 @frozen
 class RandomMotion:
-    """Draw a :class:`Motion`; ``size`` is the standard deviation of the shifts in target voxels."""
+    """Draw a :class:`Motion`.
+
+    ``size`` is the standard deviation of the shifts in target voxels, ``segments`` the number of shifts,
+    ``probability`` that of any motion.
+    """
 
     size: float = 0.4
     segments: int = 6
@@ -181,7 +186,8 @@ class RandomMotion:
 class Sampling:
     """Acquisition grid and point-spread function.
 
-    ``reported`` is what the network is told; scanners often do not say the truth.
+    ``zooms`` are the voxel sizes, ``offsets`` the shift of the samples, both in target voxels. ``psf`` is the true
+    profile; ``reported`` is the one that the network is told, since metadata are often wrong.
     """
 
     zooms: tuple[float, float, float] = field(converter=_triple)
@@ -190,7 +196,7 @@ class Sampling:
     reported: PSF
 
     def positions(self, axis: int, n: int) -> NDArray[np.float64]:
-        """Sample positions along an axis of n target voxels, from the centre of the volume."""
+        """Sample positions along an axis of n target voxels, in target voxels from the centre of the volume."""
         zoom, offset = self.zooms[axis], self.offsets[axis]
         half = (n - 1) / 2
         first, last = math.ceil((-half - offset) / zoom), math.floor((half - offset) / zoom)
@@ -206,24 +212,26 @@ class RandomSampling:
     isotropic
         Range of the factor of isotropic acquisitions.
     usual
-        Their most frequent factor: near 1 there is little to learn.
+        Their most frequent factor; near 1 there is little to learn.
     slices
-        Range of the slice spacing of 2-D acquisitions.
+        Range of the slice spacing of 2-D acquisitions, in target voxels.
     in_plane
         Range of their in-plane factor.
     thickness
-        Range of the slice thickness as a share of the spacing; below 1 there are gaps.
+        Range of the slice thickness as a share of the spacing, for half of the 2-D acquisitions; below 1 there are
+        gaps. The others are as thick as their spacing.
     slice_probability
         Share of 2-D acquisitions.
     acquired
         Range of the share of k-space that was acquired along a zero-filled axis.
     zero_filled
-        Probability that an axis is zero-filled, of the two in plane and of the three of a 3-D acquisition.
+        Probability that an axis is zero-filled: an in-plane axis of a 2-D acquisition, and an axis of a 3-D acquisition
+        with k-space windows.
     truthful
         Probability that the network is told the true profile.
     measured
-        Probability that it is told the true width and the kind that voxel sizes suggest; otherwise both are what voxel
-        sizes suggest.
+        Probability that it is told the true width and the kind that voxel sizes suggest. In all other scans it is told
+        the width and the kind that voxel sizes suggest.
     """
 
     isotropic: Range = (1.0, 3.5)
@@ -238,7 +246,7 @@ class RandomSampling:
     measured: float = 0.3
 
     def sample(self, rng: Rng, sharp: Sequence[bool] = (True, True, True)) -> Sampling:
-        """Draw the parameters; along axes that are not ``sharp`` the volume is seen as it is."""
+        """Draw the parameters; along axes that are not ``sharp`` the volume is sampled as it is."""
         if rng.random() < self.slice_probability:
             zooms, axes = self._two_dimensional(rng, sharp)
         else:
@@ -287,7 +295,8 @@ class RandomSampling:
 class RicianNoise:
     """Magnitude of the image with Gaussian noise in both channels.
 
-    ``sigma`` is its standard deviation where k-space was acquired in full; ``reported`` is what the network is told.
+    ``sigma`` is the standard deviation of the noise if all of k-space was acquired; ``reported`` is the value that the
+    network is told.
     """
 
     sigma: float
@@ -295,7 +304,7 @@ class RicianNoise:
     seed: int
 
     def apply(self, volume: torch.Tensor, shares: Sequence[float] = (1.0, 1.0, 1.0)) -> torch.Tensor:
-        """Add the noise; along each axis it fills a share of the frequencies, as the signal does."""
+        """Add the noise; along each axis it fills the same share of the frequencies as the signal."""
         generator = torch.Generator(volume.device).manual_seed(self.seed)
         draw = torch.randn((2, *volume.shape), generator=generator, device=volume.device)
         for axis, share in enumerate(shares, start=1):
@@ -314,7 +323,11 @@ def _cut_off(volume: torch.Tensor, axis: int, share: float) -> torch.Tensor:
 
 @frozen
 class RandomRicianNoise:
-    """Draw a :class:`RicianNoise`: log-triangular with mode ``usual``; the report's logarithm errs by ``error``."""
+    """Draw a :class:`RicianNoise`.
+
+    ``sigma`` is the range of the standard deviation (log-triangular), ``usual`` its mode, ``error`` the standard
+    deviation of the error of the natural logarithm of the reported value.
+    """
 
     sigma: Range = (0.005, 0.06)
     usual: float = 0.02
@@ -328,12 +341,12 @@ class RandomRicianNoise:
 
 @frozen
 class Scan:
-    """One simulated acquisition, all of its parameters.
+    """All parameters of one simulated acquisition.
 
     ``bias`` is the bias field; ``jacobian`` the Jacobian determinant of a correction of gradient nonlinearity, as in
-    :data:`moesr_bids.sr.models.acquisition.GUIDANCE`. Of the latter only the intensity is simulated, not the few per
-    cent by which it changes the voxel size. ``detail`` is the finest that the volume itself has along each axis, as
-    :attr:`.volumes.Cut.detail`: what is finer is not known, and does not count.
+    :data:`moesr_bids.sr.models.acquisition.GUIDANCE`. Only its effect on the intensity is simulated, not the few per
+    cent by which it changes the voxel size. ``detail`` is the size of the finest detail of the volume itself along each
+    axis, as :attr:`.volumes.Cut.detail`; finer detail is unknown, and does not count in the loss.
     """
 
     contrast: Contrast
@@ -368,7 +381,7 @@ class Scan:
 
 @frozen
 class RandomScan:
-    """Draw a :class:`Scan`: the parts and their ranges."""
+    """Draw a :class:`Scan`; the attributes are the ranges of its parts."""
 
     contrast: RandomContrast = RandomContrast()
     bias: RandomSmoothField = RandomSmoothField()
@@ -378,15 +391,15 @@ class RandomScan:
     noise: RandomRicianNoise = RandomRicianNoise()
 
     def told(self, guidance: Collection[str]) -> RandomScan:
-        """Return the family without the guidance maps that are not named, for ablations."""
+        """Return the same ranges, but never give the network a guidance map that is not named; for ablations."""
         fields = {"log_bias": self.bias, "log_jacobian": self.jacobian}
         bias, jacobian = (part if name in guidance else evolve(part, known=0.0) for name, part in fields.items())
         return evolve(self, bias=bias, jacobian=jacobian)
 
     def sample(self, rng: Rng, detail: Sequence[float] = (1.0, 1.0, 1.0)) -> Scan:
-        """Draw the parameters of all parts; the noise is told as it is estimated under the reported profile.
+        """Draw the parameters of all parts; the reported noise is what would be estimated under the reported profile.
 
-        ``detail`` is that of the volume; the scan is coarse along its sharp axes alone.
+        ``detail`` is that of the volume (see :class:`Scan`); the scan is coarse only along axes where it is 1.
         """
         contrast, bias, jacobian = self.contrast.sample(rng), self.bias.sample(rng), self.jacobian.sample(rng)
         motion, noise = self.motion.sample(rng), self.noise.sample(rng)
@@ -400,7 +413,7 @@ class RandomScan:
 
 
 def random_scan(settings: RandomScan | Mapping[str, Any]) -> RandomScan:
-    """Build a family from plain settings, a mapping of the parts to what differs from their defaults.
+    """Build the ranges from plain settings: a mapping of the parts to the parameters that differ from the defaults.
 
     Raises
     ------

@@ -1,10 +1,10 @@
 """Distillation of a mixture-of-experts teacher into a one-step student.
 
-Over named stages the student is compared with the teacher in more and more detail: both estimates are smoothed alike,
-from much to not at all. The truth stays beside the teacher, and the teacher's features are hints (FitNets, Romero et
-al. 2015) by way of a 1 x 1 x 1 adapter that is thrown away. The teacher sees each example flipped at random, so that
-what the student learns, the mean over all flips, is better than any of them (Hinton et al. 2015, arXiv 1503.02531, of
-ensembles).
+In named stages the student is compared with the teacher in more and more detail: both estimates are smoothed, much at
+first and not at all in the end. The truth stays in the loss beside the teacher. The teacher's features are hints
+(FitNets, Romero et al. 2015) through a 1 x 1 x 1 adapter that is thrown away afterwards. The teacher sees each example
+flipped at random, so the student learns the mean over all flips, which is better than any single one (Hinton et al.
+2015, arXiv 1503.02531, on ensembles).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Stage:
     Parameters
     ----------
     name
-        For the log.
+        Name in the log.
     until
         Share of the run at which it ends.
     blur
@@ -51,7 +51,7 @@ class Stage:
 
 
 ONE_STAGE = Stage("sharp", 1.0, 0.0)
-"""Of a training that does not change as it goes on."""
+"""Stage of a training that does not change as it goes on."""
 
 
 def _stages(values: Sequence[Stage | dict[str, object]]) -> tuple[Stage, ...]:
@@ -71,12 +71,12 @@ class DistillationLossWeights:
     image
         Weights of the loss against the truth, as without a teacher.
     teacher
-        Share of the teacher in the loss of the image and its gradient; the error, whose scale is learnt, is that
-        against the truth.
+        Share of the teacher in the loss of the image and its gradient, 0 to 1. The scale of the error is learnt against
+        the truth alone.
     hints
-        Of the features.
+        Weight of the loss of the features.
     stages
-        In their order.
+        Stages in their order; the last ends at 1.
     """
 
     image: LossWeights = field(factory=LossWeights, converter=loss_weights)
@@ -85,17 +85,17 @@ class DistillationLossWeights:
     stages: tuple[Stage, ...] = field(default=(ONE_STAGE,), converter=_stages)
 
     def stage(self, share: float) -> Stage:
-        """Stage at a share of the run."""
+        """Return the stage at a share of the run, 0 to 1."""
         return next((stage for stage in self.stages if share < stage.until), self.stages[-1])
 
 
 class Pupil(nn.Module):
-    """A student and the adapter of its features to those of its teacher.
+    """A student, and the adapter from its features to those of its teacher.
 
     Raises
     ------
     ValueError
-        If the student is more than a quarter of its teacher.
+        If the student has more than a quarter of its teacher's parameters.
     """
 
     def __init__(self, student: ResidualNetwork, teacher: MixtureNetwork) -> None:
@@ -117,8 +117,8 @@ def teach(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the teacher's mean estimate of the residual, and its features.
 
-    The estimate is that of the batch flipped along those of its three axes where ``flips`` is true, flipped back; as in
-    :mod:`..sr.models.moediff` the context looks at the batch as it is.
+    The teacher estimates the batch flipped along the axes where ``flips`` (boolean, 3) is true; its estimate is flipped
+    back. As in :mod:`..sr.models.moediff` the context sees the batch as it is.
     """
     scene = teacher.look(channels, acquisition)
     seen = _flipped(scene.tokens, flips), _flipped(scene.logits, flips)
@@ -128,7 +128,7 @@ def teach(
 
 def _flipped(volume: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
     for axis in range(3):
-        # The same operations whatever was drawn, so that a GPU can repeat them by itself.
+        # The same operations whatever was drawn, so that a CUDA graph can repeat them.
         volume = torch.where(flips[axis], volume.flip(2 + axis), volume)
     return volume
 
@@ -141,7 +141,7 @@ def distillation_loss(
     stage: Stage,
     border: int = 0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of a batch.
+    """Compute the loss of a batch, and its terms, detached.
 
     Parameters
     ----------
@@ -154,9 +154,9 @@ def distillation_loss(
     weights
         Weights of the terms.
     stage
-        Through which smoothing student and teacher are compared.
+        Smoothing through which student and teacher are compared.
     border
-        Voxels at the sides that do not count.
+        Voxels at each side that do not count.
     """
     features = pupil.student.features(batch.channels, batch.acquisition)
     estimated, log_scale = pupil.student.output(features, batch.acquisition)
@@ -167,7 +167,7 @@ def distillation_loss(
     truth, terms = image_loss(error, before, weights.image, counts)
     likelihood = scale_loss(error, output.log_scale)
     residual, hint = taught
-    # Both are smoothed: a student that knows the detail already shall not forget it for the smooth stages.
+    # The teacher is smoothed too: a student that has the detail already must not lose it in the smooth stages.
     missed = smoothed(output.residual - without_border(batch.known(residual), border), stage.blur)
     teacher, _ = image_loss(missed, before, weights.image, counts)
     features, hint = (without_border(part, border // FACTOR) for part in (features, hint))

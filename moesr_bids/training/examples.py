@@ -1,4 +1,4 @@
-"""Examples by number: the same number gives the same example, so that a resumed training sees what it would have."""
+"""Examples by number: the same number gives the same example, so a resumed training sees the same examples."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _SCALE_ERROR = 0.1  # of the 99th percentile: head and brain differ in it
 
 
 class Batch(NamedTuple):
-    """Examples, stacked: see :class:`.simulation.Example`; ``sharp`` is (batch, 1, n, n, n).
+    """Stacked examples, see :class:`.simulation.Example`; ``sharp`` is (batch, 1, n, n, n).
 
-    ``first`` is the number of the first of them.
+    ``first`` is the number of the first example.
     """
 
     channels: torch.Tensor
@@ -54,18 +54,18 @@ class Batch(NamedTuple):
 
     @property
     def start(self) -> torch.Tensor:
-        """What residuals are added to: the interpolated image and its correction by the data, (batch, 1, n, n, n)."""
+        """Sum of the interpolated image and its correction by the data, (batch, 1, n, n, n); residuals add to it."""
         return self.channels[:, :INPUTS].sum(dim=1, keepdim=True)
 
     def known(self, volumes: torch.Tensor) -> torch.Tensor:
-        """Keep of volumes (batch, c, n, n, n) what the truth knows: all but what is too fine for its axes."""
+        """Remove detail that is too fine for the truth, along each axis, from volumes (batch, c, n, n, n)."""
         with torch.autocast(volumes.device.type, enabled=False):
             return torch.einsum("bcijk,bai,bdj,bek->bcade", volumes.float(), *self.band.unbind(dim=1))
 
 
 @frozen(eq=False)
 class CutVolume:
-    """A volume, by its index, and where it is cut."""
+    """Index of a volume, and where a cube is cut out of it."""
 
     index: int
     cut: Cut
@@ -73,7 +73,7 @@ class CutVolume:
 
 @frozen(eq=False)
 class PaintedAnatomy:
-    """An anatomy, by its slot and generation, and what it is painted with."""
+    """Slot and generation of an anatomy, and the palette that it is painted with."""
 
     slot: int
     generation: int
@@ -82,7 +82,10 @@ class PaintedAnatomy:
 
 @frozen(eq=False)
 class Plan:
-    """All that is drawn for an example."""
+    """Everything that is drawn at random for an example.
+
+    ``scale`` is a factor of the intensities; ``lesions`` are planted into a real volume.
+    """
 
     source: CutVolume | PaintedAnatomy
     scale: float
@@ -90,7 +93,7 @@ class Plan:
     lesions: Sequence[PlantedLesion] = ()
 
     def tensors(self, size: int) -> list[torch.Tensor]:
-        """Make what a cube of ``size`` voxels is resampled or painted with, and the matrices of its scan."""
+        """Make the table that resamples or paints a cube of ``size`` voxels, and the matrices of its scan."""
         if isinstance(self.source, CutVolume):
             table = self.source.cut.matrix(size)
         else:
@@ -100,7 +103,7 @@ class Plan:
 
 @frozen(eq=False)
 class Plans:
-    """Plans of a batch, their matrices in one piece: many small tensors travel slowly between processes."""
+    """Plans of a batch, with their matrices in one tensor: many small ones travel slowly between processes."""
 
     first: int
     plans: Sequence[Plan | PairCut]
@@ -109,13 +112,13 @@ class Plans:
 
     @classmethod
     def of(cls, first: int, plans: Sequence[Plan | PairCut], size: int) -> Plans:
-        """Join plans, and make the matrices of their cubes of ``size`` voxels along each axis; pairs need none."""
+        """Join plans, and make the matrices of their cubes of ``size`` voxels per side; pairs need none."""
         tensors = [[] if isinstance(plan, PairCut) else plan.tensors(size) for plan in plans]
         flat = torch.cat([torch.empty(0), *(part.flatten() for some in tensors for part in some)])
         return cls(first, plans, [[part.shape for part in some] for some in tensors], flat)
 
     def pin_memory(self) -> Plans:
-        """Where a GPU fetches it from without waiting; called by the data loader."""
+        """Return a copy in pinned memory, for a GPU; the data loader calls this."""
         return evolve(self, flat=self.flat.pin_memory())
 
     def on(self, device: torch.device) -> Iterator[tuple[Plan | PairCut, list[torch.Tensor]]]:
@@ -135,15 +138,20 @@ class Examples:
     Parameters
     ----------
     volumes, labels
-        What patches are drawn from; the recipe says in which share.
+        Sources of the patches; the recipe says in which shares.
     recipe
         Sizes and shares.
     seed
-        Of all random numbers.
+        Seed of all random numbers.
     device
-        Where patches are synthesised and degraded; the volumes are kept there.
+        Device that patches are synthesised and degraded on, and that keeps the volumes.
     pairs
-        Real scans with their sharper ones, for the recipe's share of the examples.
+        Real scans with their sharper ones; the recipe says in which share.
+
+    Raises
+    ------
+    ValueError
+        If there are no volumes, label maps or pairs.
     """
 
     def __init__(
@@ -171,7 +179,13 @@ class Examples:
         return self.recipe.patch + 2 * self.recipe.margin
 
     def plan(self, number: int) -> Plan | PairCut:
-        """Draw example ``number``, on the processor."""
+        """Draw the parameters of example ``number``; this works on the CPU.
+
+        Raises
+        ------
+        ImageError
+            If the scans of a pair share no cube of the recipe's size.
+        """
         rng = np.random.default_rng([self.seed, 0, number])
         if self.paired and rng.random() < self.paired:
             index = int(rng.integers(len(self.pairs)))
@@ -206,11 +220,11 @@ class Examples:
         return acquire(patch, plan.scan, self.recipe.margin, Matrices.joined(tensors[1:]))
 
     def plans(self, first: int) -> Plans:
-        """Plan the batch that begins with an example."""
+        """Plan the batch whose first example has this number."""
         return Plans.of(first, [self.plan(first + n) for n in range(self.recipe.batch)], self._size)
 
     def batch(self, first: int) -> Batch:
-        """Plan and make the batch that begins with an example."""
+        """Plan and make the batch whose first example has this number."""
         return self.made(self.plans(first))
 
     def made(self, plans: Plans) -> Batch:
@@ -223,9 +237,9 @@ class Examples:
         Parameters
         ----------
         first, stride
-            Numbers of examples.
+            Number of the first example, and its distance from batch to batch.
         workers
-            Processes that plan batches ahead: a GPU would wait for the plans.
+            Number of processes that plan batches ahead, so that a GPU does not wait for the plans.
         """
         loader = DataLoader(
             _Plans(self),
@@ -240,11 +254,11 @@ class Examples:
         yield from map(self.made, loader)
 
     def _anatomy_of(self, number: int) -> tuple[int, int]:
-        """Return slot and generation of the anatomy that an example uses if it is synthetic."""
+        """Return slot and generation of the anatomy of an example, for synthetic examples."""
         return number % _SLOTS, int(number * self.synthetic) // (_SLOTS * self.recipe.reuse)
 
     def _labels_of(self, slot: int, generation: int) -> tuple[LabelMap, np.random.Generator]:
-        """Label map of an anatomy, and the generator that goes on to draw it."""
+        """Return the label map of an anatomy, and the random generator to draw it with."""
         rng = np.random.default_rng([self.seed, 1, slot, generation])
         return self.labels[int(rng.integers(len(self.labels)))], rng
 

@@ -1,6 +1,6 @@
 """Loss and gradients of a step.
 
-On a GPU they are one CUDA graph: there, launching an operation takes the processor longer than the operation itself.
+On a GPU they are one CUDA graph, because there the CPU needs longer to launch an operation than the GPU to do it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from .examples import Batch
 from .objectives import Objective, Terms
 
 Gradients = Callable[[Batch, Sequence[torch.Tensor], Stage], Terms]
-"""From a batch, what was drawn for it, and the stage to the terms of the loss; leaves gradients at the parameters."""
+"""Function from a batch, what was drawn for it, and the stage to the terms of the loss.
+
+It leaves the gradients at the parameters.
+"""
 _WARM_UP = 3  # steps before the capture, in which libraries choose their algorithms
 
 
 def gradients_of(objective: Objective, network: nn.Module, device: torch.device) -> Gradients:
-    """Return what computes the gradients of a network on a device."""
+    """Return a function that computes the gradients of a network on a device."""
     direct = _Direct(objective, network)
     return _Captured(direct) if device.type == "cuda" and objective.capturable else direct
 
 
 class _Direct:
-    """One operation after the other."""
+    """Gradients by one operation after the other."""
 
     def __init__(self, objective: Objective, network: nn.Module) -> None:
         self.objective, self.network = objective, network
@@ -35,7 +38,7 @@ class _Direct:
     def __call__(self, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage) -> Terms:
         device = batch.channels.device
         dtype = fast_dtype(device)
-        # Nothing is cast twice, and a graph must not depend on what was cast outside of it.
+        # No cache: nothing is cast twice, and a graph must not depend on a cast outside of it.
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
             loss, terms = self.objective.loss(self.network, batch, drawn, stage)
         self.network.zero_grad(set_to_none=True)
@@ -44,7 +47,7 @@ class _Direct:
 
 
 class _Captured:
-    """A graph of the operations of a stage, whose inputs, results and gradients stay where they are in memory."""
+    """Gradients by a CUDA graph of a stage; its inputs, results and gradients keep their places in memory."""
 
     def __init__(self, direct: _Direct) -> None:
         self.direct = direct
@@ -77,7 +80,7 @@ class _Captured:
                 self.direct(batch, drawn, stage)
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
-        # Without them the graph makes gradients of its own, and writes them anew at each replay.
+        # Without gradients here, the graph makes its own, and overwrites them at each replay.
         self.direct.network.zero_grad(set_to_none=True)
         # Other threads fetch batches meanwhile.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):

@@ -26,13 +26,18 @@ class HeadExamples:
     Parameters
     ----------
     heads
-        Label maps that are drawn from.
+        Label maps that examples are drawn from.
     recipe
-        Sizes and shares; ``1 - synthetic`` of the examples of a map with a scan have its intensities.
+        Sizes and shares; a share ``1 - synthetic`` of the examples of a map with a scan has the scan's intensities.
     seed
-        Of all random numbers.
+        Seed of all random numbers.
     device
-        Where examples are drawn.
+        Device that examples are drawn on.
+
+    Raises
+    ------
+    ValueError
+        If there are no label maps.
     """
 
     def __init__(self, heads: Sequence[HeadMap], recipe: Recipe, *, seed: int, device: torch.device) -> None:
@@ -45,7 +50,7 @@ class HeadExamples:
         self._drawn = lru_cache(maxsize=_SLOTS)(self._draw)
 
     def example(self, number: int) -> HeadExample:
-        """Draw an example: a head that was deformed for several of them, with an intensity of its own."""
+        """Draw an example; several examples share a deformed head, and each has intensities of its own."""
         generation = number // (_SLOTS * self.recipe.reuse)
         head = self._drawn(number % _SLOTS, generation)
         rng = np.random.default_rng([self.seed, 0, number])
@@ -57,7 +62,7 @@ class HeadExamples:
         return self.anatomy.draw(head, self.recipe.patch, self.zoom, rng, self.device)
 
     def batch(self, first: int) -> Batch:
-        """Draw the batch that begins with an example: images as ``channels``, shares of the classes as ``sharp``."""
+        """Draw the batch whose first example has this number: images as ``channels``, class shares as ``sharp``."""
         some = [self.example(first + n) for n in range(self.recipe.batch)]
         nothing = torch.zeros((len(some), 0), device=self.device)
         images, classes = (torch.stack(parts) for parts in zip(*some, strict=True))

@@ -1,9 +1,9 @@
 """Synthetic images of heads with their classes, for the contrast-agnostic segmentation.
 
 After SynthSeg (Billot et al. 2023, doi:10.1016/j.media.2023.102789) and SynthStrip (Hoopes et al. 2022,
-doi:10.1016/j.neuroimage.2022.119474): a random intensity for each label of a deformed map, and what scanners and people
-do to an image: slices of any thickness and gap, shading, noise, a field of view that cuts the head, faces and skulls
-that were removed, air that is not 0, lesions and cavities of resections.
+doi:10.1016/j.neuroimage.2022.119474). Each label of a deformed map gets a random intensity. The image then gets the
+faults of real ones: slices of any thickness and gap, shading, noise, a field of view that cuts the head, a removed
+skull or face, air that is not 0, lesions and cavities of resections.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CONTRASTS: dict[str, tuple[Range, Range, Range, Range]] = {
 
 
 class HeadExample(NamedTuple):
-    """What the network sees, (1, n, n, n), and the share of each class, (classes, n, n, n); float32."""
+    """Image for the network, (1, n, n, n), and the share of each class, (classes, n, n, n); float32."""
 
     image: torch.Tensor
     classes: torch.Tensor
@@ -50,7 +50,7 @@ class HeadExample(NamedTuple):
 
 @frozen
 class RandomImage:
-    """Probabilities and ranges of what is done to an image; lengths in mm, intensities relative to the brightest.
+    """Probabilities and ranges of the changes of an image; lengths in mm, intensities relative to about the brightest.
 
     Parameters
     ----------
@@ -61,9 +61,9 @@ class RandomImage:
     lesions, cavity
         Probability of lesions in white matter, and of the cavity of a resection.
     bare
-        Probability that the skull was removed.
+        Probability that the skull is removed.
     defaced
-        Probability that the face was, of what has one.
+        Probability that the face is removed, of images with a skull.
     air
         Probability that air is not 0.
     cut
@@ -73,7 +73,7 @@ class RandomImage:
     thick
         Probability of thick slices.
     slices
-        Range of their spacing.
+        Range of the spacing of thick slices.
     thickness
         Range of the slice thickness as a share of the spacing.
     in_plane
@@ -107,15 +107,15 @@ class RandomImage:
         zoom
             Voxel size of the network's grid, mm.
         rng
-            Of all that is drawn.
+            Random generator.
         real
-            Probability that real intensities are used, where there are some.
+            Probability that the intensities of the head's scan are used, if it has one.
         """
         fine = zoom / OVERSAMPLING
         labels, classes = head.labels.clone(), head.classes.clone()
         generator = torch.Generator(labels.device).manual_seed(int(rng.integers(2**31)))
         measured = head.image if rng.random() < real else None
-        if measured is None:  # a scan has the lesions that it has
+        if measured is None:  # a real scan has its own lesions
             self._hurt(labels, classes, rng)
         seen = self._remove(classes, fine, rng)
         if measured is not None:
@@ -143,7 +143,7 @@ class RandomImage:
     def _palette(
         self, labels: torch.Tensor, classes: torch.Tensor, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw mean and standard deviation of each index."""
+        """Draw mean and standard deviation of the intensity of each label index."""
         means = rng.uniform(0.02, 1.1, size=_INDICES).astype(np.float32)
         if rng.random() < self.natural:
             ranges = dict(zip((*_TISSUES, "lesion"), _CONTRASTS[str(rng.choice(list(_CONTRASTS)))], strict=True))
@@ -158,7 +158,7 @@ class RandomImage:
         return torch.from_numpy(means).to(labels.device), torch.from_numpy(spreads).to(labels.device)
 
     def _hurt(self, labels: torch.Tensor, classes: torch.Tensor, rng: np.random.Generator) -> None:
-        """Put lesions into white matter, and a cavity anywhere into the brain."""
+        """Put lesions into white matter, and a cavity around a place in white matter."""
         n = labels.shape[0]
         if rng.random() < self.lesions:
             for _ in range(int(rng.integers(1, 13))):
@@ -170,7 +170,7 @@ class RandomImage:
             _fill(labels, classes, ball, _CAVITY, within=None, becomes=CSF)
 
     def _remove(self, classes: torch.Tensor, fine: float, rng: np.random.Generator) -> torch.Tensor:
-        """Take the skull or the face away; return what is left, and make background of the rest."""
+        """Remove the skull or the face: its classes become background. Return the mask of what is left."""
         brain = classes > EXTRACEREBRAL
         kept = classes != BACKGROUND
         if rng.random() < self.bare:
@@ -212,7 +212,7 @@ class RandomImage:
         return image.contiguous()
 
     def _field_of_view(self, truth: torch.Tensor, rng: np.random.Generator) -> tuple[slice, slice, slice]:
-        """Draw where the field of view ends; it holds more than half of the brain along each axis."""
+        """Draw where the field of view ends; it holds at least half of the brain along each axis."""
         box = [slice(0, n) for n in truth.shape[1:]]
         if rng.random() < self.cut:
             brain = truth[EXTRACEREBRAL + 1 :].sum(dim=0) > 0.5
@@ -228,7 +228,7 @@ class RandomImage:
 
 
 def _tissue_of_labels(labels: torch.Tensor, classes: torch.Tensor) -> dict[int, str]:
-    """Tissue of each label of the brain: that of the class which it mostly has."""
+    """Tissue of each label of the brain: that of its most frequent class."""
     pairs = torch.bincount((labels.int() * len(STRUCTURES) + classes.int()).flatten(), minlength=1).cpu().numpy()
     table = np.zeros(_INDICES * len(STRUCTURES), dtype=np.int64)
     table[: len(pairs)] = pairs[: len(table)]
@@ -243,7 +243,7 @@ def _tissue_of_labels(labels: torch.Tensor, classes: torch.Tensor) -> dict[int, 
 def _ball(
     n: int, radii: NDArray[np.floating], classes: torch.Tensor, around: Sequence[int], rng: np.random.Generator
 ) -> RoughBall:
-    """Return a rough ball whose centre is in some class, if that is found soon."""
+    """Return a rough ball with its centre in one of some classes; anywhere, if 50 draws find no such place."""
     ball = RoughBall.draw(n, radii, rng)
     for _ in range(50):
         place = rng.integers(0, n, size=3)
@@ -272,7 +272,7 @@ def _fill(
 
 
 def _grown(mask: torch.Tensor, voxels: int) -> torch.Tensor:
-    """Dilate by some voxels, with a ball of three steps made of cubes and crosses."""
+    """Dilate a mask by some voxels, by crosses and cubes in turn, which together are nearly a ball."""
     grown = mask[None, None].float()
     for step in range(voxels):
         if step % 2:
@@ -300,7 +300,10 @@ def _face(brain: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _sampling(n: int, spacing: float, width: float, offset: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Matrices of an axis of n fine voxels: to samples of a box profile (in fine voxels), and linearly back."""
+    """Matrices of an axis of n fine voxels: to samples with a box profile, and linearly back.
+
+    ``spacing`` and ``width`` are in fine voxels; ``offset`` (0 to 1) shifts the first sample.
+    """
     count = max(2, math.floor((n - 1 - offset * (spacing - 1)) / spacing) + 1)
     centres = offset * (spacing - 1) + spacing * np.arange(count)
     fine = np.arange(n)

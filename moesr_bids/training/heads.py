@@ -1,7 +1,7 @@
-"""Label maps of heads, deformed: anatomies for the contrast-agnostic segmentation.
+"""Deformed label maps of heads: anatomies for the contrast-agnostic segmentation.
 
-Loading and deformation; what is painted on them is in `head_images`. A map is drawn with twice the
-sides of the network's grid, so that classes have partial volumes there.
+This module loads and deforms them; :mod:`.head_images` paints them. A map is drawn at half the voxel size of the
+network's grid, so that classes have partial volumes there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class HeadMap:
     name
         File name without extension.
     labels
-        Indices of the map's own labels, both sides as one: what gets an intensity of its own; uint8.
+        Indices of the map's own labels, left and right as one; each gets an intensity of its own; uint8.
     classes
         Indices of :data:`moesr_bids.segmentation.labels.STRUCTURES`; uint8.
     centre
@@ -61,7 +61,7 @@ class HeadMap:
 
     @property
     def has_head(self) -> bool:
-        """Whether there is more than a brain."""
+        """Whether the map holds more than a brain."""
         return bool((self.classes == EXTRACEREBRAL).any())
 
 
@@ -71,7 +71,8 @@ def load_head_map(path: Path, scan: Path | None = None) -> HeadMap:
     Raises
     ------
     ImageError
-        If it cannot be read, holds other labels, or has voxels that are not isotropic.
+        If the map cannot be read, holds other labels or no brain, or has voxels that are not isotropic; if the scan has
+        another shape.
     """
     try:
         image = nib.as_closest_canonical(nib.load(path))
@@ -118,13 +119,13 @@ def _foreground(signal: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _paintable(raw: NDArray[np.integer], classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return indices of the labels: one side looks like the other, and what was filled in is CSF."""
+    """Return indices of the labels, with left and right as one, and labels for filled CSF and unknown tissue."""
     values = raw.astype(np.int64)
     merged = np.arange(values.max() + 1)
     for number in np.unique(values):
         seen = classes[values == number]
         mode = int(np.bincount(seen).argmax())
-        # The parcels of a cortex have one contrast; so have the sides of all else, by the numbers of FreeSurfer.
+        # All parcels of the cortex have one contrast; so have the two sides of every other structure.
         if number >= 1000:
             merged[number] = 3
         elif STRUCTURES[mode].side == "right":
@@ -138,7 +139,7 @@ def _paintable(raw: NDArray[np.integer], classes: NDArray[np.uint8]) -> NDArray[
     return np.searchsorted(present, values).astype(np.uint8)
 
 
-# Lesions and parts of the basal forebrain beside those.
+# Also lesions and parts of the basal forebrain.
 _LEFT_OF: Mapping[int, int] = {**RIGHT_TO_LEFT, 57: 25, 163: 136, 164: 137}
 
 
@@ -157,15 +158,15 @@ class RandomHead:
     Parameters
     ----------
     size
-        Range of the sizes of heads relative to their map.
+        Range of the size of heads relative to their map.
     stretch
         Standard deviation of the natural logarithm of the size along each axis.
     tilt
         Standard deviation of the rotation about each axis, degrees.
     turned
-        Probability of any rotation up to ``turn`` degrees.
+        Probability of a further, large rotation.
     turn
-        See ``turned``.
+        Largest angle of that rotation about each axis, degrees.
     displacement
         Range of the standard deviation of the smooth displacement, mm.
     shift
@@ -181,7 +182,7 @@ class RandomHead:
     shift: float = 14.0
 
     def draw(self, head: HeadMap, size: int, zoom: float, rng: np.random.Generator, device: torch.device) -> Head:
-        """Draw a cube of ``size`` voxels of ``zoom`` mm around the brain, on the fine grid."""
+        """Draw a cube of ``size`` voxels of ``zoom`` mm per side around the brain, on the fine grid."""
         n, fine = size * OVERSAMPLING, zoom / OVERSAMPLING
         limit = self.turn * (rng.random() < self.turned)
         angles = rng.normal(scale=self.tilt, size=3) + rng.uniform(-limit, limit, size=3)

@@ -1,7 +1,7 @@
-"""Lesions of random shape: in the white matter of synthetic volumes, and planted into that of real scans.
+"""Lesions of random shape, in the white matter of synthetic volumes and of real scans.
 
-Few scans have lesions, and most of what is bright and small in the others is noise or a vessel: a network that has
-seen these alone takes contrast from small lesions.
+Few scans have lesions. In the others most small bright spots are noise or vessels, so a network trained on these alone
+takes contrast from small lesions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST = 12  # lesions in a patch
 _RADII = (1.0, 8.0)  # voxels
 _OBLONG = 0.35  # natural logarithm of the ratio of a radius to their mean, at most
 _SOFTEST = 1.0  # width of an edge in mean radii, at most
-_EDGE_OF_WHITE = 3  # voxels over which it is smoothed
+_EDGE_OF_WHITE = 3  # voxels over which the border of white matter is smoothed
 _ALIKE = 0.1  # contrasts of the lesions of a scan differ by up to this share
 # Intensity relative to the mean of white matter.
 _DARKER, _BRIGHTER = (0.5, 0.95), (1.05, 2.0)
@@ -40,7 +40,7 @@ class RoughBall:
 
     @classmethod
     def draw(cls, size: int, radii: NDArray[np.floating], rng: np.random.Generator) -> RoughBall:
-        """Draw one of these radii in a cube of ``size`` voxels along each axis."""
+        """Draw place and waves of a ball with these radii in a cube of ``size`` voxels per side."""
         centre, phases = rng.uniform(0, size, size=3), rng.uniform(0, 2 * math.pi, size=3)
         return cls(centre.tolist(), radii.tolist(), phases.tolist())
 
@@ -50,7 +50,7 @@ class RoughBall:
         return math.prod(self.radii) ** (1 / 3)
 
     def box(self, size: int) -> Box:
-        """Part of a cube of ``size`` voxels that the ball lies in, waves and soft edge included."""
+        """Part of a cube of ``size`` voxels per side that holds the ball with its waves and soft edge."""
         i, j, k = (
             slice(max(0, math.floor(c - 2 * r - 1)), min(size, math.ceil(c + 2 * r + 2)))
             for c, r in zip(self.centre, self.radii, strict=True)
@@ -82,7 +82,7 @@ class PlantedLesion:
 
 
 def draw_lesions(size: int, darker: bool, rng: np.random.Generator) -> list[PlantedLesion]:
-    """Draw lesions of one scan for a cube of ``size`` voxels, darker or brighter than white matter."""
+    """Draw 1 to 12 lesions of one scan for a cube of ``size`` voxels per side, darker or brighter than white matter."""
     low, high = _DARKER if darker else _BRIGHTER
     intensity = rng.uniform(low, high)
     lesions = []
@@ -108,8 +108,8 @@ def plant(patch: torch.Tensor, lesions: Sequence[PlantedLesion]) -> torch.Tensor
     Returns
     -------
     patch
-        With the lesions in the image and in the last share. It is as it was where no white matter is known: they reach
-        one voxel beyond its border, which is smoothed.
+        The patch with the lesions in the image and in the last share. It changes only in known white matter, whose
+        border is smoothed, so lesions reach one voxel beyond it.
     """
     image, white = patch[:2]
     n, device = image.shape[0], image.device

@@ -1,7 +1,7 @@
 """The training loop: one process or several (torchrun), limited in time, resumable to the step.
 
-A resumed training sees the examples that it would have seen. On a CPU it then computes the same; a GPU chooses its
-algorithms by their speed, and rounds otherwise from run to run.
+A resumed training sees the same examples as an uninterrupted one. On a CPU its results are the same too; a GPU chooses
+its algorithms by their speed, and its rounding differs from run to run.
 """
 
 from __future__ import annotations
@@ -52,34 +52,34 @@ LOG = "training.tsv"
 class Budget:
     """When a run ends: after ``minutes``, or at step ``steps``.
 
-    With both, the steps are the whole training, and the minutes a sitting of it, to be gone on with later.
+    With both, ``steps`` is the length of the whole training, and ``minutes`` that of one run, which can be resumed.
     """
 
     minutes: float | None = None
     steps: int | None = None
 
     def share(self, step: int, seconds: float) -> float:
-        """Share of the run that is done."""
+        """Share of the training that is done, 0 to 1."""
         if self.steps:
             return min(1.0, step / self.steps)
         return min(1.0, seconds / (60 * self.minutes)) if self.minutes else 0.0
 
     def interrupted(self, seconds: float) -> bool:
-        """Whether a sitting is over before the training is."""
+        """Whether the minutes of this run are over before the steps of the training."""
         return bool(self.steps and self.minutes and seconds > 60 * self.minutes)
 
 
 @frozen(kw_only=True)
 class Origin:
-    """What a training comes from.
+    """Weights that a training starts from or learns from.
 
     Parameters
     ----------
     weights
-        SHA-256 of the weights files that it starts from or learns from, by the option that names them; a resumption
-        has the same.
+        SHA-256 of their files, by the option that names them (``start``, ``teacher``); a resumed training needs the
+        same.
     participants
-        Who these were trained on.
+        Participants that they were trained on.
     """
 
     weights: Mapping[str, str] = field(factory=dict)
@@ -88,7 +88,7 @@ class Origin:
 
 @frozen(kw_only=True)
 class Trained:
-    """What a run leaves: averaged weights and the facts for their card, with all who were ever trained on."""
+    """Result of a run: averaged weights and facts for their card; ``participants`` are all who were ever trained on."""
 
     network: Network
     recipe: Recipe
@@ -138,40 +138,48 @@ def train(
     Parameters
     ----------
     recipe
-        Settings; must equal those of the run that is resumed.
+        Settings; a resumed training needs the same.
     folder
-        Where the state (``state.safetensors``), the log (``training.tsv``) and TensorBoard's events are.
+        Existing folder of the state (``state.safetensors``), the log (``training.tsv``) and TensorBoard's events.
     volumes, labels
-        What is trained on.
+        Training data.
     held_out
-        Volumes and pairs for validation, of other participants.
+        Volumes, pairs or heads of other participants, for validation.
     budget
-        When to stop. The learning rate goes to zero with it. A killed run goes on where it was saved, with the time
-        that it had left; after one that ended, a new run begins and the rate warms up again.
+        When to stop. The learning rate falls towards its end. A killed run continues where it was saved, with the time
+        that it had left. After a run that ended, a new one begins, and the rate warms up again.
     device
-        Where to train; one GPU per process under torchrun.
+        Device to train on; one GPU per process under torchrun.
     pairs
         Pairs of real scans that are trained on as well.
     seed
-        Of the weights and of all examples.
+        Seed of the weights and of all examples.
     start
-        Network to start a new training from; the recipe's may have more blocks.
+        Network that a new training starts from; the recipe's network may be larger.
     teacher
-        Network to learn from, of a distillation.
+        Network that a distillation learns from.
     origin
         Where ``start`` and ``teacher`` come from.
     workers
-        Processes that plan examples ahead.
+        Number of processes that plan examples ahead.
     validate_minutes
-        Time between two validations.
+        Minutes between two validations.
     say
-        Told a line now and then.
+        Called with a line of text now and then.
+
+    Returns
+    -------
+    Trained
+        Averaged weights and facts for their card.
 
     Raises
     ------
     ValueError
         If the folder holds a training with another recipe, seed or origin; if a participant of ``held_out`` was trained
-        on, here or where it comes from; if the weights are not finite any more.
+        on, here or by the weights of ``origin``; if ``start`` or ``teacher`` does not fit the recipe; if a weight is
+        no longer finite.
+    ImageError
+        If the scans of a pair share no cube of the recipe's size.
     """
     team = Team.join(device)
     try:
@@ -243,7 +251,7 @@ class _Run:
             self._load()
 
     def know(self, trained_on: set[str], held_out: set[str]) -> None:
-        """Record who is trained on; refuse to validate on them, or on those of the first weights."""
+        """Record the participants that are trained on; refuse to validate on them, or on those of the first weights."""
         self.trained_on |= trained_on
         if both := sorted(self.trained_on & held_out):
             raise ValueError(
@@ -336,8 +344,8 @@ class _Run:
         return terms
 
     def _require_finite(self) -> None:
-        """Keep the last good state: one gradient that is not finite stays in the weights for good."""
-        # Asked before saving only: an answer at each step would make the processor wait for the GPU.
+        """Stop before a state is saved whose weights are not finite: they would never become finite again."""
+        # Only before saving: a check at each step would make the CPU wait for the GPU.
         if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
             raise ValueError(
                 f"step {self.step}: the weights are not finite any more; {self.folder / STATE} is as it was saved "
@@ -441,6 +449,6 @@ class _Run:
 
 
 def _add_up(sums: dict[str, torch.Tensor], terms: dict[str, torch.Tensor]) -> None:
-    """Add terms to their sums, where they are: to read them would make the processor wait for the GPU."""
+    """Add terms to their sums on their device: reading them would make the CPU wait for the GPU."""
     for name, value in terms.items():
         sums[name] = sums[name] + value.detach() if name in sums else value.detach()

@@ -1,4 +1,4 @@
-"""Losses of the one-step model."""
+"""Losses of the one-step model, and weights of the segmentation's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 from ..sr.models.network import NetworkOutput
 
 _AROUND = 2  # voxels
-_LEAST_LOSS = 2e-4  # an example that is nearly perfect before shall not count for all others
+_LEAST_LOSS = 2e-4  # so that an example that is nearly perfect already does not outweigh all others
 
 
 @frozen
@@ -22,17 +22,18 @@ class LossWeights:
     Parameters
     ----------
     gradient
-        Of the difference of finite differences: keeps edges, and punishes those that are not there.
+        Weight of the error of finite differences, relative to that of the image: it keeps edges sharp, and punishes
+        false ones.
     gradient_until
-        Share of the run at which that ends: the rest is for the image alone.
+        Share of the run at which this term ends.
     likelihood
-        Of the scale.
+        Weight of the likelihood of the scale.
     epsilon
-        Where the Charbonnier loss turns from square to linear, in units of the 99th percentile.
+        Error at which the Charbonnier loss turns from square to linear, in units of the 99th percentile.
     lesions
-        How much more the image and its gradient count in lesions, and up to two voxels around them, than elsewhere: 1
-        for twice as much. Where both would explain the scan, the estimate then leans to the lesion. The likelihood of
-        the scale has no such weight.
+        Additional weight of lesions, and of voxels up to two away from them, in the loss of the image and its gradient:
+        with 1 they count twice as much as other voxels. Where a lesion or none would explain the scan equally well, the
+        estimate then tends to the lesion. The likelihood of the scale has no such weight.
     """
 
     gradient: float = 0.3
@@ -57,7 +58,7 @@ def loss_weights(value: LossWeights | Mapping[str, Any]) -> LossWeights:
 
 
 def without_border(volume: torch.Tensor, border: int) -> torch.Tensor:
-    """Cut voxels off all sides of (batch, channels, i, j, k): there the network misses its surroundings."""
+    """Cut ``border`` voxels off all sides of (batch, channels, i, j, k), where the network lacks its surroundings."""
     i, j, k = (slice(border, n - border) for n in volume.shape[2:])
     return volume[:, :, i, j, k]
 
@@ -69,26 +70,28 @@ def student_loss(
     weights: LossWeights,
     counts: torch.Tensor,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of a batch.
+    """Compute the loss of a batch, and its terms, detached.
+
+    The terms are the Charbonnier loss of the image and that of its finite differences, both relative to the loss of
+    ``start`` in the same example, so that easy and hard acquisitions count alike; and the negative log-likelihood of a
+    Laplace distribution of the error, |e| / b + log b. The likelihood takes the error as a constant, so the network
+    cannot lower it by smoothing the image.
 
     Parameters
     ----------
     output
-        Of the network, (batch, 1, i, j, k).
+        Output of the network, (batch, 1, i, j, k).
     start, sharp
-        What the residual is added to, and the truth; same shape.
+        Image that the residual is added to, and the truth; same shape.
     weights
         Weights of the terms.
     counts
-        How much each voxel counts, from :func:`importance`.
+        Weight of each voxel, from :func:`importance`.
 
     Returns
     -------
     total, terms
-        The Charbonnier loss of the image and that of its finite differences, both relative to
-        the loss of ``start`` in the same example, so that easy and hard acquisitions count alike; and the negative
-        log-likelihood of a Laplace distribution of the error, |e| / b + log b. The likelihood sees the error as a
-        constant, so that the scale does not trade sharpness for confidence.
+        Weighted sum of the terms, and each term by name.
     """
     before, error = start - sharp, start + output.residual - sharp
     image, terms = image_loss(error, before, weights, counts)
@@ -97,7 +100,7 @@ def student_loss(
 
 
 def scale_loss(error: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-likelihood of the scale b, |e| / b + log b; the error e is a constant here."""
+    """Return the mean negative log-likelihood of the scale b, |e| / b + log b; the error e counts as a constant."""
     return (error.detach().abs() * (-log_scale).exp() + log_scale).mean()
 
 
@@ -119,7 +122,7 @@ def image_loss(
 def charbonnier_ratio(error: torch.Tensor, before: torch.Tensor, epsilon: float, counts: torch.Tensor) -> torch.Tensor:
     """Charbonnier loss of each example relative to that of its start, averaged over the batch.
 
-    ``counts`` says how much each voxel counts.
+    ``counts`` is the weight of each voxel.
     """
     loss, reference = (_mean(charbonnier(part, epsilon), counts) for part in (error, before))
     return (loss / (reference + _LEAST_LOSS)).mean()
@@ -131,7 +134,7 @@ def charbonnier(error: torch.Tensor, epsilon: float) -> torch.Tensor:
 
 
 def importance(tissue: torch.Tensor, weights: LossWeights) -> torch.Tensor:
-    """How much each voxel counts, (batch, 1, i, j, k).
+    """Weight of each voxel in the loss, (batch, 1, i, j, k): 1, and more in and around lesions.
 
     Parameters
     ----------
@@ -143,7 +146,7 @@ def importance(tissue: torch.Tensor, weights: LossWeights) -> torch.Tensor:
     near = tissue[:, 2:]
     if not weights.lesions:
         return torch.ones_like(near)
-    for axis in range(3):  # one axis after the other: the window has 125 voxels
+    for axis in range(3):  # axis by axis: 15 voxels instead of 125
         reach = [_AROUND if a == axis else 0 for a in range(3)]
         near = functional.max_pool3d(near, [2 * n + 1 for n in reach], stride=1, padding=reach)
     return 1 + weights.lesions * near

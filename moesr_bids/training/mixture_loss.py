@@ -1,4 +1,4 @@
-"""Losses of the mixture of experts: of the gated sum, of each expert where it is responsible, and of the gate."""
+"""Losses of the mixture of experts: of the gated sum, of each expert in its tissue, and of the gate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .tissue import tissue_bands
 
 _HEAD = 0.05  # of the 99th percentile
 _EDGE = 0.05  # finite difference of the truth that counts as an edge
-_BAND = 5  # voxels: what is finer is the high-frequency band
+_BAND = 5  # voxels of the mean that is subtracted to get the high-frequency band
 _NORMAL_MAD = 1.4826  # standard deviation of a normal law over its median absolute deviation
 _LEAST_LOSS = 2e-4
 _TINY = 1e-8
@@ -32,15 +32,15 @@ class MixtureLossWeights:
     image
         Weights of the loss of the gated sum, as of the one-step model.
     experts
-        Of the experts' own losses.
+        Weight of the experts' own losses (:func:`experts_loss`).
     gate_error
-        Of the gate's cross-entropy to the softmax of the experts' errors.
+        Weight of the gate's cross-entropy to the softmax of the experts' negative errors (:func:`gate_losses`).
     gate_tissue
-        Of the gate's cross-entropy to the tissue bands.
+        Weight of the gate's cross-entropy to the tissue bands, of this batch and of earlier ones.
     balance
-        Of the load balance.
+        Weight of the load balance.
     diversity
-        Of the similarity of the experts' corrections.
+        Weight of the similarity of the experts' corrections.
     """
 
     image: LossWeights = field(factory=LossWeights, converter=loss_weights)
@@ -54,8 +54,8 @@ class MixtureLossWeights:
 class Mixed(NamedTuple):
     """Output of the mixture for a batch.
 
-    ``base`` (batch, 1, i, j, k) is what the experts correct, ``corrections`` (batch, 3, i, j, k) are theirs,
-    ``logits`` of the gate are per token of 4 voxels, ``log_scale`` is the predicted one, (batch, 1, i, j, k).
+    ``base`` (batch, 1, i, j, k) is the residual before the experts, ``corrections`` (batch, 3, i, j, k) are theirs,
+    ``logits`` are the gate's, per token of 4 voxels, ``log_scale`` is the log scale of the error, (batch, 1, i, j, k).
     """
 
     base: torch.Tensor
@@ -72,20 +72,20 @@ def mixture_loss(
     weights: MixtureLossWeights,
     border: int = 0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of a batch.
+    """Compute the loss of a batch, and its terms, detached.
 
     Parameters
     ----------
     mixed
         Output of the network.
     start, sharp
-        What the residual is added to, and the truth, (batch, 1, i, j, k).
+        Image that the residual is added to, and the truth, (batch, 1, i, j, k).
     tissue
         Shares of white matter, cortex and lesions, (batch, 3, i, j, k), 0 where unknown.
     weights
         Weights of the terms.
     border
-        Voxels at the sides that do not count, a multiple of 4.
+        Voxels at each side that do not count, a multiple of 4.
     """
     bands, confidence = tissue_bands(tissue)
     counted = (gate_weights(mixed.logits), bands, confidence, mixed.base, mixed.corrections, mixed.log_scale)
@@ -95,7 +95,7 @@ def mixture_loss(
     logits = without_border(mixed.logits, border // FINE)
     gated = gated_sum(base, corrections, gate)
     image, terms = student_loss(NetworkOutput(gated, log_scale), start, sharp, weights.image, counts)
-    # An expert answers for its tissue where that is known, elsewhere for what the gate gives it.
+    # An expert is trained on its tissue where the tissue is known, elsewhere on the voxels that the gate gives it.
     place = torch.lerp(gate.detach(), bands, confidence)
     estimates = start + base + corrections
     parts = {
@@ -114,8 +114,20 @@ def experts_loss(
 ) -> torch.Tensor:
     """Sum of the experts' losses, each weighted by its ``place`` and relative to the loss of ``start`` there.
 
-    All see the error itself; beside it the centrum expert sees the gradient of its image away from the edges of the
-    truth, the cortex expert the error of the gradient, the junction expert that of the high-frequency band.
+    Each loss holds the error of the image. That of the centrum expert also holds, with a tenth of the weight, the
+    gradient of its image away from edges of the truth; that of the cortex expert the error of the gradient; that of the
+    junction expert the error of the high-frequency band.
+
+    Parameters
+    ----------
+    estimates
+        Image that each expert alone would give, (batch, 3, i, j, k).
+    start, sharp
+        Image that the residual is added to, and the truth, (batch, 1, i, j, k).
+    place
+        Responsibility of each expert in each voxel, (batch, 3, i, j, k).
+    epsilon
+        See :class:`.losses.LossWeights`.
     """
     centrum, cortex, junction = (estimates[:, k : k + 1] for k in range(3))
     in_centrum, in_cortex, in_junction = (place[:, k : k + 1] for k in range(3))
@@ -145,10 +157,10 @@ def gate_losses(
 ) -> dict[str, torch.Tensor]:
     """Losses of the gate, per token.
 
-    ``gate_error`` is the cross-entropy to softmax(-e / T), e the experts' mean absolute errors less their median and T
-    the robust standard deviation 1.4826 MAD of these in the head (as in MoEDiff-SR, arXiv 2504.07308);
-    ``gate_tissue`` that to the tissue bands; ``balance`` is 3 sum_k m_k^2 - 1 with the mean weights m of the head: 0
-    where all are used alike.
+    ``gate_error`` is the cross-entropy to softmax(-e / T), with the experts' mean absolute errors e less their median,
+    and T the robust standard deviation of these in the head, 1.4826 MAD (as in MoEDiff-SR, arXiv 2504.07308).
+    ``gate_tissue`` is the cross-entropy to the tissue bands. ``balance`` is 3 sum_k m_k^2 - 1 with the mean weights m
+    in the head; it is 0 if all experts are used alike.
     """
 
     def tokens(volume: torch.Tensor) -> torch.Tensor:
@@ -158,7 +170,7 @@ def gate_losses(
     error = tokens(errors.abs())
     centred = error - error.median(dim=1, keepdim=True).values
     head = tokens((sharp > _HEAD).float())
-    # In air nothing is to be found, and all experts are alike.
+    # In air there is nothing to correct, and all experts are alike.
     spread = centred.abs().where(head > 0, torch.nan).nanmedian().nan_to_num()
     better = (-centred / (_NORMAL_MAD * spread + _TINY)).softmax(dim=1)
     sure = tokens(confidence)
@@ -171,7 +183,7 @@ def gate_losses(
 
 
 def similarity(corrections: torch.Tensor) -> torch.Tensor:
-    """Mean squared cosine between the corrections of two experts."""
+    """Mean squared cosine between the corrections of each two experts."""
     flat = corrections.flatten(2)
     norms = flat.norm(dim=2).clamp(min=_TINY)
     products = [(flat[:, a] * flat[:, b]).sum(dim=1) / (norms[:, a] * norms[:, b]) for a, b in ((0, 1), (0, 2), (1, 2))]
@@ -179,7 +191,7 @@ def similarity(corrections: torch.Tensor) -> torch.Tensor:
 
 
 def cross_entropy(target: torch.Tensor, log_gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted mean of the cross-entropy of the gate, all per token."""
+    """Weighted mean of the cross-entropy of the gate to a target; target, log gate and weight are per token."""
     return -(target * log_gate * weight).sum() / (weight.sum() + 1)
 
 

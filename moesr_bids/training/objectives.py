@@ -1,4 +1,4 @@
-"""What is trained: for each kind of recipe the network, its loss, and its estimate for validation."""
+"""Objectives: for each kind of recipe the network, its loss, and its validation."""
 
 from __future__ import annotations
 
@@ -30,16 +30,22 @@ _VALIDATION_PATCHES = 3
 
 
 class Objective(ABC):
-    """Face of all of them; unless they say otherwise, nothing in the loss is random, and it has one stage."""
+    """Interface of all objectives; by default nothing in the loss is random, and it has one stage."""
 
     @property
     def capturable(self) -> bool:
-        """Whether the loss launches the same operations at each step, so that a GPU can repeat them by itself."""
+        """Whether the loss uses the same operations at each step, so that a CUDA graph can repeat them."""
         return True
 
     @abstractmethod
     def build(self, start: nn.Module | None) -> nn.Module:
-        """Make the network, from the weights of another if one is given."""
+        """Make the network, from the weights of another if one is given.
+
+        Raises
+        ------
+        ValueError
+            If the given network does not fit.
+        """
 
     def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Draw what is random in the loss of a batch."""
@@ -55,7 +61,7 @@ class Objective(ABC):
     def loss(
         self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
     ) -> tuple[torch.Tensor, Terms]:
-        """Loss of a batch and its terms, detached."""
+        """Compute the loss of a batch, and its terms, detached."""
 
     @abstractmethod
     def product(self, network: nn.Module) -> Network:
@@ -65,24 +71,24 @@ class Objective(ABC):
     def validate(
         self, network: nn.Module, held_out: Sequence[Any], *, margin: int, device: torch.device
     ) -> dict[str, float]:
-        """Figures of the network on each of what was not trained on; ``margin`` is that of the recipe."""
+        """Measure the network on each source that it was not trained on; ``margin`` is that of the recipe."""
 
     @abstractmethod
     def summary(self, values: Mapping[str, float]) -> str:
-        """Say a validation in a few words."""
+        """Return a validation in a few words."""
 
 
 class ResidualObjective(Objective):
-    """Face of those whose network estimates a residual over the interpolated image."""
+    """Interface of the objectives whose network estimates a residual over the interpolated image."""
 
     @abstractmethod
     def estimator(self, network: nn.Module) -> Estimator:
-        """How the network estimates a residual."""
+        """Return the function by which the network estimates a residual."""
 
     def validate(
         self, network: nn.Module, held_out: Sequence[Any], *, margin: int, device: torch.device
     ) -> dict[str, float]:
-        """Gains over interpolation on fixed patches."""
+        """Measure gains over interpolation on fixed patches, dB."""
         return validate(
             self.estimator(network),
             held_out,
@@ -93,7 +99,7 @@ class ResidualObjective(Objective):
         )
 
     def summary(self, values: Mapping[str, float]) -> str:
-        """Mean gain."""
+        """Return the mean gain."""
         return f"mean gain {sum(values.values()) / len(values):+.2f} dB"
 
 
@@ -107,7 +113,7 @@ class StudentObjective(ResidualObjective):
         self.shape, self.weights, self.border = shape, weights, border
 
     def build(self, start: nn.Module | None) -> ResidualNetwork:
-        """Make the network; it may have more blocks than the one it starts from."""
+        """Make the network; it may be larger than the one it starts from."""
         if start is None:
             return ResidualNetwork(self.shape)
         if not isinstance(start, ResidualNetwork):
@@ -115,13 +121,13 @@ class StudentObjective(ResidualObjective):
         return start.grown(self.shape)
 
     def stage(self, share: float) -> Stage:
-        """Return the stage of the image alone, or the one before it."""
+        """Return the stage with the loss of the gradient, or the one of the image alone after it."""
         return ONE_STAGE if share < self.weights.gradient_until else _IMAGE_ALONE
 
     def loss(
         self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
     ) -> tuple[torch.Tensor, Terms]:
-        """Loss of the predicted residual and scale."""
+        """Compute the loss of the predicted residual and scale."""
         del drawn
         residual, log_scale = network(batch.channels, batch.acquisition)
         known = (batch.known(residual), log_scale)
@@ -142,7 +148,7 @@ class StudentObjective(ResidualObjective):
 
 
 class MixtureObjective(ResidualObjective):
-    """A step of the chain, drawn at random, by the mixture of experts."""
+    """The mixture of experts at a step of the chain that is drawn at random."""
 
     def __init__(self, recipe: Recipe, memory: GateMemory | None = None) -> None:
         assert isinstance(recipe.network, MixtureShape) and isinstance(recipe.loss, MixtureLossWeights)
@@ -151,7 +157,7 @@ class MixtureObjective(ResidualObjective):
         self.memory = memory
 
     def build(self, start: nn.Module | None) -> nn.Module:
-        """Make the network, from a mixture or with the weights of a one-step network as its trunk."""
+        """Make the network, from a mixture, or with a one-step network as its trunk; freeze the recipe's parts."""
         network = MixtureNetwork(self.shape)
         if isinstance(start, MixtureNetwork):
             if start.shape != self.shape:
@@ -169,18 +175,21 @@ class MixtureObjective(ResidualObjective):
 
     @property
     def capturable(self) -> bool:
-        """Whether there is no memory: what it holds differs from step to step."""
+        """Whether the gate has no memory; with one, the operations differ from step to step."""
         return self.memory is None
 
     def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Draw a step of the chain for each example, mostly the one that sampling begins with: its state, and eta."""
+        """Draw a step of the chain for each example, and return its state and eta.
+
+        More than half of the examples get the step that sampling begins with.
+        """
         schedule = self.shape.schedule
         count, device = len(batch.channels), batch.channels.device
         steps = torch.randint(1, schedule.steps + 1, (count,), generator=generator)
-        # What the first step misses, the others hardly find: there the state knows no more than the image.
+        # Errors of the first step are hardly mended later, and there the state holds no more than the image.
         steps[torch.rand(count, generator=generator) < 0.5] = schedule.steps
         etas = torch.tensor(schedule.etas)[steps].to(device, non_blocking=True)
-        # Drawn where it is used: from the processor it would come too slowly for a GPU.
+        # Drawn on the device: from the CPU it would come too slowly for a GPU.
         seed = int(torch.randint(2**31, (), generator=generator))
         drawing = torch.Generator(device).manual_seed(seed)
         noise = torch.randn(batch.sharp.shape, generator=drawing, device=device)
@@ -189,7 +198,7 @@ class MixtureObjective(ResidualObjective):
     def loss(
         self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
     ) -> tuple[torch.Tensor, Terms]:
-        """Loss at the step that was drawn, and of the gate on earlier examples if it has a memory."""
+        """Compute the loss at the step that was drawn, and that of the gate on earlier examples if it has a memory."""
         del stage
         assert isinstance(network, MixtureNetwork)
         state, etas = drawn
@@ -215,13 +224,13 @@ class MixtureObjective(ResidualObjective):
         return network
 
     def estimator(self, network: nn.Module) -> Estimator:
-        """Estimate the mean of all samples, in one step."""
+        """Return the estimate of the mean of all samples, in one step."""
         assert isinstance(network, MixtureNetwork)
         return lambda channels, acquisition: network.mean(network.look(channels, acquisition), acquisition)
 
 
 class DistillationObjective(ResidualObjective):
-    """One step of the residual network, taught by a mixture."""
+    """One step of the residual network, with a mixture as its teacher."""
 
     def __init__(self, recipe: Recipe, teacher: nn.Module | None) -> None:
         assert isinstance(recipe.network, NetworkShape) and isinstance(recipe.loss, DistillationLossWeights)
@@ -235,18 +244,18 @@ class DistillationObjective(ResidualObjective):
         return Pupil(self.student.build(start), self.teacher)
 
     def draw(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Draw how the teacher sees the batch: along which axes it is flipped."""
+        """Draw the axes along which the teacher sees the batch flipped."""
         flips = torch.rand(3, generator=generator) < 0.5
         return (flips.to(batch.channels.device, non_blocking=True),)
 
     def stage(self, share: float) -> Stage:
-        """Through which smoothing student and teacher are compared."""
+        """Return the stage, with the smoothing through which student and teacher are compared."""
         return self.weights.stage(share)
 
     def loss(
         self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
     ) -> tuple[torch.Tensor, Terms]:
-        """Loss against the truth, the teacher of this stage, and its features."""
+        """Compute the loss against the truth, the teacher's estimate, and the teacher's features."""
         assert isinstance(network, Pupil)
         taught = teach(self.teacher, batch.channels, batch.acquisition, *drawn)
         return distillation_loss(network, batch, taught, self.weights, stage, self.border)
@@ -277,9 +286,9 @@ def objective_of(recipe: Recipe, teacher: nn.Module | None = None, memory: GateM
     recipe
         Settings.
     teacher
-        Mixture to learn from, of a distillation.
+        Mixture that a distillation learns from.
     memory
-        Of the gate of a mixture; None if it sees nothing again.
+        Earlier examples for the gate of a mixture; None if it sees none again.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Pairs of real scans: a head as one protocol sees it, and as a sharper one does.
+"""Pairs of real scans: one head in a coarse and in a sharp protocol.
 
-The sharp scan is brought to the axes of the coarse one by the band-limited resampling of :mod:`..sr.joint`, so that
-the engine's own operator lies between both, and the network is given just what it will be given of a scan like that.
+The band-limited resampling of :mod:`..sr.joint` brings the sharp scan to the axes of the coarse one. The engine's own
+operator then relates the two, and the network gets the same inputs as it will get for such a scan in the engine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from .simulation import Example, low_passes
 from .volumes import detail_of, too_coarse
 
 _PERCENTILE = 99.0
-_LARGEST_MISFIT = 0.1  # of the brightest hundredth, beside the noise: more is another contrast
+_LARGEST_MISFIT = 0.1  # of the 99th percentile, without the noise: more means another contrast
 _ALIGNMENT_MM = 1.5
 _LEVELS = ((60, 4, 2.0), (40, 2, 1.0), (20, 1, 0.0))
 _DRAWS = 50
@@ -61,7 +61,7 @@ class PairFiles:
 
 @frozen(eq=False)
 class PairCut:
-    """Where a cube is cut out of a pair, by the index of the pair, and the axes that are flipped."""
+    """Index of a pair, the corner of a cube that is cut out of it, and the axes that are flipped."""
 
     index: int
     corner: tuple[int, int, int]
@@ -70,7 +70,7 @@ class PairCut:
 
 @frozen(eq=False)
 class PairedScan:
-    """A pair on the target grid, axes in the order of the network.
+    """A pair on the target grid, with axes in the order of the network.
 
     Parameters
     ----------
@@ -79,17 +79,17 @@ class PairedScan:
     channels
         float16 (2 + guidance, i, j, k), see :class:`.simulation.Example`.
     sharp
-        float16 (i, j, k): the sharp scan, turned, with the gain of the coarse one unless contrasts differ.
+        float16 (i, j, k): the sharp scan on this grid, with the brightness of the coarse one unless contrasts differ.
     acquisition
-        Vector of the coarse scan.
+        Acquisition vector of the coarse scan, see :class:`.simulation.Example`.
     detail
         Finest detail of ``sharp`` along each axis, in voxels; 1 where it is sharp.
     head
         Boolean (i, j, k): the head, where both scans show it.
     known
-        Boolean (i, j, k): what the sharp scan shows.
+        Boolean (i, j, k): the field of view of the sharp scan.
     facts
-        What the card tells: agreement, misfit, distance that the scan was moved by.
+        Facts for the card: ``Low``, ``High``, ``OutputZooms``; without synthesis also ``Agreement`` and ``Misfit``.
     """
 
     name: str
@@ -102,7 +102,7 @@ class PairedScan:
     facts: dict[str, Any]
 
     def draw(self, index: int, size: int, rng: np.random.Generator) -> PairCut:
-        """Draw a cube around a voxel of the head that lies in what both scans show, or nearly so.
+        """Draw a cube around a voxel of the head, with more than 99 % of it in the field of view of both scans.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class PairedScan:
         raise ImageError(f"{self.name}: both scans of the pair share no cube of {size} voxels; take a smaller patch")
 
     def example(self, cut: PairCut, size: int, device: torch.device) -> Example:
-        """Cut an example out."""
+        """Cut an example of ``size`` voxels per side out."""
         box = tuple(slice(c, c + size) for c in cut.corner)
         channels = torch.from_numpy(self.channels[:, *box].astype(np.float32))
         sharp = torch.from_numpy(self.sharp[box].astype(np.float32))
@@ -137,7 +137,7 @@ class PairedScan:
         return Example(*(part.contiguous().to(device) for part in parts))
 
     def fixed(self, size: int, count: int, device: torch.device) -> Iterator[Example]:
-        """Yield the examples that validate a training."""
+        """Yield ``count`` fixed examples that validate a training."""
         for number in range(count):
             cut = self.draw(0, size, np.random.default_rng(number))
             yield self.example(PairCut(0, cut.corner, ()), size, device)
@@ -149,11 +149,11 @@ def find_pairs(data: Path | None, low: str, high: str, wanted: Callable[[str], b
     Parameters
     ----------
     data
-        BIDS folder that holds both; None if each has one of its own.
+        BIDS folder that holds the scans of both protocols; None if each protocol has a folder of its own.
     low, high
-        Entities of file names in ``data``, such as ``acq-64mT`` and ``acq-3T``; without it the two folders.
+        Entities of file names in ``data``, such as ``acq-64mT`` and ``acq-3T``; without ``data`` the two folders.
     wanted
-        Whether a label is.
+        Whether a participant label is wanted.
 
     Raises
     ------
@@ -189,8 +189,8 @@ def _scans(folder: Path, entity: str, wanted: Callable[[str], bool]) -> dict[tup
 def load_pair(files: PairFiles, *, synthesis: bool = False, seed: int = 1) -> PairedScan:
     """Bring a pair to one grid, and match its intensities.
 
-    Scans of one contrast are placed as scans that are joined are (:func:`..sr.joint.alternate.place`), by their detail
-    through the operator of the coarse one; of different contrasts by mutual information.
+    Scans of one contrast are aligned by their detail, as scans that are joined (:func:`..sr.joint.alternate.place`);
+    scans of different contrasts by mutual information.
 
     Parameters
     ----------
@@ -199,12 +199,12 @@ def load_pair(files: PairFiles, *, synthesis: bool = False, seed: int = 1) -> Pa
     synthesis
         Whether the contrasts may differ: the sharp scan then keeps its own.
     seed
-        Of the sampling of the mutual information.
+        Seed of the sampling of the mutual information.
 
     Raises
     ------
     ImageError
-        If a scan cannot be used, they cannot be aligned, or their contrasts differ and ``synthesis`` is not said.
+        If a scan cannot be used, the scans cannot be aligned, or their contrasts differ and ``synthesis`` is false.
     """
     low, high = _read(files.low), _read(files.high)
     if coarse := too_coarse(high.grid.affine):
@@ -228,7 +228,7 @@ def load_pair(files: PairFiles, *, synthesis: bool = False, seed: int = 1) -> Pa
 
 
 def _read(path: Path) -> Given:
-    """Read a scan and find out its profile and noise, as the engine does."""
+    """Read a scan, and estimate its profile and noise as the engine does."""
     image, _ = open_image(path)
     data = Intensities.of(read_voxels(image, str(path)), str(path)).data
     grid, inside = Grid.from_image(image), foreground(data)
@@ -253,7 +253,7 @@ def _by_detail(files: PairFiles, low: Given, high: Given) -> tuple[dict[str, flo
 
 
 def _by_mutual_information(low: Given, high: Given, seed: int) -> tuple[dict[str, float], NDArray[np.float64]]:
-    """Return the same for any two contrasts; the agreement is not known."""
+    """Return the position as :func:`_by_detail` does, for any two contrasts; the agreement is not known."""
     images = [resample_isotropic(scan.data, scan.grid.affine, _ALIGNMENT_MM) for scan in (high, low)]
     region, _ = resample_isotropic(high.inside.astype(np.float32), high.grid.affine, _ALIGNMENT_MM)
     start = np.eye(4)
@@ -272,7 +272,7 @@ def _by_mutual_information(low: Given, high: Given, seed: int) -> tuple[dict[str
 
 
 def _misfit(files: PairFiles, residual: NDArray[np.float32], inside: NDArray[np.bool_], sigma: float) -> float:
-    """Robust deviation of the residual beside the noise, relative to the brightest hundredth.
+    """Robust standard deviation of the residual without the noise, relative to the 99th percentile.
 
     Raises
     ------
@@ -298,7 +298,7 @@ def _on_network_axes(
     resolution: Sequence[float],
     facts: dict[str, Any],
 ) -> PairedScan:
-    """Make the inputs of the network as the engine does, and turn the truth like them."""
+    """Make the inputs of the network as the engine does, and bring the truth to the same axes."""
     problem = Problem(
         acquired=torch.from_numpy(low.data),
         mask=torch.from_numpy(low.inside),

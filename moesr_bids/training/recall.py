@@ -1,7 +1,7 @@
 """Earlier examples that the gate sees again: it learns slowly, and they cost a tenth of new ones.
 
-What the context was given is kept by the number of the example. What is not there, as after a resumption, is made
-again, so a resumed training sees what it would have seen.
+The inputs of the context are kept by the number of the example. Inputs that are missing, such as after a resumption,
+are made again, so a resumed training sees the same as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class GateInputs(NamedTuple):
-    """What the gate needs to learn tissue from.
+    """Inputs and targets of the gate.
 
-    ``cells`` as of :func:`.mixture.context_cells`; the tissue ``bands`` and how much they count (``sure``), per token
-    of 4 voxels.
+    ``cells`` are from :func:`moesr_bids.sr.models.mixture.context_cells`; the tissue ``bands`` and their weight
+    (``sure``) are per token of 4 voxels.
     """
 
     cells: torch.Tensor
@@ -35,18 +35,18 @@ class GateInputs(NamedTuple):
 
 
 class GateMemory:
-    """Inputs of the gate of the steps before this one.
+    """Inputs of the gate at earlier steps.
 
     Parameters
     ----------
     examples
-        Where what was forgotten is made again.
+        Source of examples that are missing.
     recall
-        Sizes.
+        How many steps are kept, and how many are drawn.
     border
-        Voxels at the sides of an example that do not count.
+        Voxels at each side of an example that do not count.
     first, stride
-        Number of the first example of this process, and between those of two steps.
+        Number of the first example of this process, and its distance from step to step.
     """
 
     def __init__(self, examples: Examples, recall: Recall, *, border: int = 0, first: int, stride: int) -> None:
@@ -56,12 +56,12 @@ class GateMemory:
         self._kept: dict[int, GateInputs | None] = {}
 
     def keep(self, number: int, inputs: GateInputs | None) -> None:
-        """Keep the inputs of the step whose first example has this number; forget the one that is too old now."""
+        """Keep the inputs of the step whose first example has this number; forget those of the oldest step."""
         self._kept[number] = inputs
         self._kept.pop(number - (self._recall.memory + 1) * self._stride, None)
 
     def draw(self, number: int, network: MixtureNetwork) -> GateInputs | None:
-        """Draw steps before the one of this number, stacked; None if no tissue is known in any of them."""
+        """Draw steps before the one with this number, stacked; None if no tissue is known in any of them."""
         reach = min(self._recall.memory, (number - self._first) // self._stride)
         if reach < 1:
             return None
@@ -85,7 +85,7 @@ class GateMemory:
 def gate_inputs(batch: Batch, cells: torch.Tensor, border: int = 0) -> GateInputs | None:
     """Return the inputs of the examples with known tissue, the cells in bfloat16; None if there are none.
 
-    Within ``border`` voxels of the sides nothing is sure.
+    Within ``border`` voxels of the sides the weight is 0.
     """
     known = batch.tissue[:, :2].flatten(1).any(dim=1)
     if not known.any():

@@ -29,7 +29,7 @@ KINDS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "distill": (NetworkShape, DistillationLossWeights),
     "segmentation": (SegmenterShape, SegmentationLossWeights),
 }
-"""Network and loss of each kind of recipe."""
+"""Sizes of the network and weights of the loss, for each kind of recipe."""
 
 _share = validators.and_(validators.ge(0.0), validators.le(1.0))
 _positive = validators.gt(0)
@@ -52,14 +52,14 @@ def _recall(value: Recall | Mapping[str, Any]) -> Recall:
 
 @frozen
 class Recall:
-    """How much the gate sees again.
+    """How many earlier examples the gate sees again.
 
     Parameters
     ----------
     count
-        Earlier steps that are drawn for each step; those of examples without known tissue count for nothing.
+        Number of earlier steps that are drawn for each step; examples without known tissue among them are skipped.
     memory
-        Steps that are kept: about 5 MB for each example of 64 voxels with known tissue.
+        Number of steps that are kept: about 5 MB for each example of 64 voxels per side with known tissue.
     """
 
     count: int = field(default=0, validator=validators.ge(0))
@@ -115,12 +115,12 @@ class Recipe:
 
 
 def read_recipe(name: str) -> Recipe:
-    """Read a recipe by its name in the package or by its path; it may name a ``base`` and say what differs from it.
+    """Read a recipe by its name in the package or by its path; it may name a ``base`` and hold only what differs.
 
     Raises
     ------
     ValueError
-        If there is none, or a setting is missing, unknown or impossible.
+        If there is no such recipe, or a setting is missing, unknown or impossible.
     """
     path = Path(name) if name.endswith((".yml", ".yaml")) else RECIPES / f"{name}.yml"
     if not path.is_file():
@@ -137,7 +137,13 @@ def read_recipe(name: str) -> Recipe:
 
 
 def recipe_from(settings: dict[str, Any]) -> Recipe:
-    """Build a recipe from plain settings, as :meth:`Recipe.record` returns them."""
+    """Build a recipe from plain settings, as :meth:`Recipe.record` returns them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a setting is missing, unknown or impossible.
+    """
     if not isinstance(settings, dict):
         raise ValueError("a recipe is a YAML mapping")
     kind = settings.get("kind", "student")

@@ -20,14 +20,15 @@ _WHITE, _CORTEX, _VENTRICLE, _CSF = 2, 3, 4, 24
 _DEEP_CENTRE, _DEEP_RADII = (0.0, -8.0, 6.0), (34.0, 38.0, 22.0)
 _SULCUS_MM = 15.0  # below the surface of the brain: deeper CSF is that of ventricles
 _SURE = 0.6
-"""Least probability of a class: what is less sure gets no label."""
+"""Least probability of a class; voxels below it get no label."""
 
 
 def segment(image: nib.Nifti1Image, *, work_dir: Path, threads: int = 1, seed: int = 1) -> nib.Nifti1Image:
     """Label white matter (2), cortex (3), CSF of the sulci (24) and of the ventricles (4) of a structural image.
 
     The classes are those of :func:`moesr_bids.preproc.tissues.tissue_probabilities` on the image without its bias
-    field. What is not sure gets no label; neither does deep grey matter, but for what of it looks like white matter.
+    field. Voxels below a probability of 0.6 get no label. Deep grey matter gets none either, except where it looks
+    like white matter.
 
     Parameters
     ----------
@@ -35,8 +36,10 @@ def segment(image: nib.Nifti1Image, *, work_dir: Path, threads: int = 1, seed: i
         T1w, T2w or FLAIR, 3-D; whole head or skull-stripped.
     work_dir
         Folder for temporary files.
-    threads, seed
-        Of the alignment of the atlas.
+    threads
+        CPU threads of brain mask and bias field.
+    seed
+        Seed of the brain mask.
 
     Returns
     -------
@@ -63,7 +66,7 @@ def segment(image: nib.Nifti1Image, *, work_dir: Path, threads: int = 1, seed: i
 
 
 def _in_deep_grey(mask: NDArray[np.bool_], to_template: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell which voxels of a mask lie in the ellipsoid around the deep grey matter."""
+    """Return which voxels of a mask lie in the ellipsoid around the deep grey matter."""
     where = to_template[:3, :3] @ np.stack(np.nonzero(mask)) + to_template[:3, 3:]
     centre, radii = (np.array(values)[:, None] for values in (_DEEP_CENTRE, _DEEP_RADII))
     inside: NDArray[np.bool_] = (((where - centre) / radii) ** 2).sum(axis=0) < 1

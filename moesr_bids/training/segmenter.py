@@ -1,4 +1,4 @@
-"""What is trained for the segmentation: network, loss, and its validation on heads that are kept out."""
+"""Objective of the segmentation: network, loss, and validation on heads that are kept out."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CASES: dict[str, RandomImage] = {
     "slices": attrs.evolve(_MILD, thick=1.0, slices=(4.0, 6.0)),
     "stripped": attrs.evolve(_MILD, bare=1.0),
 }
-"""How the heads that are kept out are drawn, beside the real scan of those that have one."""
+"""How heads that are kept out are drawn for validation. A head with a scan is validated on the scan alone."""
 
 
 class _Case(NamedTuple):
@@ -58,7 +58,7 @@ class _Case(NamedTuple):
 
 
 class SegmentationObjective(Objective):
-    """Classes of synthetic heads."""
+    """Objective of the segmentation: the classes of synthetic heads."""
 
     def __init__(self, recipe: Recipe) -> None:
         assert isinstance(recipe.network, SegmenterShape) and isinstance(recipe.loss, SegmentationLossWeights)
@@ -79,7 +79,7 @@ class SegmentationObjective(Objective):
     def loss(
         self, network: nn.Module, batch: Batch, drawn: Sequence[torch.Tensor], stage: Stage
     ) -> tuple[torch.Tensor, Terms]:
-        """Loss of the logits against the shares of the classes."""
+        """Compute the loss of the logits against the shares of the classes."""
         del drawn, stage
         logits, truth = network(batch.channels).float(), batch.sharp
         classes = self.classes(logits, truth)
@@ -97,7 +97,7 @@ class SegmentationObjective(Objective):
     def validate(
         self, network: nn.Module, held_out: Sequence[Any], *, margin: int, device: torch.device
     ) -> dict[str, float]:
-        """Dice coefficients of the brain, and mean ones of its tissues, of fixed images of each head."""
+        """Measure Dice coefficients of brain and tissues on fixed images of each head; both sides are averaged."""
         del margin
         if self._cases is None:
             self._cases = [case for head in held_out for case in self._draw(head)]
@@ -115,7 +115,7 @@ class SegmentationObjective(Objective):
         return found
 
     def summary(self, values: Mapping[str, float]) -> str:
-        """Mean Dice coefficients of brain and tissues."""
+        """Return the mean Dice coefficients of brain and tissues."""
         names = ("brain", *(tissue.replace(" ", "-") for tissue in _TISSUES))
         return "mean Dice " + ", ".join(f"{name} {_mean(values, name):.3f}" for name in names)
 
@@ -135,7 +135,7 @@ class SegmentationObjective(Objective):
 def segmentation_parts(
     recipe: Recipe, heads: Sequence[Any], *, seed: int, device: torch.device
 ) -> tuple[HeadExamples, SegmentationObjective]:
-    """Examples and objective of a training of the segmentation."""
+    """Make examples and objective for a training of the segmentation."""
     return HeadExamples(heads, recipe, seed=seed, device=device), SegmentationObjective(recipe)
 
 

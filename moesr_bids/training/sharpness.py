@@ -1,7 +1,8 @@
-"""How sharp a scan is along each of its axes, from its spectrum: along an axis that is not, it is no target.
+"""How sharp a scan is along each of its axes, from its spectrum; a scan is no target along an axis that is not sharp.
 
 Scanners store images on finer grids than they acquired them, and processing resamples them. Anatomy has nearly the same
-spectrum along all axes, so an axis that falls short of the others, or of its own continuation, was acquired coarser.
+spectrum along all axes. So an axis whose spectrum lies below that of the others, or falls off suddenly, was acquired
+coarser.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 _RIM, _TAPER = 4.0, 8.0  # voxels: the surface of the head and the edge of a stripped brain hold all frequencies
-_LEVEL = 7  # voxels: what is smoother is no detail
+_LEVEL = 7  # voxels of the mean that is subtracted to get detail
 _LEAST_LENGTH = 256
 _SMOOTHING = 5  # bins
 _SHORT_DB = 6.0
@@ -27,10 +28,10 @@ def axis_resolution(
 ) -> tuple[float, float, float]:
     """Size of the finest detail along each axis of a scan, in its voxels.
 
-    It is half the period of the first frequency from which on the power spectral density inside of the head is 6 dB
-    below what is expected, over a twentieth of a cycle per voxel or up to the end of the spectrum. Expected is the
-    larger of two: the densest axis at this frequency, and the straight line (in decibels) that fits the densest axis
-    between 0.15 and 0.3 cycles per voxel.
+    It is half the period of the frequency at which the power spectral density inside the head falls 6 dB below an
+    expected one, and stays there for a twentieth of a cycle per voxel or to the end of the spectrum. The expected
+    density is the larger of two: that of the axis with most power at this frequency, and the straight line (in
+    decibels) that fits it between 0.15 and 0.3 cycles per voxel.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ def axis_resolution(
     Returns
     -------
     tuple of float
-        At least 1: a voxel.
+        One size per axis, in voxels of that axis; at least 1.
     """
     # Padded, or a head that fills the image would have no surface.
     depth = ndimage.distance_transform_edt(np.pad(head, 1))[1:-1, 1:-1, 1:-1]
@@ -78,7 +79,7 @@ def _cutoff(grid: NDArray[np.float64], short: NDArray[np.float64], nyquist: floa
     frequency, dark = grid[within], short[within] >= _SHORT_DB
     runs, _ = ndimage.label(dark)
     for run in ndimage.find_objects(runs):
-        # A gap of the spectrum is narrower; what ends with the spectrum is a roll-off.
+        # A short run is a gap in the spectrum, unless it reaches the end: then it is a roll-off.
         if run[0].stop - run[0].start >= _LEAST_RUN or run[0].stop == dark.size:
             return max(1.0, float(0.5 * nyquist / frequency[max(0, run[0].start - 1)]))
     return 1.0

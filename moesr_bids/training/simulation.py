@@ -1,4 +1,4 @@
-"""From a sharp patch and a :class:`.acquisition.Scan` to what a network is given, as the engine makes it."""
+"""Simulation of a :class:`.acquisition.Scan` of a sharp patch, and the inputs that the engine would make of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TARGET = (1.0, 1.0, 1.0)
 
 @frozen(eq=False)
 class Example:
-    """What the network gets and what it should find.
+    """Inputs of the network, and the truth.
 
     Axes are in the order of :func:`moesr_bids.sr.models.acquisition.axis_order`.
 
@@ -39,7 +39,8 @@ class Example:
     tissue
         float32 (3, n, n, n): shares of white matter, cortex and lesions, 0 where unknown.
     band
-        float32 (3, n, n): the low-pass of each axis that keeps what the truth knows; the identity along sharp axes.
+        float32 (3, n, n): low-pass matrix of each axis that keeps the detail of the truth; the identity along sharp
+        axes.
     """
 
     channels: torch.Tensor
@@ -50,7 +51,7 @@ class Example:
 
 
 class Matrices(NamedTuple):
-    """What a scan of a volume multiplies with: small, but slow to make; float32.
+    """Matrices that simulate a scan of a volume: small, but slow to make; float32.
 
     Parameters
     ----------
@@ -59,15 +60,15 @@ class Matrices(NamedTuple):
     spline
         Interpolation from the acquired to the target grid, of each axis.
     factors
-        Decomposition of the acquisition matrix that the network is told, three for each axis.
+        Singular value decomposition (U, values, V) of the reported acquisition matrix of each axis; nine tensors.
     fields
-        Coefficients of bias and Jacobian, (2, 4, 4, 4).
+        Coefficients of the logarithms of bias and Jacobian, (2, 4, 4, 4).
     powers
-        Powers of the positions on the target grid, and on the acquired grid along each axis, (4, n).
+        Powers 0 to 3 of the positions on the target grid, then on the acquired grid along each axis, (4, n) each.
     vector
-        Of the acquisition, see :func:`moesr_bids.sr.models.acquisition.acquisition_vector`.
+        Acquisition vector, see :func:`moesr_bids.sr.models.acquisition.acquisition_vector`.
     band
-        Low-pass of each axis that keeps what the volume knows, (3, n, n).
+        Low-pass matrix of each axis that keeps the detail of the volume, (3, n, n).
     """
 
     blur: tuple[torch.Tensor, ...]
@@ -80,7 +81,7 @@ class Matrices(NamedTuple):
 
     @classmethod
     def of(cls, scan: Scan, n: int) -> Matrices:
-        """Make those of a scan of n voxels along each axis."""
+        """Make the matrices of a scan of a cube of n voxels per side."""
         sampling = scan.sampling
         target = np.arange(n, dtype=np.float64) - (n - 1) / 2
         source = [sampling.positions(axis, n) for axis in range(3)]
@@ -108,19 +109,19 @@ class Matrices(NamedTuple):
         )
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of them, one after the other."""
+        """Return all tensors, one after the other."""
         return (*self.blur, *self.spline, *self.factors, self.fields, *self.powers, self.vector, self.band)
 
     @classmethod
     def joined(cls, tensors: Sequence[torch.Tensor]) -> Matrices:
-        """Rebuild them from :meth:`tensors`."""
+        """Rebuild the matrices from :meth:`tensors`."""
         parts = iter(tensors)
         blur, spline, factors = (tuple(islice(parts, count)) for count in (3, 3, 9))
         return cls(blur, spline, factors, next(parts), tuple(islice(parts, 4)), next(parts), next(parts))
 
 
 def acquire(patch: torch.Tensor, scan: Scan, margin: int, matrices: Matrices | None = None) -> Example:
-    """Simulate a scan of a volume and interpolate it back, as the engine does.
+    """Simulate a scan of a volume, and interpolate it back as the engine does.
 
     Parameters
     ----------
@@ -128,11 +129,11 @@ def acquire(patch: torch.Tensor, scan: Scan, margin: int, matrices: Matrices | N
         float32 (4, m, m, m): sharp volume and its tissue (see :class:`Example`), with ``margin`` voxels more on each
         side than the example will have.
     scan
-        Parameters.
+        Parameters of the scan.
     margin
-        Voxels that are cut off after the simulation, where the profile reached outside of the volume.
+        Voxels that are cut off each side after the simulation, because the profile reaches beyond the volume there.
     matrices
-        Those of the scan, on the device of the patch, if they are there already.
+        Matrices of the scan on the device of the patch; by default they are made here.
     """
     volume, tissue = patch[0], patch[1:]
     n = volume.shape[0]
@@ -140,7 +141,7 @@ def acquire(patch: torch.Tensor, scan: Scan, margin: int, matrices: Matrices | N
         matrices = Matrices.joined([part.to(volume.device) for part in Matrices.of(scan, n).tensors()])
     sharp = scan.contrast.apply(volume)
     log_bias, log_jacobian = _polynomials(matrices.fields, matrices.powers[:1] * 3)
-    # Bias shall be divided out, and the Jacobian multiplied in: without noise, the corrections restore the image.
+    # The corrections divide by the bias and multiply by the Jacobian: without noise they restore the image.
     distorted = scan.motion.apply(sharp * (log_bias - log_jacobian).exp())
     sampled = apply_axes(distorted, matrices.blur)
     (gain,) = _polynomials(matrices.fields[1:] - matrices.fields[:1], matrices.powers[1:])
@@ -161,12 +162,12 @@ def acquire(patch: torch.Tensor, scan: Scan, margin: int, matrices: Matrices | N
         for stack in (torch.stack([image, correction, *maps]), torch.cat([sharp[None], tissue]))
     )
     band = matrices.band[list(order), *inner[:2]]
-    band = band / band.sum(dim=2, keepdim=True)  # the margin that is cut off had a part of each row
+    band = band / band.sum(dim=2, keepdim=True)  # rows sum to 1 again without the margin
     return Example(channels, matrices.vector, truth[0], truth[1:], band)
 
 
 def low_passes(positions: NDArray[np.float64], detail: Sequence[float]) -> torch.Tensor:
-    """Make the matrix of each axis that keeps detail of this size (voxels) and larger, float32 (3, n, n)."""
+    """Make the low-pass matrix of each axis that keeps detail of this size (voxels) and larger, float32 (3, n, n)."""
     matrices = [
         np.eye(len(positions)) if size == 1 else axis_matrix(positions, positions, AxisPSF("kspace", size), 1.0)
         for size in detail
@@ -175,6 +176,6 @@ def low_passes(positions: NDArray[np.float64], detail: Sequence[float]) -> torch
 
 
 def _polynomials(fields: torch.Tensor, powers: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Evaluate polynomials of third order, (f, 4, 4, 4), at the positions of which the powers are given."""
+    """Evaluate polynomials of third order, (f, 4, 4, 4), at positions given by their powers."""
     i, j, k = powers
     return torch.einsum("fabc,ai,bj,ck->fijk", fields, i, j, k)

@@ -8,9 +8,9 @@ import torch
 
 
 def box_mean(volume: torch.Tensor, width: int) -> torch.Tensor:
-    """Mean over the cube of `width` voxels around each voxel; at the border, over what of it is inside.
+    """Mean over the cube of ``width`` voxels around each voxel; at the border over the part inside the volume.
 
-    A product with a banded matrix along each axis: ten times as fast on a CPU as pooling, forwards and backwards.
+    It is a product with a banded matrix along each axis: ten times as fast as pooling on a CPU, forwards and backwards.
 
     Parameters
     ----------

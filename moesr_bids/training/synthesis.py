@@ -1,9 +1,9 @@
-"""Synthetic volumes from label maps, so that no contrast and no scanner is foreign to the network.
+"""Synthetic volumes from label maps, so that the network meets every contrast.
 
-After SynthSeg and SynthSR (Billot et al. 2023; Iglesias et al. 2023): every label gets a random intensity; in most of
-the volumes it has the order that T1w, T2w or FLAIR give to white matter, grey matter, CSF and lesions. Here the
-anatomy is drawn at twice the target's resolution and averaged, which gives partial volume; tissue has a texture with a
-power-law spectrum; lesions of random shape are put into white matter.
+After SynthSeg and SynthSR (Billot et al. 2023; Iglesias et al. 2023). Every label gets a random intensity; in most
+volumes white matter, grey matter, CSF and lesions have the order of T1w, T2w or FLAIR. The anatomy is drawn at twice
+the target's resolution and averaged, which gives partial volume. Tissue has a texture with a power-law spectrum.
+Lesions of random shape are put into white matter.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ _BACKGROUND = 0
 _LARGEST = 14_999  # FreeSurfer number
 _LESION = 255
 _OVERSAMPLING = 2
-_SHARPER = 2  # label maps are refined by this factor before they are drawn, or their voxels would be seen
+_SHARPER = 2  # label maps are refined by this factor first, so that their voxels do not show
 _SPECTRAL_SLOPE = 1.2  # amplitude ~ 1 / f^slope, as white matter of the training scans has it
-_FINEST_TEXTURE = 40.0  # voxels of the longest wave
+_LONGEST_WAVE = 40.0  # voxels: longer waves of the texture are no stronger
 
 
 @frozen(eq=False)
 class LabelMap:
-    """A label map with merged sides.
+    """A label map in which left and right have one label.
 
     Parameters
     ----------
     name
         File name without extension.
     data
-        Indices of ``values``; 0 is background.
+        Index into ``values`` of each voxel, (i, j, k); 0 is background.
     values
-        FreeSurfer numbers of the labels.
+        FreeSurfer number of each label.
     centres
         Voxels that patches are drawn around, (n, 3).
     """
@@ -71,7 +71,7 @@ class LabelMap:
     centres: NDArray[np.int16]
 
     def indices(self, numbers: Sequence[int]) -> list[int]:
-        """Return the indices of those of some FreeSurfer numbers that the map holds."""
+        """Return the indices of FreeSurfer numbers, as far as the map holds them."""
         return np.flatnonzero(np.isin(self.values, numbers)).tolist()
 
 
@@ -112,9 +112,10 @@ class Anatomy(NamedTuple):
 
 @frozen(eq=False)
 class Palette:
-    """What an anatomy is painted with.
+    """Intensities, texture and orientation for an anatomy.
 
-    ``tables`` (2, labels) are the mean and the standard deviation of each index, ``seed`` that of the texture.
+    ``tables`` (2, labels) are the mean and the standard deviation of each index, ``seed`` is that of the texture,
+    ``turn`` the orientation.
     """
 
     tables: NDArray[np.float32]
@@ -122,14 +123,14 @@ class Palette:
     turn: Turn
 
     def paint(self, anatomy: Anatomy, tables: torch.Tensor) -> torch.Tensor:
-        """Give an anatomy the contrast.
+        """Paint an anatomy.
 
         Parameters
         ----------
         anatomy
-            Of the label map that the palette was drawn for.
+            Anatomy of the label map that the palette was drawn for.
         tables
-            As a tensor, on the device of the anatomy.
+            The attribute ``tables`` as a tensor on the device of the anatomy.
 
         Returns
         -------
@@ -150,7 +151,7 @@ class RandomAnatomy:
     Parameters
     ----------
     spacing
-        Target voxel size in label voxels.
+        Range of the target voxel size, in label voxels.
     rotation
         Largest rotation about each axis in degrees.
     displacement
@@ -174,7 +175,7 @@ class RandomAnatomy:
     natural: float = 0.7
 
     def draw(self, labels: LabelMap, size: int, rng: np.random.Generator, device: torch.device) -> Anatomy:
-        """Draw a deformed cube of ``size`` target voxels."""
+        """Draw a deformed cube of ``size`` target voxels per side."""
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
         spacing = rng.uniform(*self.spacing, size=3)
         reach = math.ceil(size * float(spacing.max()) * 1.2 + 4 * self.displacement)
@@ -233,12 +234,12 @@ def _share(fine: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
 
 
 def _strip(labels: LabelMap, fine: torch.Tensor) -> None:
-    """Make background of the labels that keep away from white matter: skull, skin and what lies between."""
+    """Make background of the labels that lie mostly away from white matter: skull, skin and tissue between them."""
     white = torch.isin(fine, torch.tensor([*labels.indices(WHITE), _LESION], dtype=torch.uint8, device=fine.device))
     coarse = functional.max_pool3d(white[None, None].float(), 4)
     near = functional.interpolate(functional.max_pool3d(coarse, 3, stride=1, padding=1), scale_factor=4)[0, 0] > 0
     inside = fine[tuple(slice(0, n) for n in near.shape)]
-    # Every other voxel is enough to count; bincount would make the processor wait for a GPU.
+    # Every other voxel is enough to count; bincount would make the CPU wait for a GPU.
     some, weights = (volume[::2, ::2, ::2].flatten() for volume in (inside, near.float()))
     counts = torch.zeros((2, _LESION + 1), device=fine.device)
     counts.index_add_(1, some.int(), torch.stack([weights, torch.ones_like(weights)]))
@@ -250,7 +251,7 @@ def texture(size: int, generator: torch.Generator, device: torch.device) -> torc
     white = torch.randn((size,) * 3, generator=generator, device=device)
     squares = torch.fft.fftfreq(size, device=device).square()
     half = torch.fft.rfftfreq(size, device=device).square()
-    frequency = (squares[:, None, None] + squares[None, :, None] + half).sqrt_().clamp_(min=1 / _FINEST_TEXTURE)
+    frequency = (squares[:, None, None] + squares[None, :, None] + half).sqrt_().clamp_(min=1 / _LONGEST_WAVE)
     field = torch.fft.irfftn(torch.fft.rfftn(white) * frequency.pow_(-_SPECTRAL_SLOPE), s=(size,) * 3)
     return field / field.std()
 
@@ -271,7 +272,7 @@ def _refine(labels: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
     chosen = torch.zeros(size, dtype=torch.uint8, device=device)
     for label, place in enumerate(
         ndimage.find_objects(labels + 1)
-    ):  # on the processor: a GPU would be waited for at each label
+    ):  # on the CPU: a GPU would have to be waited for at each label
         if place is None:
             continue
         # Two voxels around the label: that far its smoothed indicator reaches.

@@ -1,4 +1,4 @@
-"""The processes of a training, on one machine or several, as torchrun starts them."""
+"""Processes of a training that torchrun starts, on one machine or several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @frozen(kw_only=True)
 class Team:
-    """The processes of a training, from the environment that torchrun makes."""
+    """Place of this process among those of a training, from the environment variables of torchrun."""
 
     rank: int
     size: int
@@ -33,7 +33,7 @@ class Team:
         return cls(rank=dist.get_rank(), size=size, device=device)
 
     def wait(self) -> None:
-        """Wait for the others: one that ends while the first still validates and saves may be aborted by gloo."""
+        """Wait for the others: gloo may abort a process that ends while the first still validates and saves."""
         if self.size > 1:
             dist.barrier()
 
@@ -43,7 +43,7 @@ class Team:
             dist.destroy_process_group()
 
     def agree(self, share: float) -> float:
-        """Return what the first process says, so that all end at the same step."""
+        """Return the share of the first process, so that all end at the same step."""
         if self.size == 1:
             return share
         said = torch.tensor([share], dtype=torch.float64, device=self.device)

@@ -17,7 +17,7 @@ from .smoothing import box_mean
 
 # FreeSurfer numbers (FreeSurferColorLUT.txt): cerebral and cerebellar white matter, hypointensities, corpus callosum.
 WHITE = (2, 41, 7, 46, 77, 251, 252, 253, 254, 255)
-# Cerebral and cerebellar cortex and the CSF of the sulci; the parcels of aparc+aseg are beside these.
+# Cerebral and cerebellar cortex and the CSF of the sulci; the parcels of aparc+aseg count as cortex too.
 CORTEX = (3, 42, 8, 47, 24)
 _PARCELS = (1000, 3000)
 _REACH = 5  # voxels of the mean that blurs the classes, taken twice
@@ -32,11 +32,11 @@ def tissue_fractions(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
 
 
 def find_segmentation(scan: Path, image: SpatialImage, folders: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Tissue of a scan from a segmentation of the same participant on the same grid; None without one.
+    """Masks of white matter and cortex of a scan, (2, i, j, k) uint8, from a segmentation; None without one.
 
-    It is of the same session, or names none. The folders count in their order; in each of them a map that is named
-    after the scan (``segmentation_name``) goes before others, and maps that are named after another scan are none of
-    this one.
+    The segmentation is of the same participant, on the same grid, and of the same session or of none. The folders are
+    searched in their order. In each, a map that is named after the scan (:func:`segmentation_name`) comes first; maps
+    that are named after another scan are left out.
 
     Raises
     ------
@@ -55,9 +55,9 @@ def find_segmentation(scan: Path, image: SpatialImage, folders: Sequence[Path]) 
 
 
 def find_lesions(scan: Path, image: SpatialImage, folders: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Lesions of a scan from a mask of the same participant on the same grid; None without one.
+    """Lesions of a scan, (i, j, k) uint8, from a mask of the same participant on the same grid; None without one.
 
-    It is of the same session, or names none, and a BIDS derivative with ``label-lesion``, as
+    The mask is of the same session or of none, and its name holds ``label-lesion``, as in
     ``sub-01_space-T1w_label-lesion_mask.nii.gz``.
 
     Raises
@@ -81,7 +81,7 @@ def _of_person(scan: Path, folder: Path, ending: str) -> list[Path]:
 
 
 def _first_on_grid(paths: Sequence[Path], image: SpatialImage) -> NDArray[np.number] | None:
-    """Voxels of the first of some label maps that is on the grid of an image."""
+    """Voxels of the first of some label maps that is on the grid of an image; None without one."""
     for path in paths:
         try:
             labels = nib.load(path)
@@ -100,11 +100,11 @@ def segmentation_name(scan: Path) -> str:
 
 
 def tissue_bands(tissue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the gate shall say, and how much that counts.
+    """Return the target of the gate, and its weight.
 
     With the shares w and c of white matter and cortex in the neighbourhood of a voxel, the bands are proportional to
-    w^2 (centrum semiovale), c^2 (cortex) and 4 w c (junction); they count (w + c)^2, so that nothing is demanded away
-    from both.
+    w^2 (centrum semiovale), c^2 (cortex) and 4 w c (junction). Their weight is (w + c)^2, so that they do not count
+    away from both.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def tissue_bands(tissue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Returns
     -------
     bands, confidence
-        (batch, 3, i, j, k) that sum to 1, in the order of :data:`moesr_bids.sr.models.experts.EXPERTS`, and
+        (batch, 3, i, j, k), summing to 1 in each voxel, in the order of :data:`moesr_bids.sr.models.EXPERTS`; and
         (batch, 1, i, j, k).
     """
     tissue = tissue[:, :2]

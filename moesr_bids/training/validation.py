@@ -18,14 +18,14 @@ from .simulation import Example, acquire
 from .volumes import TrainingVolume, cut_out
 
 Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From channels and acquisition vectors to the residual over image and correction, (batch, 1, i, j, k)."""
+"""Function from channels and acquisition vectors to the residual over image and correction, (batch, 1, i, j, k)."""
 _NOISE = 0.02
 _FOREGROUND = 0.1
-_BORDER = 8  # voxels at the sides of a patch in which a network misses its surroundings
+_BORDER = 8  # voxels at each side of a patch where a network lacks its surroundings
 
 
 def cases() -> dict[str, Sampling]:
-    """k-space window x2, and slices of 4 voxels along each axis, without metadata."""
+    """Return the samplings of the validation by name: k-space window x2, and slices of 4 voxels along each axis."""
     chosen = {"kspace2": (2.0, 2.0, 2.0), **{f"slices4{'ijk'[a]}": _along(a, 4.0) for a in range(3)}}
     samplings = {}
     for name, zooms in chosen.items():
@@ -42,7 +42,7 @@ def _along(axis: int, thickness: float) -> tuple[float, float, float]:
 
 
 def _along_sharp_axes(sampling: Sampling, detail: Sequence[float]) -> Sampling:
-    """Return the sampling of a volume that has detail of these sizes: coarse along its sharp axes alone."""
+    """Return the sampling for a volume with detail of these sizes: coarse only along its sharp axes."""
     zooms = [zoom if size == 1 else 1.0 for zoom, size in zip(sampling.zooms, detail, strict=True)]
     i, j, k = (
         profile if size == 1 else AxisPSF("kspace", 1.0)
@@ -67,7 +67,7 @@ def plain_scan() -> Scan:
 def simulated(
     volume: TrainingVolume, *, patch: int, margin: int, patches: int, device: torch.device, scan: Scan | None = None
 ) -> Iterator[tuple[str, list[Example]]]:
-    """Yield each case and its examples of fixed patches of a volume; parameters as for :func:`validate`."""
+    """Yield the name of each case and its examples, of fixed patches of a volume; parameters as of :func:`validate`."""
     plain, parts = scan or plain_scan(), volume.tensors(device)
     for name, sampling in cases().items():
         examples = []
@@ -96,21 +96,21 @@ def validate(
 ) -> dict[str, float]:
     """Mean PSNR gain over cubic interpolation in dB, per volume and case or per pair, in the head of fixed patches.
 
-    The 8 voxels at the sides of a patch do not count: there a network misses its surroundings. Along an axis where a
-    volume is not sharp nothing is coarse, and what is finer than it knows does not count.
+    The 8 voxels at each side of a patch do not count, because a network lacks its surroundings there. Along an axis
+    where a volume is not sharp, the simulated scan is not coarse, and detail finer than the volume's does not count.
 
     Parameters
     ----------
     estimate
-        From channels and acquisition vector to the residual.
+        Function from channels and acquisition vector to the residual.
     held_out
         Volumes and pairs that were not trained on.
     patch, margin, patches
-        Size of a patch, what is cut off around it, and how many there are of each volume.
+        Voxels per side of a patch, voxels that are cut off each side of it, and number of patches of each volume.
     device
-        Where to simulate.
+        Device of the simulation.
     scan
-        What else happens in the simulated scan; by default nothing.
+        Contrast, fields and motion of the simulated scan; by default none.
     """
     gains: dict[str, float] = {}
     for source in held_out:
@@ -124,7 +124,7 @@ def validate(
 
 
 def _gain(estimate: Estimator, example: Example) -> float:
-    """PSNR gain over interpolation in dB, in the foreground."""
+    """PSNR gain over interpolation in dB, in the foreground of an example."""
     batch = Batch.of([example])
     residual = estimate(batch.channels, batch.acquisition)
     errors = torch.cat([batch.channels[:, :1], batch.start + residual], dim=1) - batch.sharp

@@ -1,4 +1,4 @@
-"""Real sharp volumes: loading, how smooth they are along each axis, and drawing patches from them."""
+"""Real sharp volumes: loading them, with their resolution along each axis, and drawing patches from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PERCENTILE = 99.0
 _MOST_ANISOTROPIC = 1.5  # voxel sizes of a target may differ by this factor
 _SHARP = 1.25  # detail of a sharp axis, in target voxels: k-space filters reach that far
 _COARSER = 1.35  # patches are drawn at up to this many times the voxel size
-_COARSE_FWHM = 0.9  # of the coarser voxel: little aliasing, and no Gibbs ringing in a target
+_COARSE_FWHM = 0.9  # of the coarser voxel: little aliasing, and no Gibbs ringing
 _DEEP_VOXELS = 8
 _BRAIN_HEIGHT_MM = 125.0  # below the top of the head there is mostly brain down to here
 
@@ -45,7 +45,7 @@ class TrainingVolume:
     centres
         Voxels that patches are drawn around, (n, 3).
     tissue
-        Masks of white matter, cortex and lesions, (3, i, j, k), those that are unknown empty; None if all are.
+        Masks of white matter, cortex and lesions, (3, i, j, k); unknown ones are empty; None if all are unknown.
     lesions
         Voxels of each lesion, (n, 3).
     """
@@ -59,7 +59,7 @@ class TrainingVolume:
 
     @property
     def spacings(self) -> tuple[float, float]:
-        """Range of voxel sizes, in own voxels, at which this volume is a sharp target along two axes or more."""
+        """Range of voxel sizes of patches, in voxels of this volume, with sharp detail along two axes or more."""
         least = max(1.0, sorted(self.resolution)[1] / _SHARP)
         return least, least * _COARSER
 
@@ -69,9 +69,9 @@ class TrainingVolume:
         return self.tissue is not None and bool(self.tissue[:2].any())
 
     def draw(self, size: int, rng: np.random.Generator, focus: float = 0.0) -> Cut:
-        """Draw where a cube is cut out: half of the cubes are at the finest spacing, the others coarser.
+        """Draw where a cube of ``size`` voxels per side is cut out: half of the cubes at the finest spacing.
 
-        A share ``focus`` of them is around a lesion, if there are lesions; large and small ones count alike.
+        A share ``focus`` of them is around a lesion, if there are lesions; large and small ones are equally likely.
         """
         low, high = self.spacings
         spacing = low if rng.random() < 0.5 else float(rng.uniform(low, high))
@@ -116,9 +116,9 @@ class Cut:
     Parameters
     ----------
     corner, reach
-        First voxel, and voxels per side.
+        First voxel, and voxels of the volume per side.
     spacing
-        New voxel size in voxels.
+        Voxel size of the cube, in voxels of the volume.
     turn
         Orientation of the cube.
     detail
@@ -132,12 +132,12 @@ class Cut:
     detail: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def matrix(self, size: int) -> torch.Tensor:
-        """Make what resamples an axis to ``size`` voxels, (size, reach); empty if nothing is resampled."""
+        """Make the matrix that resamples an axis to ``size`` voxels, (size, reach); empty if nothing is resampled."""
         return torch.empty(0) if self.spacing == 1 else _resampling(size, self.reach, self.spacing)
 
 
 def cut_out(parts: Sequence[torch.Tensor], cut: Cut, matrix: torch.Tensor) -> torch.Tensor:
-    """Cut a cube out of a volume; outside of the volume it is zero.
+    """Cut a cube out of a volume; outside of the volume the cube is zero.
 
     Parameters
     ----------
@@ -164,7 +164,10 @@ def cut_out(parts: Sequence[torch.Tensor], cut: Cut, matrix: torch.Tensor) -> to
 
 
 def detail_of(resolution: Sequence[float], axes: Sequence[int], spacing: float = 1.0) -> tuple[float, float, float]:
-    """Finest detail along these axes of a volume, in voxels of ``spacing`` of its own; 1 where it is sharp."""
+    """Finest detail along some axes of a volume, in voxels of size ``spacing``; 1 where it is sharp.
+
+    ``resolution`` and ``spacing`` are in voxels of the volume.
+    """
     i, j, k = (1.0 if (d := resolution[axis] / spacing) <= _SHARP else d for axis in axes)
     return i, j, k
 
@@ -182,20 +185,20 @@ def log_triangular(rng: np.random.Generator, low: float, mode: float, high: floa
 def load_volume(path: Path, segmentations: Sequence[Path] = ()) -> TrainingVolume:
     """Load a volume that may serve as a sharp target.
 
-    Patches are cut on its own grid: voxels that are not isotropic count as if they were, so heads look compressed along
-    the axes of the larger ones.
+    Patches are cut on its own grid. Voxels that are not isotropic are treated as if they were, so heads look compressed
+    along the axes of larger voxels.
 
     Parameters
     ----------
     path
         NIfTI image.
     segmentations
-        Folders in which a FreeSurfer label map and a lesion mask on the image's grid are looked for.
+        Folders that are searched for a FreeSurfer label map and a lesion mask on the image's grid.
 
     Raises
     ------
     ImageError
-        If the file is no 3-D image, or its voxels are too anisotropic for a sharp target.
+        If the file is no readable 3-D image, or its voxel sizes differ by more than a factor of 1.5.
     """
     data, affine = read_3d(path)
     if coarse := too_coarse(affine):
@@ -237,7 +240,7 @@ def _voxels_of_each(lesions: NDArray[np.uint8]) -> list[NDArray[np.int16]]:
 
 
 def too_coarse(affine: NDArray[np.float64]) -> str | None:
-    """Say why a scan is no sharp target if its voxels are too anisotropic."""
+    """Return why a scan is no sharp target, if its voxel sizes differ by more than a factor of 1.5; else None."""
     zooms = nib.affines.voxel_sizes(affine)
     if max(zooms) <= _MOST_ANISOTROPIC * min(zooms):
         return None
@@ -264,7 +267,7 @@ def read_3d(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
 
 
 def _deep_voxels(head: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.int16]:
-    """Voxels well inside of the upper head, where the brain is, as many as are needed for variety."""
+    """Voxels well inside the upper head, where the brain is, (n, 3); at most about 100,000."""
     depth = ndimage.distance_transform_edt(ndimage.binary_closing(head, iterations=2))
     deep = np.argwhere(depth >= min(_DEEP_VOXELS, 0.5 * depth.max()))
     height = nib.affines.apply_affine(affine, deep)[:, 2]
