@@ -41,15 +41,15 @@ class RawImage:
     metadata : Mapping
         Merged sidecars.
     warnings : tuple of str
-        What was odd about the sidecars.
+        One sentence for each sidecar that could not be used, or for the lack of any.
     problem : str
-        Why the image cannot be processed, from its name alone; empty when it can.
+        Why the name of the image cannot be used; empty if it can.
     reference : RawImage, optional
         Image of the session that this one is aligned to; see `moesr_bids.bids.sessions`.
     instead_of : RawImage, optional
         The better reference that could not be used.
     instead_reason : str
-        Why, in words.
+        Why it could not be used, in words.
 
     """
 
@@ -106,7 +106,7 @@ def participant_labels(settings: Settings) -> list[str]:
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a file is an image by its name; hidden ones, such as the resource forks of a Mac (``._...``), are not."""
+    """Whether a file is an image by its name. Hidden files, such as resource forks of a Mac (``._...``), are not."""
     return path.name.endswith(NIFTI_EXTENSIONS) and not path.name.startswith(".")
 
 
@@ -146,8 +146,8 @@ def collect_images(settings: Settings) -> list[RawImage]:
     Returns
     -------
     list of RawImage
-        Sorted by path. Dangling links are included: what they lack is told per image. Images whose names cannot be
-        used have their `RawImage.problem` stated.
+        Sorted by path. Dangling links are included; the header check reports them. For images whose names cannot be
+        used, `RawImage.problem` says why.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def collect_images(settings: Settings) -> list[RawImage]:
 
 
 def _query(value: Any) -> Any:
-    """Return what PyBIDS calls a value of a filter file: ``"*"`` is any, but there must be one; null is none."""
+    """Translate a value of a filter file for PyBIDS: ``"*"`` is any value (there must be one), null is no value."""
     from bids.layout import Query
 
     if isinstance(value, list):
@@ -182,7 +182,7 @@ def _query(value: Any) -> Any:
 
 
 def _is_selected(path: Path, settings: Settings) -> bool:
-    """Whether a file is an image in an ``anat`` folder of a participant and a session that were asked for."""
+    """Whether a file is a magnitude image in an ``anat`` folder of a selected participant and session."""
     folders = path.relative_to(settings.bids_dir).parts[:-1]
     participants = {f"sub-{label}" for label in settings.participant_label}
     sessions = {f"ses-{label}" for label in settings.session_label}
@@ -197,13 +197,13 @@ def _is_selected(path: Path, settings: Settings) -> bool:
 
 
 def _output_name(image: RawImage) -> tuple[str, ...]:
-    """Return what the names of an image's outputs are made of."""
+    """Return the parts that the names of an image's outputs are made of."""
     kept = [f"{key}-{label}" for key, label in image.entities.items() if key not in OWN_ENTITIES]
     return image.participant, *kept, image.suffix
 
 
 def _name_problem(image: RawImage, stems: Counter[tuple[Path, str]], outputs: Counter[tuple[str, ...]]) -> str:
-    """Say why the outputs of an image could not be named after it, or nothing."""
+    """Return why the outputs of an image cannot be named after it; empty if they can."""
     if stems[image.path.parent, image.stem] > 1:
         return f"{image.path}: there is a .nii and a .nii.gz of this name; remove one of them"
     folders = image.path.relative_to(image.root).parts[:-1]

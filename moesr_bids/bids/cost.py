@@ -1,4 +1,4 @@
-"""What an image will cost, from its grids alone: the memory of each step, and time."""
+"""Estimated cost of an image, from its grids alone: memory of each step, and time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BYTES_PER_GB = 1024**3
 # Measured on whole heads: mask, bias field and registration work on grids of 2 mm and coarser, plus whole-grid copies.
 _PREPROC_BASE_GB, _PREPROC_BYTES_PER_VOXEL = 1.2, 60
 PREPROC_SECONDS = 90.0
-# How the time beside super-resolution is shared out, in per cent: measured on a whole head of 1 mm.
+# Shares of the steps in the time without super-resolution, in per cent: measured on a whole head of 1 mm.
 _STEP_SHARES: Mapping[str, float] = {
     "conform": 2,
     "brain_mask": 24,
@@ -26,7 +26,7 @@ _STEP_SHARES: Mapping[str, float] = {
     "reportlets": 17,
     "publish": 3,
 }
-_FIELD_BYTES_PER_POINT = 250  # of a displacement field's lattice, beside what preprocessing takes
+_FIELD_BYTES_PER_POINT = 250  # further memory per lattice point of a displacement field
 _QUALITY_BASE_GB, _QUALITY_BYTES_PER_VOXEL = 1.0, 42
 _PUBLISH_BASE_GB, _PUBLISH_BYTES_PER_VOXEL = 0.5, 16
 _REPORTLETS_BASE_GB, _REPORTLETS_BYTES_PER_TARGET_VOXEL = 2.0, 8
@@ -46,7 +46,7 @@ class Cost:
     sr_memory_gb : float
         Peak memory of the super-resolution process, in GiB.
     sr_seconds : float
-        Wall time of super-resolution on an idle machine.
+        Wall time of super-resolution on an idle machine, in seconds.
 
     """
 
@@ -58,18 +58,18 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the image on an idle machine."""
+        """Wall time of the image on an idle machine, in seconds."""
         return self.sr_seconds + PREPROC_SECONDS
 
     def seconds_of(self, step: str) -> float:
-        """Wall time of a step, by its name as a node or in a record; 0 for one that hardly takes any."""
+        """Wall time of a step in seconds, by its name as a node or in a record; 0 for very short steps."""
         if step == SUPER_RESOLUTION:
             return self.sr_seconds
         return PREPROC_SECONDS * _STEP_SHARES.get(step_kind(step), 0) / 100
 
     @property
     def memory_gb(self) -> float:
-        """Largest memory of any step, in GiB."""
+        """Larger memory of super-resolution and of the correction of gradient nonlinearity, in GiB."""
         return max(self.sr_memory_gb, self.gradunwarp_memory_gb)
 
     @property

@@ -1,4 +1,4 @@
-"""What Nipype's crash files say, in one line each."""
+"""Reading Nipype's crash files: step and reason of each failure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Crash:
     node : str
         Full name of the Nipype node.
     reason : str
-        The error's own message.
+        Message of the error.
     path : pathlib.Path
         The crash file.
 
@@ -50,7 +50,7 @@ def read_crash(path: Path) -> Crash:
 
 
 def crash_files(folder: Path, images: Iterable[RawImage]) -> frozenset[Path]:
-    """Return the crash files of the images' participants in the ``logs`` folder; no two have ever the same name."""
+    """Return the crash files of the images' participants in the ``logs`` folder; names are never used twice."""
     participants = {image.participant for image in images}
     return frozenset(path for participant in participants for path in folder.glob(f"sub-{participant}/crash-*.txt"))
 
@@ -65,7 +65,7 @@ def crashes_by_image(folder: Path, images: Iterable[RawImage], *, earlier: Colle
     images : iterable of RawImage
         Images of the run.
     earlier : collection of pathlib.Path
-        Crash files that were there before the run. Times would not tell: the clock of a file server may be another.
+        Crash files that were there before the run. File times cannot tell this: the clock of a file server may differ.
 
     """
     by_workflow = {image.workflow_name: image for image in images}

@@ -1,4 +1,4 @@
-"""Files at the root of the derivatives: ``dataset_description.json``, ``.bidsignore`` and the saved settings."""
+"""Files at the root of the derivatives: ``dataset_description.json``, ``.bidsignore``, descriptions, saved settings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def dataset_description(settings: Settings) -> dict[str, Any]:
 
 
 def other_dataset(output_dir: Path) -> str:
-    """Return the name of the data set in a folder, if it is not one of this app; empty if there is none."""
+    """Return the name of the data set in a folder if another program made it; else an empty string."""
     path = output_dir / "dataset_description.json"
     if not path.exists():
         return ""

@@ -1,7 +1,8 @@
 """The table of derivatives: one row per kind of output file.
 
 Paths, sidecars, publishing, completeness, ``descriptions.tsv``, the table of the documentation and the file lists of
-the tests come from it. In a row, words in braces stand for what `words_of` and its ``each`` give.
+the tests come from it. In a row, words in braces are filled in by `words_of`, and by what the row has one file for
+(``each``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from moesr_bids.bids.names import anat_folder, file_name, identifier, sidecar_of
 from moesr_bids.config import EMBEDDED_TEMPLATE, Settings
 from moesr_bids.sr.models import EXPERTS
 
-_TEMPLATES_URL = "https://github.com/templateflow/tpl-"  # BIDS asks for a reference where a template is not of its list
+_TEMPLATES_URL = "https://github.com/templateflow/tpl-"  # BIDS asks for a reference to templates not in its list
 _TISSUES = dict(zip(EXPERTS, ("deep white matter", "the cortex", "the grey-white junction"), strict=True))
 
 
@@ -33,7 +34,7 @@ class Derivative:
     source : str
         Node and output of the workflow that it comes from, as in ``n4.out_file``.
     entities : Mapping
-        Entities beside those of the raw image.
+        Entities that are added to those of the raw image.
     suffix : str
         BIDS suffix; that of the raw image by default.
     extension : str
@@ -44,13 +45,14 @@ class Derivative:
     each : str
         What there is one file for: ``expert``, ``template``, ``space``; empty for a single file.
     compact : bool
-        Stored as integers where that is as good as exact; otherwise as the step wrote it.
+        Whether publishing stores it as integers with a scale, if rounding does no harm (`moesr_bids.sr.storage`);
+        otherwise it stays as the step wrote it.
     sources : tuple of str
         Keys of the outputs that it was made from, or ``raw``.
     stripped : bool
-        Whether the sidecar says if the image has a skull, as BIDS asks of images.
+        Whether the sidecar has ``SkullStripped``, as BIDS asks for images.
     sidecar : Mapping
-        Data dictionary: what the JSON file says beside. Empty values are left out.
+        Further content of the JSON file. Empty values are left out.
 
     """
 
@@ -284,7 +286,7 @@ class Output:
     stripped : bool
         See `Derivative`.
     sidecar : dict
-        What the JSON file says, but for sources and skull.
+        Content of the JSON file without ``Sources`` and ``SkullStripped``.
 
     """
 
@@ -309,11 +311,11 @@ def outputs_of(image: RawImage, settings: Settings, conditions: Mapping[str, boo
     Parameters
     ----------
     image : RawImage
-        Image that they come from.
+        The raw image.
     settings : Settings
         Settings of the run.
     conditions : Mapping
-        Which conditions (`Derivative.when`) hold; ``always`` does.
+        Which conditions (`Derivative.when`) hold; ``always`` need not be named.
 
     """
     words = words_of(image, settings, unwarped=conditions["unwarped"])
@@ -347,8 +349,8 @@ def _output(row: Derivative, image: RawImage, words: Mapping[str, str]) -> Outpu
 
 
 def words_of(image: RawImage, settings: Settings, *, unwarped: bool) -> dict[str, str]:
-    """Return what words in braces stand for in every row of an image."""
-    # Readers take what names no space for that of the T1w, of which they expect one; all others say whose they are.
+    """Return the text for each word in braces, for every row of an image."""
+    # Readers expect one T1w, and take files without a space for its own; all other files name their space.
     own, plain = _own_label(image), is_first_t1w(image)
     names = {"suffix": image.suffix, "res": settings.resolution_label}
     return {
@@ -370,7 +372,7 @@ def is_first_t1w(image: RawImage) -> bool:
 
 
 def _own_label(image: RawImage) -> str:
-    """Return what the space of an image is called: its contrast, if that is not that of its reference."""
+    """Return the name of an image's space: its contrast, or ``other<contrast>`` if its reference has the same."""
     another = image.reference is not None and image.reference.suffix == image.suffix
     return f"other{image.suffix}" if another else image.suffix
 
@@ -397,7 +399,7 @@ def _each(what: str, settings: Settings) -> Iterator[dict[str, str]]:
 
 
 def descriptions() -> dict[str, str]:
-    """Return what the ``desc`` entities mean: of several rows with the same one, the first tells it."""
+    """Return the meaning of each ``desc`` entity, from the first row that has it."""
     found: dict[str, str] = {}
     for row in DERIVATIVES:
         if desc := row.entities.get("desc"):

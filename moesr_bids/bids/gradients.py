@@ -1,4 +1,4 @@
-"""Which gradient-nonlinearity correction an image gets: from its sidecar, and the coefficient files at hand."""
+"""Decision on the gradient-nonlinearity correction of an image, from its sidecar and the coefficient files."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _SLICE_AXES = {"i": 0, "j": 1, "k": 2}
 
 @attrs.frozen(kw_only=True)
 class GradientPlan:
-    """What is done about gradient nonlinearity.
+    """Decision on the correction of gradient nonlinearity.
 
     Attributes
     ----------
     action : str
-        ``none``, ``full``, or ``through-plane`` for what a scanner's 2-D correction left.
+        ``none``, ``full`` (three dimensions), or ``through-plane`` after a scanner's 2-D correction.
     reason : str
-        Why, a clause for sidecar and report.
+        Reason, a clause for sidecar and report.
     file : pathlib.Path, optional
-        Coefficients or displacement field, if there is something to do.
+        Coefficients or displacement field; None for the action ``none``.
     slice_axis : int
-        Voxel axis of the slices, for ``through-plane``.
+        Array axis across the slices, for ``through-plane``.
     patient_position : str
-        DICOM Patient Position.
+        DICOM Patient Position, such as ``HFS`` (head first, supine).
     warnings : tuple of str
-        For the user.
+        Warnings for sidecar and report.
 
     """
 
@@ -49,11 +49,11 @@ class GradientPlan:
 
     @property
     def corrects(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether the image is corrected."""
         return self.action != "none"
 
     def record(self) -> dict[str, Any]:
-        """Return what a sidecar says of it."""
+        """Return the facts for the sidecar."""
         facts: dict[str, Any] = {"Action": self.action, "Reason": self.reason}
         if self.file is not None:
             facts |= {"File": self.file.name, "PatientPosition": self.patient_position}
@@ -65,11 +65,13 @@ class GradientPlan:
 def plan_gradunwarp(image: RawImage, settings: Settings) -> GradientPlan:
     """Decide how gradient nonlinearity of an image is corrected.
 
-    Nothing is guessed: an image whose sidecar says nothing is not corrected, and a warning says so.
+    Nothing is guessed: an image whose sidecar does not tell whether the scanner corrected it is not corrected, with a
+    warning.
 
     Parameters
     ----------
     image : RawImage
+        The image; its header and sidecar are read.
     settings : Settings
         ``gradient_coefficients`` is a file, or a folder with files named after scanners.
 
@@ -117,7 +119,7 @@ def _by_scanner(plan: GradientPlan, image: RawImage) -> GradientPlan:
 
 
 def _image_type(image: RawImage) -> set[str]:
-    """Return the values of DICOM's Image Type, which some converters write as one text."""
+    """Return the values of DICOM's Image Type in capitals; some converters write them as one text."""
     stated = image.metadata.get("ImageType")
     parts = stated.split("\\") if isinstance(stated, str) else stated
     return {str(part).upper() for part in parts} if isinstance(parts, list) else set()
@@ -142,7 +144,7 @@ def _left(reason: str) -> GradientPlan:
 
 
 def _slice_axis(image: RawImage) -> tuple[int, tuple[str, ...]]:
-    """Return the voxel axis of the slices, and a warning where nothing tells it."""
+    """Return the array axis across the slices, and a warning where nothing tells it."""
     stated = str(image.metadata.get("SliceEncodingDirection") or "")[:1]
     if stated in _SLICE_AXES:
         return _SLICE_AXES[stated], ()
@@ -153,7 +155,7 @@ def _slice_axis(image: RawImage) -> tuple[int, tuple[str, ...]]:
     zooms = nib.affines.voxel_sizes(affine)
     directions = image.metadata.get("ImageOrientationPatientDICOM")
     if isinstance(directions, list) and len(directions) == 6 and all(isinstance(x, int | float) for x in directions):
-        # Of rows and columns; their normal is that of the slices however the file is stored. LPS to RAS.
+        # Directions of rows and columns; their normal is across the slices, however the file is stored. LPS to RAS.
         normal = np.cross(directions[:3], directions[3:]) * (-1, -1, 1)
         return int(np.abs(normal @ (affine[:3, :3] / zooms)).argmax()), ()
     # The thickest voxels; converters store slices along k, so k if all are alike.
@@ -164,7 +166,7 @@ def _slice_axis(image: RawImage) -> tuple[int, tuple[str, ...]]:
 
 
 def is_coefficients(path: Path) -> bool:
-    """Whether a file holds coefficients (``.grad``) and not a displacement field, by its name."""
+    """Whether a file holds coefficients (``.grad``) and not a displacement field, judged by its name."""
     return path.suffix.lower() == ".grad"
 
 

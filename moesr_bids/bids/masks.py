@@ -1,4 +1,4 @@
-"""Brain masks of the user's own, from BIDS derivatives such as those of fMRIPrep or SynthStrip."""
+"""Brain masks that the user gives, from BIDS derivatives such as those of fMRIPrep or SynthStrip."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _DEFAULT_SUFFIX = "T1w"
 
 @attrs.frozen(kw_only=True)
 class MaskPlan:
-    """The brain mask that an image comes with.
+    """Brain mask that the user gives for an image.
 
     Attributes
     ----------
     file : pathlib.Path, optional
-        The mask, if there is one.
+        The mask; None if there is none.
     name : str
-        Data set and path below it, as a sidecar tells it.
+        Name of its data set and path below it, for the sidecar.
     warnings : tuple of str
-        For the user.
+        Warnings for sidecar and report.
 
     """
 
@@ -49,19 +49,20 @@ class MaskPlan:
 
 
 def plan_mask(image: RawImage, settings: Settings, *, unwarped: bool = False) -> MaskPlan:
-    """Find the brain mask of an image in the folders of ``--derivatives``, which count in their order.
+    """Find the brain mask of an image in the folders of ``--derivatives``, which are searched in their order.
 
-    It is named ``desc-brain_mask`` or ``label-brain_mask``, is of the same participant, and of no other session,
-    acquisition or run. A mask on the image's grid is taken; another one only if it is in the image's space by its name:
-    of ``space-T2w`` for a T2w, and without ``space`` for a T1w.
+    A mask is named ``desc-brain_mask`` or ``label-brain_mask``, is of the same participant, and names no other session,
+    acquisition or run. It counts if it is on the image's grid, or if its name puts it into the image's space:
+    ``space-T2w`` for a T2w; ``space-T1w``, ``space-orig`` or no ``space`` for a T1w.
 
     Parameters
     ----------
     image : RawImage
+        The image.
     settings : Settings
         ``derivatives`` are roots of data sets.
     unwarped : bool
-        Whether gradient nonlinearity will be corrected: then no mask of the raw image fits.
+        Whether gradient nonlinearity will be corrected. Then no mask of the raw image fits, and none is used.
 
     """
     for root in settings.derivatives:
@@ -100,7 +101,7 @@ def _on_grid(path: Path, image: RawImage) -> bool:
     try:
         (mask, _), (scan, _) = open_image(path), open_image(image.path)
     except ImageError:
-        return False  # what cannot be read is told where it is used
+        return False  # the step that uses the file reports that it cannot be read
     return mask.shape == scan.shape[:3] and bool(np.allclose(mask.affine, scan.affine, atol=1e-3))
 
 

@@ -1,4 +1,4 @@
-"""File names by BIDS: built and taken apart here, and nowhere else."""
+"""BIDS file names: all building and splitting of names is here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NIFTI_EXTENSIONS = (".nii", ".nii.gz")
 # Order of entities in file names by the BIDS schema; raw entities not listed here come before all of these.
 _LATE_ENTITIES = ("space", "split", "recording", "chunk", "seg", "res", "den", "label", "desc", "from", "to", "mode")
 OWN_ENTITIES = ("space", "res", "label", "desc", "from", "to", "mode")
-"""Entities that outputs have for themselves: what a raw image says there does not reach their names."""
+"""Entities that outputs set themselves; those of the raw image do not reach their names."""
 _NOT_OF_THE_INPUT = re.compile(r"_(?:res|desc|space)-[0-9a-zA-Z+]+")
 _VALID = re.compile(r"([a-z]+-[0-9A-Za-z+]+_)*[0-9A-Za-z]+\.nii(\.gz)?")
 
@@ -97,9 +97,10 @@ def figure_name(key: str, desc: str, extension: str) -> str:
 
 
 def unique_key(path: str) -> str:
-    """Return a key for the file of a raw image that no other one has.
+    """Return a unique key for the file of a raw image.
 
-    It is the image's stem, unless its name does not repeat its folders: then it could be that of another image.
+    It is the image's stem if the name repeats the labels of its folders; otherwise the labels are put before it, since
+    another image could have the same stem.
 
     Parameters
     ----------
@@ -123,5 +124,5 @@ def labels_of(folders: Iterable[str]) -> list[str]:
 
 
 def identifier(text: str) -> str:
-    """Return a text as the name of a Nipype node: letters, digits and underscores."""
+    """Turn a text into the name of a Nipype node: letters, digits and underscores."""
     return re.sub(r"[^0-9A-Za-z_]", "_", text)

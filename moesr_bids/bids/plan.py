@@ -1,6 +1,6 @@
-"""The plan of an image: all that is known of it before it is processed, made once from files and settings.
+"""The plan of an image: everything known before it is processed, made once from files and settings.
 
-Dry run, workflow, resume and repetition read it, and ask neither headers nor settings for themselves.
+Dry run, workflow, resume, ``moesr rerun`` and ``moesr slurm`` read the plan instead of headers and settings.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from moesr_bids.sr.psf import PSF
 if TYPE_CHECKING:
     from moesr_bids.sr.models.base import ModelCard
 
-# Declared when the header cannot be read: the step that checks it will fail and say why.
+# Placeholder when the header cannot be read: the header check will fail and say why.
 _UNKNOWN_GRID = Grid((256, 256, 256), np.eye(4))
-# More voxels along an axis than any head has at the finest resolution: a header with impossible voxel sizes.
+# More target voxels along an axis come only from a header with impossible voxel sizes.
 _MOST_TARGET_VOXELS = 2000
 
 
 @attrs.frozen(kw_only=True)
 class ScanPlan:
-    """A scan, as it will be read and corrected.
+    """A scan, and how it will be corrected.
 
     Attributes
     ----------
     image : RawImage
-        Its file and metadata.
+        File and metadata.
     gradients : GradientPlan
-        What is done about gradient nonlinearity.
+        Decision on gradient nonlinearity.
     mask : MaskPlan
-        The brain mask that it comes with, if any.
+        Brain mask that the user gives, if any.
 
     """
 
@@ -55,13 +55,13 @@ class ScanPlan:
 
     @classmethod
     def of(cls, image: RawImage, settings: Settings) -> ScanPlan:
-        """Decide what is done with a scan."""
+        """Make the plan of a scan."""
         gradients = plan_gradunwarp(image, settings)
         return cls(image=image, gradients=gradients, mask=plan_mask(image, settings, unwarped=gradients.corrects))
 
     @cached_property
     def grid(self) -> Grid | None:
-        """Grid on which it was stored; None when the header cannot be read."""
+        """Grid of the file; None if the header cannot be read."""
         try:
             header, _ = open_image(self.image.path)
             return Grid(header.shape[:3], header.affine)
@@ -70,12 +70,12 @@ class ScanPlan:
 
     @cached_property
     def profile(self) -> PSF | None:
-        """Point-spread function by voxel size and metadata, before the spectrum is asked whether it was zero-filled."""
+        """Point-spread function from voxel size and metadata; zero-filling is found later, from the spectrum."""
         return None if self.grid is None else PSF.from_acquisition(self.grid.zooms, self.image.metadata)
 
     @cached_property
     def field_points(self) -> int:
-        """Lattice points of the displacement field that it is corrected with; 0 without such a file."""
+        """Lattice points of the displacement field for gradient nonlinearity; 0 without such a file."""
         file = self.gradients.file
         if file is None or is_coefficients(file):
             return 0
@@ -87,14 +87,14 @@ class ScanPlan:
 
 @attrs.frozen(kw_only=True)
 class ImagePlan:
-    """All that is known of an image before it is processed.
+    """Everything known of an image before it is processed.
 
     Attributes
     ----------
     settings : Settings
         Settings of the run.
     scans : tuple of ScanPlan
-        What it is made from; one scan for now.
+        Scans that the image is made from; one for now.
     reference : ScanPlan or None
         Image of the session that it is aligned to.
     instead_of : ScanPlan or None
@@ -114,12 +114,12 @@ class ImagePlan:
 
     @property
     def gradients(self) -> GradientPlan:
-        """What is done about gradient nonlinearity."""
+        """Decision on gradient nonlinearity."""
         return self.scans[0].gradients
 
     @property
     def mask(self) -> MaskPlan:
-        """The brain mask that the scan comes with, if any."""
+        """Brain mask that the user gives, if any."""
         return self.scans[0].mask
 
     @property
@@ -140,7 +140,7 @@ class ImagePlan:
 
     @property
     def readable(self) -> bool:
-        """False when the header cannot be read or is impossible: the grids are placeholders then."""
+        """Whether the header can be read and is possible; if not, the grids are placeholders."""
         return self._grids is not None
 
     @property
@@ -155,15 +155,15 @@ class ImagePlan:
 
     @cached_property
     def cost(self) -> Cost:
-        """Memory and time."""
+        """Estimated memory and time."""
         return self.cost_of(self.settings.sr.model)
 
     def cost_of(self, model: str) -> Cost:
-        """Return the cost with another model."""
+        """Return the estimated memory and time with another model."""
         from moesr_bids.sr.cost import estimate_cost  # PyTorch takes seconds to import
 
         settings = self.settings
-        # What the nodes of a cluster have is not known here.
+        # The memory of a cluster's nodes is not known here.
         limit = math.inf if settings.use_plugin else settings.mem_gb
         grid, target = self.grid, self.target
         memory_gb, seconds = estimate_cost(
@@ -179,7 +179,7 @@ class ImagePlan:
 
     @cached_property
     def outputs(self) -> tuple[Output, ...]:
-        """Its derivatives, the main output first."""
+        """Derivatives of the image, the main output first."""
         conditions = {
             "uncertainty": self.card.uncertainty,
             "experts": bool(self.card.experts),
@@ -191,11 +191,11 @@ class ImagePlan:
 
     @property
     def main(self) -> Output:
-        """The super-resolved image; its sidecar is written last, and says that all others are whole."""
+        """The super-resolved image; its sidecar is written last, so it proves that all other outputs are whole."""
         return self.outputs[0]
 
     def outputs_of_other_resolutions(self) -> list[Path]:
-        """Return main outputs of this image in the output folder that have other voxel sizes."""
+        """Return the sidecars of main outputs of this image in the output folder that have other voxel sizes."""
         wanted = self.settings.output_dir / self.main.sidecar_path
         entities = {**self.image.entities, **DERIVATIVES[0].entities, "res": "*"}
         pattern = file_name(entities, self.image.suffix, ".json")

@@ -1,4 +1,4 @@
-"""Sidecars of the derivatives: where each file comes from and what was done to make it."""
+"""Sidecars of the derivatives: sources of each file, and the record of how the image was made."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from moesr_bids.bids.resume import session_reference, settings_hash
 from moesr_bids.bids.schema import SCHEMA_VERSION, make, unstructured
 from moesr_bids.digests import sha256
 
-# Facts that become blocks of their own in the ``Moesr`` object, by the step that states them.
+# Steps whose records become blocks of their own in the ``Moesr`` object, and the names of the blocks.
 _BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField", "coregister": "Coregistration", "quality": "ImageQuality"}
-# What the results depend on beside moesr-bids.
+# Packages that the results depend on.
 _SOFTWARE = ("antspyx", "gradunwarp", "monai", "nibabel", "nipype", "niworkflows", "numpy", "scipy", "torch")
 _MEASURED = ("Seconds", "PeakMemoryGB")
 
@@ -36,14 +36,14 @@ def make_record(
     steps : sequence of (str, Mapping)
         Name of each step and the record it returned, in order. Registrations are named ``register:<template>``.
     output_sha256 : str
-        Of the main output's file.
+        SHA-256 of the main output's file.
     figures : sequence of str
         Paths of the figures below the output folder.
 
     Raises
     ------
     RecordError
-        If a step states what `moesr_bids.bids.record` does not know.
+        If a step states a fact that `moesr_bids.bids.record` does not know.
 
     """
     settings, reference = plan.settings, session_reference(plan)

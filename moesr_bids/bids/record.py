@@ -1,7 +1,7 @@
-"""The ``Moesr`` object of a main output's sidecar: all that is known of how the image was made.
+"""The ``Moesr`` object of a main output's sidecar: the record of how the image was made.
 
 Each class is an object of the JSON file, each attribute one of its keys (`moesr_bids.bids.schema.json_key`). A new fact
-is a new attribute here; where it is made it is refused without one.
+needs a new attribute here; without one, making the record fails.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class AxisProfile:
 
 @attrs.frozen(kw_only=True)
 class ModelConsistency:
-    """How well the model's own image agrees with the scan, in the brain, before any projection: this judges it.
+    """How well the model's own image agrees with the scan in the brain, before the projection. This judges the model.
 
     Attributes
     ----------
     residual_std, fraction_beyond3 : float
         As in `DataConsistency`.
     structure_std : float
-        Root mean square of the residual averaged over 5 mm, in units of what noise alone has in it.
+        Root mean square of the residual averaged over 5 mm, in units of what noise alone leaves of it.
     structure_largest : float
         Largest absolute value of that average.
     structure_place : tuple of float
-        Where it is, world position in mm.
+        World position of that value, in mm.
 
     """
 
@@ -55,11 +55,12 @@ class ProjectionMove:
     Attributes
     ----------
     move_noise_std, move_predicted_std : float
-        Root mean square in units of the noise, and of the standard deviation that the model predicts.
+        Root mean square in units of the noise, and of the standard deviation that the model predicts (None if it
+        predicts none).
     largest_move : float
-        Largest absolute mean over a cube of 5 mm, in units of the noise.
+        Largest absolute mean over a cube of about 5 mm, in units of the noise.
     largest_move_place : tuple of float
-        Where it is, world position in mm.
+        World position of that cube, in mm.
 
     """
 
@@ -71,24 +72,24 @@ class ProjectionMove:
 
 @attrs.frozen(kw_only=True)
 class DataConsistency:
-    """How well the output agrees with the scan, in the brain, in units of the noise.
+    """How well the output agrees with the scan in the brain, in units of the noise.
 
-    The projection brings the residual of the output to the noise, whatever the model's image was.
+    The projection brings the residual of the output down to the noise, whatever the model's image was.
 
     Attributes
     ----------
     residual_std : float
-        Root mean square of input minus A(output), of what the output grid can hold; noise alone gives 1.
+        Root mean square of input minus A(output), of the part that the output grid can represent; noise alone gives 1.
     fraction_beyond3 : float
         Share of voxels whose residual is beyond 3; noise alone gives 0.0027.
     beyond_grid_std : float
-        Root mean square of what the input holds and the output grid cannot.
+        Root mean square of the part of the input that is too fine for the output grid.
     noise_alone_std : float
-        What noise alone has in the residual map: below 1 in zero-filled scans.
+        Standard deviation that noise alone has in the residual map: below 1 in zero-filled scans.
     model : ModelConsistency
-        The same of the model's own image, before the projection.
+        The same figures of the model's own image, before the projection.
     projection : ProjectionMove
-        What the projection did to it.
+        How far the projection moved the model's image.
 
     """
 
@@ -117,7 +118,7 @@ class SamplingRecord:
 
 @attrs.frozen(kw_only=True)
 class UncertaintyCalibration:
-    """Factor of the predicted standard deviation, the contrasts it is from, and how often intervals held (share)."""
+    """Factor of the predicted standard deviation, the contrasts of its scans, and the share of voxels per interval."""
 
     temperature: float
     contrasts: tuple[str, ...] = ()
@@ -133,7 +134,7 @@ class Uncertainty:
 
 @attrs.frozen(kw_only=True)
 class Stage:
-    """A part of super-resolution: time in s, and peak memory in GiB."""
+    """Part of super-resolution: time in s, and peak memory in GiB."""
 
     stage: str
     seconds: float
@@ -142,9 +143,11 @@ class Stage:
 
 @attrs.frozen(kw_only=True)
 class SRRecord:
-    """What ``moesr sr --record`` writes: voxel sizes in mm, times in s, memory in GiB.
+    """Record of a super-resolution, as ``moesr sr --record`` writes it: voxel sizes in mm, times in s, memory in GiB.
 
-    The noise is the median over eight parts of the brain, its range their 10th and 90th percentile.
+    ``noise_std`` is the median over eight parts of the brain, ``noise_range`` their 10th and 90th percentile,
+    ``noise_percent`` relative to the 99th percentile in the brain. ``uncertainty`` is None if the model predicts no
+    error.
     """
 
     version: str
@@ -189,7 +192,7 @@ class SRRecord:
 
 @attrs.frozen(kw_only=True)
 class GradientNonlinearity:
-    """What was decided about gradient nonlinearity, and what the correction did."""
+    """Decision on gradient nonlinearity, and the result of the correction."""
 
     action: str
     reason: str
@@ -202,16 +205,16 @@ class GradientNonlinearity:
 
 @attrs.frozen(kw_only=True)
 class BrainMask:
-    """The brain mask: volume in ml, Dice coefficient, mutual information and likeness with the template.
+    """Brain mask: volume in ml, and its Dice coefficient, mutual information and likeness with the template.
 
     Attributes
     ----------
-    source, source_sha256 : str
-        The mask that the user gave: its data set, and its path there.
-    in_view : float
+    source, source_sha256 : str or None
+        Mask that the user gave: name of its data set and path there, and SHA-256 of the file.
+    in_view : float or None
         Share of the brain inside the field of view.
     doubts : tuple of str
-        Why it should be looked at.
+        Why the mask should be looked at.
 
     """
 
@@ -230,7 +233,7 @@ class BrainMask:
 
 @attrs.frozen(kw_only=True)
 class BiasField:
-    """Bias field: 1st and 99th percentile in the brain in % of its geometric mean, and the settings of N4."""
+    """Bias field: 1st and 99th percentile in the brain, in % above its geometric mean, and the settings of N4."""
 
     range_percent: tuple[float, float]
     magnetic_field_strength: Any = None
@@ -239,7 +242,7 @@ class BiasField:
 
 @attrs.frozen(kw_only=True)
 class Coregistration:
-    """Rigid alignment to the reference of the session: movement of the brain's centre, and agreement of the masks."""
+    """Rigid alignment to the reference of the session: motion of the brain's centre, agreement of masks and images."""
 
     reference: str
     transform: str
@@ -251,7 +254,7 @@ class Coregistration:
 
 @attrs.frozen(kw_only=True)
 class Registration:
-    """Registration to a template, and the agreement of the masks."""
+    """Registration to a template, and the agreement of masks and images."""
 
     template: str
     transform: str
@@ -263,7 +266,7 @@ class Registration:
 
 @attrs.frozen(kw_only=True)
 class EffectiveResolution:
-    """Finest detail along right, anterior and superior that is as strong as the input's noise, in mm."""
+    """Finest detail that is as strong as the input's noise, along right, anterior and superior, in mm."""
 
     input: tuple[float | None, ...]
     output: tuple[float | None, ...]
@@ -271,7 +274,7 @@ class EffectiveResolution:
 
 @attrs.frozen(kw_only=True)
 class ImageQuality:
-    """MRIQC's metrics of input and output by their names."""
+    """MRIQC's metrics of input and output by name."""
 
     definitions: str
     input: dict[str, float | None]
@@ -281,20 +284,20 @@ class ImageQuality:
 
 @attrs.frozen(kw_only=True)
 class SessionReference:
-    """Which image of the session this one was aligned to, and of a better one that was no use.
+    """Image of the session that this one was aligned to, and a better one that could not be used.
 
     Attributes
     ----------
     used, instead_of : InnerPath or None
-        Paths below the raw data set.
+        Paths below the raw data set: of the reference, and of the better image.
     used_sha256 : str or None
-        Digest of the file that was used.
+        Digest of the reference.
     instead_of_digest : list or None
-        All that decides what others get of the better one.
+        Facts that change if the better image, or its processing, changes.
     instead_of_finished : bool or None
-        Whether its own outputs were complete.
+        Whether the better image's own outputs were complete.
     reason : str or None
-        Why it was no use.
+        Why the better image could not be used.
 
     """
 
@@ -308,7 +311,7 @@ class SessionReference:
 
 @attrs.frozen(kw_only=True)
 class Step:
-    """A step of the workflow: time in s, and peak memory in GiB."""
+    """Step of the workflow: time in s, and peak memory in GiB."""
 
     step: str
     seconds: float | None = None
@@ -317,18 +320,18 @@ class Step:
 
 @attrs.frozen(kw_only=True)
 class Record(SRRecord):
-    """The ``Moesr`` object: what super-resolution recorded, what every other step did, and the digests.
+    """The ``Moesr`` object: records of super-resolution and of every other step, and digests.
 
     Attributes
     ----------
     registration : dict
-        By template.
+        Registrations by template.
     settings : dict
-        `moesr_bids.config.Settings.recorded`.
+        See `moesr_bids.config.Settings.recorded`.
     settings_hash, input_sha256 : str
-        They tell whether the outputs are still what a new run would make.
+        Digests that tell whether a new run would make the same outputs.
     output_sha256 : str
-        Of the main output's file.
+        SHA-256 of the main output's file.
     outputs : tuple of InnerPath
         All outputs of the image below the output folder.
 
@@ -357,7 +360,7 @@ def record_of(content: Any, where: str) -> Record:
     Raises
     ------
     RecordError
-        If it has none, or one that is damaged or of another version.
+        If it has no record, or one that is damaged or of another version.
 
     """
     block = content.get("Moesr")
@@ -374,7 +377,7 @@ def read_record(sidecar: Path) -> Record:
     Raises
     ------
     RecordError
-        If there is none that can be read.
+        If there is no record that can be read.
 
     """
     return record_of(read_object(sidecar), str(sidecar))

@@ -1,4 +1,4 @@
-"""Whether the outputs of an image are there, and still what a new run would make."""
+"""Whether the outputs of an image exist, and are still what a new run would make."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LOG = logging.getLogger(__name__)
 
 
 def settings_hash(plan: ImagePlan, input_sha256: str) -> str:
-    """Return the digest of all that decides the outputs of an image.
+    """Return the digest of everything that decides the outputs of an image.
 
     Parameters
     ----------
     plan : ImagePlan
-        Its plan.
+        Plan of the image.
     input_sha256 : str
-        Digest of its file.
+        SHA-256 of the raw file.
 
     """
     facts = {
@@ -35,7 +35,7 @@ def settings_hash(plan: ImagePlan, input_sha256: str) -> str:
         "gradients": [plan.gradients.action, _coefficients(plan.scans[0])],
         "reference": _digest(plan.reference),
     }
-    # Told only where there is one: what was made before such masks were known stays as it is.
+    # Only if there is a mask: outputs of versions that did not know such masks keep their hash.
     facts |= {"mask": digest} if (digest := plan.mask.digest()) else {}
     return plan.settings.output_hash(facts)
 
@@ -46,13 +46,13 @@ def _coefficients(scan: ScanPlan) -> str | None:
 
 
 def _digest(reference: ScanPlan | None) -> list[str | None] | None:
-    """Return all that decides what others get of a reference: its voxels, and what is done to them."""
+    """Return the facts of a reference that other images depend on: its voxels, and how they are corrected."""
     if reference is None:
         return None
     try:
         voxels = sha256(reference.image.path)
     except OSError:
-        voxels = None  # it cannot be read, and that is what is known of it
+        voxels = None  # it cannot be read
     decided = reference.gradients
     strength = reference.image.metadata.get("MagneticFieldStrength")  # it sets the bias field of the reference
     told = [decided.action, decided.patient_position, str(decided.slice_axis)]
@@ -61,7 +61,7 @@ def _digest(reference: ScanPlan | None) -> list[str | None] | None:
 
 
 def session_reference(plan: ImagePlan) -> SessionReference:
-    """Return what the record tells of the reference of the session, and of a better one that was no use."""
+    """Return the record of the session's reference, and of a better one that could not be used."""
     told = SessionReference()
     if plan.reference is not None:
         used = plan.reference.image
@@ -79,10 +79,10 @@ def session_reference(plan: ImagePlan) -> SessionReference:
 
 
 def _as_it_was_made(plan: ImagePlan, told: SessionReference) -> ImagePlan:
-    """Return the plan with the reference that the outputs were made with, if the better one was no use and still is.
+    """Return the plan with the reference of the existing outputs, if the better one still cannot be used.
 
-    Without this an image beside a broken one would be made anew by every run. One that was killed then, and is finished
-    now, is of use.
+    Without this, every run would make an image beside a broken one again. The plan stays as it is if the better image
+    has changed, or was not finished then and is now.
     """
     if plan.reference is None or told.instead_of != plan.reference.image.relative:
         return plan
@@ -99,14 +99,14 @@ def _as_it_was_made(plan: ImagePlan, told: SessionReference) -> ImagePlan:
 
 
 def finished_record(plan: ImagePlan) -> Record | None:
-    """Return the record of an image whose outputs are all there and made with the same settings.
+    """Return the record of an image whose outputs all exist and were made with the same settings and input.
 
-    The sidecar of the main output is written last, so its presence says that the others were whole.
+    The sidecar of the main output is written last, so if it exists the other outputs were whole.
 
     Returns
     -------
     Record or None
-        None when the image has to be processed.
+        None if the image has to be processed.
 
     """
     output_dir = plan.settings.output_dir
@@ -127,6 +127,6 @@ def finished_record(plan: ImagePlan) -> Record | None:
     try:
         current = settings_hash(made, sha256(plan.image.path))
     except OSError:
-        # An input that is gone or cannot be read any more: the header check says so.
+        # The input is gone or can no longer be read: the header check says so.
         return None
     return record if record.settings_hash == current else None

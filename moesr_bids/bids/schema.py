@@ -1,6 +1,6 @@
-"""Typed JSON records: attrs classes read and written by cattrs, with keys in the style of BIDS sidecars.
+"""Typed JSON records: attrs classes that cattrs reads and writes, with keys in the style of BIDS sidecars.
 
-A class declares a fact once, as an attribute; `json_key` names its key in the file. Every value is checked on reading.
+A class declares a fact once, as an attribute; `json_key` gives its key in the file. Every value is checked on reading.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from cattrs.v import format_exception
 
 SCHEMA_VERSION = 1
-"""Of the ``Moesr`` object and of ``logs/status``; it counts up when a key changes its name or its meaning."""
+"""Version of the ``Moesr`` object and of ``logs/status``; it grows when a key changes its name or its meaning."""
 
 InnerPath = NewType("InnerPath", str)
-"""Path below a folder, with forward slashes: neither absolute nor with ``..``; see `inside`."""
+"""Path below a folder, with forward slashes, neither absolute nor with ``..``; see `inside`."""
 
 T = TypeVar("T")
 _WORDS = {name.lower(): name for name in ("PSF", "SHA256", "ML", "MM", "GB", "FWHM")}  # the others are capitalised
 
 
 class RecordError(ValueError):
-    """A record is missing, damaged or of another version: what it tells of is not done."""
+    """A record is missing, damaged or of another version; its image counts as not done."""
 
 
 def json_key(name: str) -> str:
-    """Return the key of an attribute.
+    """Return the JSON key of an attribute.
 
     Examples
     --------
@@ -43,12 +43,12 @@ def json_key(name: str) -> str:
 
 
 def inner_path(text: Any, kind: Any = InnerPath) -> InnerPath:
-    """Return a path that a record tells.
+    """Check a path in a record, and return it.
 
     Raises
     ------
     ValueError
-        If it is absolute, or leaves its folder by ``..``.
+        If it is no text, is absolute, or leaves its folder by ``..``.
 
     """
     del kind
@@ -61,12 +61,12 @@ def inner_path(text: Any, kind: Any = InnerPath) -> InnerPath:
 
 
 def inside(folder: Path, path: str) -> Path:
-    """Return the file that a record names, which lies in this folder.
+    """Return the file in ``folder`` that a record names.
 
     Raises
     ------
     RecordError
-        If the path leaves the folder: by itself, or by way of a link.
+        If the path leaves the folder, by itself or through a link.
 
     """
     try:
@@ -113,7 +113,7 @@ def _make_converter(*, strict: bool, key: Callable[[str], str]) -> Converter:
 
     def names(cls: type) -> dict[str, Any]:
         attrs.resolve_types(cls)
-        # A fact that an image does not have is no key of its record.
+        # Facts that are None are left out when a record is written.
         return {
             field.name: override(rename=key(field.name), omit_if_default=strict and field.default is None)
             for field in attrs.fields(cls)
@@ -130,7 +130,7 @@ def _make_converter(*, strict: bool, key: Callable[[str], str]) -> Converter:
     return converter
 
 
-# Keys that nobody knows are refused where a record is made, and passed over where one is read.
+# Unknown keys are refused when a record is made, and ignored when one is read.
 _MAKING = _make_converter(strict=True, key=json_key)
 _READING = _make_converter(strict=False, key=json_key)
 PLAIN = _make_converter(strict=False, key=str)
@@ -138,7 +138,7 @@ PLAIN = _make_converter(strict=False, key=str)
 
 
 def make(cls: type[T], facts: Any) -> T:
-    """Return a record of facts of this run.
+    """Make a record from facts of this run.
 
     Raises
     ------
@@ -150,18 +150,18 @@ def make(cls: type[T], facts: Any) -> T:
 
 
 def structured(cls: type[T], content: Any, where: str, converter: Converter = _READING) -> T:
-    """Return a record that was read.
+    """Make a record from the content of a file.
 
     Parameters
     ----------
     cls : type
-        Its class.
+        Class of the record.
     content : Any
         JSON object.
     where : str
-        File that it comes from, for the message.
+        File name for the message.
     converter : cattrs.Converter
-        Which keys it has.
+        Decides the style of the keys; by default that of `json_key`.
 
     Raises
     ------
@@ -186,13 +186,13 @@ def _structured(converter: Converter, cls: type[T], content: Any, where: str) ->
 
 
 def _words(error: BaseException, kind: type | None) -> str:
-    """Say what is wrong with a value: the error's own words, where it has some."""
+    """Say what is wrong with a value, by the error's own words where it has any."""
     own = isinstance(error, TypeError | ValueError) and not isinstance(error, ForbiddenExtraKeysError)
     return str(error) if own else format_exception(error, kind)
 
 
 def unstructured(record: Any) -> dict[str, Any]:
-    """Return the JSON object of a record, without the facts that it does not have."""
+    """Return the JSON object of a record; facts that are None are left out."""
     content: dict[str, Any] = _MAKING.unstructure(record)
     return content
 
@@ -203,7 +203,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises
     ------
     RecordError
-        If there is none, or it cannot be read.
+        If the file does not exist, cannot be read, or holds no JSON object.
 
     """
     try:

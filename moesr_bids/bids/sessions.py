@@ -1,4 +1,4 @@
-"""The reference image of each session, to which its other images are aligned."""
+"""Reference image of each session, to which the other images of the session are aligned."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from moesr_bids.nifti import open_image
 
 
 def with_references(images: Sequence[RawImage], failed: Collection[RawImage] = ()) -> list[RawImage]:
-    """Return the images with their references: a T1w if the session has one, and the sharpest of those.
+    """Return the images with their references: the sharpest T1w of the session, else its sharpest image.
 
     Parameters
     ----------
     images : sequence of RawImage
         All images of the run.
     failed : collection of RawImage
-        Images that cannot be a reference. `RawImage.instead_of` names such an image where it would be chosen.
+        Images that cannot be a reference. `RawImage.instead_of` names such an image where it would have been chosen.
 
     Returns
     -------
@@ -45,10 +45,10 @@ def with_references(images: Sequence[RawImage], failed: Collection[RawImage] = (
 
 
 def registered_by_itself(image: RawImage, why: str) -> RawImage:
-    """Return the image without its reference, which it could not be aligned to, and with the reason."""
+    """Return the image without a reference, and with the reason why it could not be aligned to the one it had."""
     assert image.reference is not None
     told = f"not aligned to {image.reference.stem}, but registered by itself: {why}"
-    # The first choice is what the next run compares with.
+    # The next run compares with the first choice.
     better = image.instead_of or image.reference
     reasons = [reason for reason in (image.instead_reason, told) if reason]
     return attrs.evolve(image, reference=None, instead_of=better, instead_reason="; ".join(reasons))

@@ -1,7 +1,7 @@
 """Metadata of raw images by the BIDS inheritance principle.
 
-PyBIDS stops indexing the whole data set at the first broken JSON file; here a broken file costs only its own image
-its metadata, and the reason is kept for the report.
+PyBIDS stops indexing the whole data set at the first broken JSON file. Here only the images that a broken file applies
+to lose its metadata, and the reason is kept for the report.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def sidecar_files(image: Path, root: Path) -> list[Path]:
 
 @lru_cache(maxsize=8)
 def _json_files(folder: Path, mtime_ns: int) -> list[Path]:
-    """JSON files of a folder as it was at this time: the root, with all its participants, is listed once."""
+    """JSON files of a folder at its modification time; the root, with all its participants, is listed only once."""
     del mtime_ns
     return sorted(folder.glob("*.json"))
 
@@ -56,7 +56,7 @@ def _applies(path: Path, entities: frozenset[tuple[str, str]], suffix: str) -> b
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty dictionary where there is none that can be read."""
+    """Read a JSON object; an empty dictionary if there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""The raw data set that an output folder was made from, as ``dataset_description.json`` tells of it.
+"""The raw data set that an output folder was made from, as ``dataset_description.json`` names it.
 
-It is named by its DOI or name, and by its path relative to the output folder: a path inside of a container would tell
-nothing outside of it.
+It is named by its DOI or name, and by its path relative to the output folder, since an absolute path inside a container
+means nothing outside of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DESCRIPTION = "dataset_description.json"
 
 
 def source_fields(bids_dir: Path, output_dir: Path) -> dict[str, Any]:
-    """Return what ``dataset_description.json`` tells of the raw data set.
+    """Return the fields of ``dataset_description.json`` about the raw data set.
 
     Parameters
     ----------
@@ -43,14 +43,14 @@ def source_fields(bids_dir: Path, output_dir: Path) -> dict[str, Any]:
 
 
 def raw_folder(output_dir: Path) -> Path | None:
-    """Return the folder of the raw data set of an output folder; None where nothing is told of one."""
+    """Return the folder of the raw data set of an output folder; None if none is named."""
     url = _told(output_dir).get("URL")
     # Of absolute URLs, as other versions wrote them, only the path counts.
     return Path(os.path.abspath(output_dir / unquote(urlparse(str(url)).path))) if url else None  # noqa: PTH100
 
 
 def other_source(bids_dir: Path, output_dir: Path) -> str:
-    """Return the name of the data set that an output folder was made from if it is another than this; else empty."""
+    """Return the name of the data set that an output folder was made from, if it is not this one; else empty."""
     told = _told(output_dir)
     this = source_fields(bids_dir, output_dir)["SourceDatasets"][0]
     same = told.get("DOI") == this["DOI"] if "DOI" in told and "DOI" in this else raw_folder(output_dir) == bids_dir
@@ -64,7 +64,7 @@ def _told(output_dir: Path) -> Mapping[str, Any]:
 
 
 def _doi(told: Any) -> str:
-    """Return a DOI as BIDS writes it, with ``doi:`` before it; empty where there is none."""
+    """Return a DOI as BIDS writes it, with ``doi:`` before it; empty if there is none."""
     text = str(told or "").strip()
     for prefix in ("https://doi.org/", "http://doi.org/", "https://dx.doi.org/", "doi:"):
         text = text.removeprefix(prefix)

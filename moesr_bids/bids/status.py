@@ -1,6 +1,6 @@
-"""What became of every image: one small file each, and one table made from them.
+"""Status of every image: one small file per image, and one table made from all of them.
 
-A file per image lets many jobs write at once without locks; the table is made anew from all of them.
+With a file per image, many jobs can write at once without locks. The table is always made from all files.
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ class ImageStatus:
     reason : str
         Why it failed, or why it was skipped.
     seconds, peak_memory_gb : float or None
-        Sum over steps, and largest over steps, in GiB.
+        Sum over the steps in seconds, and largest over the steps in GiB.
     crash_file : str
-        Path of the crash file below the output folder.
+        Path of the crash file below the output folder, or ``n/a``.
+    schema_version : int
+        Version of this file's keys.
 
     """
 
@@ -75,7 +77,7 @@ class ImageStatus:
 
 
 def write_status(output_dir: Path, status: ImageStatus) -> None:
-    """Write the status of an image and make the table anew."""
+    """Write the status file of an image; `write_table` makes the table."""
     folder = output_dir / "logs" / "status"
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{status.key}.json", json.dumps(attrs.asdict(status), indent=2) + "\n")
@@ -105,7 +107,7 @@ def read_statuses(output_dir: Path) -> list[ImageStatus]:
 
 
 def more_statuses_than(number: int, output_dir: Path) -> bool:
-    """Tell whether the statuses of more images than this are there, without reading them."""
+    """Return whether there are more status files than ``number``, without reading them."""
     files = (output_dir / "logs" / "status").glob("*.json")
     return next(islice(files, number, None), None) is not None
 
@@ -118,7 +120,7 @@ def write_table(output_dir: Path, *, unless_younger_s: float = 0.0) -> Path:
     output_dir : pathlib.Path
         Output folder.
     unless_younger_s : float
-        A table of fewer seconds stays as it is: it takes a read of every status file of the data set.
+        A table younger than this stays as it is, since a new one needs every status file of the data set.
 
     """
     path = output_dir / "logs" / "status.tsv"

@@ -1,4 +1,4 @@
-"""The steps of an image in plain words, for lines and pages; files and statuses keep the names of the nodes."""
+"""Steps of an image in plain words, for screen and pages; files and statuses keep the names of the nodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STAGE_WORDS = {
     "reconstruct": "reconstruction",
     "project": "projection onto the scan",
 }
-# Steps that there is one of per template or space: "register:TEMPLATE" in records, "register_TEMPLATE" as a node.
+# Steps with one node per template or space: "register:TEMPLATE" in records, "register_TEMPLATE" as a node.
 _WITH_TEMPLATE = re.compile(r"(register|warp)[:_](.+)")
 
 
@@ -35,7 +35,7 @@ def step_kind(step: str) -> str:
 
 
 def step_words(step: str) -> str:
-    """Return a step in plain words; a name that is no step's stays as it is.
+    """Return a step in plain words; an unknown name stays as it is.
 
     Examples
     --------
@@ -48,5 +48,5 @@ def step_words(step: str) -> str:
 
 
 def stage_words(stage: str) -> str:
-    """Return a stage of super-resolution in plain words; a name that is no stage's stays as it is."""
+    """Return a stage of super-resolution in plain words; an unknown name stays as it is."""
     return _STAGE_WORDS.get(stage, stage)

@@ -1,4 +1,4 @@
-"""The BIDS validator on the input."""
+"""BIDS validation of the input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def count_errors(bids_dir: Path) -> dict[str, int]:
     Raises
     ------
     RuntimeError
-        If the validator cannot be run; ``--skip-bids-validation`` goes without it.
+        If the validator is not installed or fails; the message names ``--skip-bids-validation``.
 
     """
     beside_python = Path(sys.executable).with_name("bids-validator-deno")
