@@ -1,4 +1,4 @@
-"""The Boutiques descriptor of ``moesr-bids``, made from its own parser so that both tell the same.
+"""Boutiques descriptor of ``moesr-bids``, made from its parser so that both always agree.
 
 python -m containers.descriptor > containers/boutiques.json
 """
@@ -52,7 +52,7 @@ def descriptor() -> dict[str, Any]:
 
 
 def _input(action: argparse.Action) -> dict[str, Any]:
-    """Return what Boutiques tells of an option or a positional argument."""
+    """Return the Boutiques entry of an option or a positional argument."""
     found: dict[str, Any] = {
         "id": action.dest,
         "name": action.dest.replace("_", " "),
@@ -70,7 +70,7 @@ def _input(action: argparse.Action) -> dict[str, Any]:
         found["list"] = True
     if action.type in _NUMBERS:
         return found | {"type": "Number", "integer": True}
-    # Folders and files of the output need not exist, so they are no files to Boutiques.
+    # Folders and files of the output need not exist, so Boutiques must not take them for files.
     path = action.type is Path and action.dest not in _FOLDERS
     return found | {"type": "File" if path or action.dest == "bids_dir" else "String"}
 

@@ -1,4 +1,4 @@
-"""Pages of the site that live elsewhere in the repository, and links that hold in both places."""
+"""MkDocs hooks: add pages that lie outside of docs/, and make links work both in the repository and on the site."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what lies outside of docs/."""
+    """Add the pages that lie outside of docs/."""
     for source, page in _ELSEWHERE.items():
         files.append(File.generated(config, page, abs_src_path=str(_ROOT / source)))
     return files

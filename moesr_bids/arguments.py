@@ -1,4 +1,4 @@
-"""The command line of both commands: how it is read, what is told of mistakes, and types of values."""
+"""Command line of both commands: the parser, its messages, and types of values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def with_dashes(argument: str) -> str:
 
 
 class _Help(argparse.HelpFormatter):
-    """Lists all names of an option and then its value, once."""
+    """Help that lists all names of an option and then its value once."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -31,7 +31,7 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes dashes and underscores alike, and says in one sentence what is wrong with a command line."""
+    """Parser that accepts dashes and underscores alike, and says in one sentence what is wrong with a command line."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": _Help, **settings})
@@ -39,12 +39,12 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse what is known; see `argparse.ArgumentParser`."""
+        """Parse the arguments that are known; see `argparse.ArgumentParser`."""
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args([with_dashes(argument) for argument in given], namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and leave with code 2."""
+        """Print what is wrong, and exit with code 2."""
         from moesr_bids.console import tell
 
         tell(self.prog, f"error: {message}; {self.prog} --help lists all options")
@@ -80,7 +80,7 @@ def memory_gb(text: str) -> float:
     Raises
     ------
     argparse.ArgumentTypeError
-        If `text` is no amount, or one that no step can run in.
+        If `text` is no amount, or too little for any step.
 
     """
     number, unit = text.strip().upper().removesuffix("B").removesuffix("I"), "M"

@@ -1,4 +1,4 @@
-"""Files that appear only when whole: write to a hidden name in the same folder, then rename."""
+"""Files that appear only when they are whole: write under a hidden name in the same folder, then rename."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ABANDONED_SECONDS = 24 * 3600
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """Give a hidden temporary name beside `path`; on success it is renamed to `path`, on failure removed.
+    """Yield a hidden temporary path beside `path`; on success it is renamed to `path`, on failure removed.
 
     The temporary name keeps the extensions, by which image libraries choose the format.
     """
@@ -33,7 +33,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one go."""
+    """Write a text file (UTF-8) so that it appears only when whole."""
     with temporary_beside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -45,7 +45,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name, and copy it where the file system has one name for each file."""
+    """Give a file a second name (hard link); copy it where the file system has no hard links."""
     with temporary_beside(target) as temporary:
         try:
             os.link(source, temporary)
@@ -54,9 +54,9 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that killed runs left beside `path`; those of a running job stay.
+    """Remove the temporary files that killed runs left beside `path`; those of running processes stay.
 
-    A process of this host is asked for; what another host left counts as dead after a day.
+    For a file of this host, the process is looked up. Files of another host are removed after a day.
     """
     stem, dot, extensions = path.name.partition(".")
     for leftover in path.parent.glob(f".{stem}.*.part{dot}{extensions}"):

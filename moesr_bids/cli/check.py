@@ -1,4 +1,4 @@
-"""``moesr check``: what is here to run on, and whether it computes as it should."""
+"""``moesr check``: resources of this machine, job or container, and whether it computes correctly."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def add_parser(commands: Any) -> None:
     """Add the command to those of ``moesr``."""
     parser = commands.add_parser(
         "check",
-        help="tell what this machine, job or container offers, and whether it computes as it should",
-        description="Tell CPUs, memory and the source of its limit, GPU, folders and their space, templates and "
-        "weights, then super-resolve a small phantom and compare with known figures. A line per fault says what to do. "
-        "Exit code 0: no fault; 1: at least one.",
+        help="list what this machine, job or container offers, and test whether it computes correctly",
+        description="List CPUs, memory and the source of its limit, GPU, folders and their space, templates and "
+        "weights. Then super-resolve a small phantom and compare it with known figures. A line per fault says what to "
+        "do. Exit code 0: no fault; 1: at least one.",
     )
-    parser.add_argument("bids_dir", nargs="?", type=Path, metavar="BIDS_DIR", help="data set that is to be read")
-    parser.add_argument("output_dir", nargs="?", type=Path, metavar="OUT", help="output folder that is to be written")
+    parser.add_argument("bids_dir", nargs="?", type=Path, metavar="BIDS_DIR", help="data set to check")
+    parser.add_argument("output_dir", nargs="?", type=Path, metavar="OUT", help="output folder to check")
     parser.add_argument(
         "-w",
         "--work-dir",
@@ -36,13 +36,13 @@ def add_parser(commands: Any) -> None:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="cuda: lack of a GPU is a fault; cpu: the GPU is not looked at (default: auto)",
+        help="cuda: a missing GPU is a fault; cpu: the GPU is not checked (default: auto)",
     )
     parser.add_argument("--no-phantom", action="store_true", help="leave out the super-resolution of the phantom")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what was found; return 1 if anything is wrong."""
+    """Print the findings; return 1 if there is a fault, else 0."""
     faults = []
     for finding in _findings(options):
         print(f"{'FAULT' if finding.fault else 'ok':5}  {finding.subject}: {finding.told}", flush=True)

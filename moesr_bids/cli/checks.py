@@ -1,4 +1,4 @@
-"""Checks of the command line that need more than its words: folders, participants, models, templates."""
+"""Checks of the command line against the machine: folders, participants, models, templates."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from moesr_bids.resources import semaphore_problem
 def read_filters(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
     """Read a BIDS filter file: suffix (or ``anat`` for all) to PyBIDS filters.
 
-    Filters of other data, as those of fMRIPrep hold them, are left aside, and this is said.
+    Filters of other data (``bold``, ``fmap``, ...), such as fMRIPrep's files hold, are ignored, with a message.
 
     Raises
     ------
     UsageError
-        If the file is missing, no JSON object of objects, or names an unknown suffix.
+        If the file cannot be read, is no JSON object of objects, names an unknown suffix, or asks for other data.
 
     """
     if path is None:
@@ -52,7 +52,7 @@ def read_filters(path: Path | None) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _names_of_data() -> set[str]:
-    """Return in small letters how filter files call kinds of data: BIDS suffixes, data types, names of fMRIPrep's."""
+    """Return the names of kinds of data in filter files, in small letters: BIDS suffixes, data types, fMRIPrep's."""
     from bidsschematools.schema import load_schema
 
     objects = load_schema().objects
@@ -60,7 +60,7 @@ def _names_of_data() -> set[str]:
 
 
 def _plain_filter(path: Path, name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what a filter says of itself, as those of fMRIPrep do; it must be true."""
+    """Remove ``datatype`` and ``suffix`` from a filter, as fMRIPrep's have them; refuse other values than its own."""
     of_itself = {"datatype": "anat"} if name == "anat" else {"datatype": "anat", "suffix": name}
     for key, expected in of_itself.items():
         told = chosen.get(key, expected)
@@ -70,7 +70,7 @@ def _plain_filter(path: Path, name: str, chosen: Mapping[str, Any]) -> dict[str,
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean ...?)`` with the known word most like `word`, or an empty string."""
+    """Return `` (did you mean ...?)`` with the known word nearest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -144,7 +144,7 @@ def _check_export(settings: Settings) -> None:
 
 
 def _check_participants(settings: Settings) -> None:
-    # The task of a cluster names its participants: it need not look at all the others.
+    # A cluster task names its participants; then the others are not listed.
     missing = [label for label in settings.participant_label if not (settings.bids_dir / f"sub-{label}").is_dir()]
     folders = settings.participant_label
     if missing or not folders:
@@ -178,7 +178,7 @@ def _check_choices(settings: Settings) -> None:
             read_plugin(settings.use_plugin)
         except ValueError as error:
             raise UsageError(str(error)) from None
-    # Nodes of a plugin, and those that a dry run is for, have GPUs that this machine has not.
+    # With a plugin, or in a dry run, the GPUs may be on other machines.
     if settings.sr.device == "cuda" and not settings.use_plugin and not settings.dry_run:
         from moesr_bids.interfaces.gpus import gpu_problem
 
@@ -233,7 +233,7 @@ def _check_templates(settings: Settings) -> None:
 
     for space in settings.output_spaces:
         try:
-            load_template(space.template)  # at 1 mm: what is registered to
+            load_template(space.template)  # images are registered to it at 1 mm
             template_grid(space, settings.sr.resolution)
         except TemplateNotFoundError as error:
             raise UsageError(str(error)) from None
@@ -247,7 +247,7 @@ def _check_writable(settings: Settings) -> None:
 
 
 def _check_semaphores() -> None:
-    """Refuse a machine on which processes cannot wait for each other: Python's semaphores are files in /dev/shm."""
+    """Refuse a machine without semaphores, which parallel processes need; Python keeps them in /dev/shm."""
     if problem := semaphore_problem():
         raise UsageError(problem)
 
@@ -258,7 +258,7 @@ def check_settings(settings: Settings) -> None:
     Raises
     ------
     UsageError
-        With one sentence that says what is wrong and what to do.
+        With one sentence that says what is wrong and, where that is not plain, what to do.
 
     """
     _check_folders(settings)

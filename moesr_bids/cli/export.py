@@ -1,4 +1,4 @@
-"""``moesr export``: lay finished outputs out as a raw data set."""
+"""``moesr export``: copy finished outputs into a raw data set."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def add_parser(commands: Any) -> None:
     """Add the command to those of ``moesr``."""
     parser = commands.add_parser(
         "export",
-        help="lay super-resolved images out as raw data for FreeSurfer, FastSurfer, SynthSeg, SPM",
-        description="Copy the super-resolved images of an output folder of moesr-bids into a BIDS raw data set, named "
-        "as their scans with rec-moesr. Nothing is computed again. A field of view of more than 256 mm is cut to that.",
+        help="copy super-resolved images into a raw data set for FreeSurfer, FastSurfer, SynthSeg, SPM",
+        description="Copy the super-resolved images of an output folder of moesr-bids into a BIDS raw data set. They "
+        "are named as their scans, with rec-moesr. Nothing is computed again. A field of view above 256 mm is cut to "
+        "256 mm.",
     )
     parser.add_argument("output_dir", type=Path, metavar="OUT", help="output folder of moesr-bids")
     parser.add_argument("target", type=Path, metavar="DIR", help="folder of the raw data set; made when missing")
@@ -35,7 +36,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Export; return 0, 1 where there was nothing to export, 2 for folders that cannot be."""
+    """Export; return 0, 1 if there was nothing to export, 2 if a folder cannot be used."""
     from moesr_bids.run.export import export_raw, target_problem  # it reads images, which --help need not
 
     output_dir, target = options.output_dir.absolute(), options.target.absolute()

@@ -1,4 +1,4 @@
-"""The group level: tables and page over the derivatives of all participants."""
+"""Group level: tables and page about the derivatives of all participants."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from moesr_bids.config import Settings
 
 
 def run_group(settings: Settings) -> int:
-    """Write ``group_*.tsv`` and ``group.html``; exit code 1 when there is nothing to report on."""
+    """Write ``group_*.tsv`` and ``group.html``; return 1 if there is nothing to report on, or it fails, else 0."""
     from moesr_bids.console import say, waiting
     from moesr_bids.reports.group import build_group
 
     if (settings.output_dir / "logs" / "status").is_dir():
-        write_table(settings.output_dir)  # of two jobs that end together, the older table may have come last
+        write_table(settings.output_dir)  # when two jobs end together, the older table may be written last
     try:
         with waiting("the cohort page is being written"):
             paths = build_group(settings.output_dir)

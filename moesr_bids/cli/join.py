@@ -11,8 +11,8 @@ from ..sr.options import SROptions
 from .outputs import output_problem, resources, write_outputs
 from .sr import read_metadata
 
-LEFT = "nothing was written"  # of an error of the file system
-WAY_OUT = "a coarser --resolution"  # of too little memory
+LEFT = "nothing was written"  # end of the message about an error of the file system
+WAY_OUT = "a coarser --resolution"  # what the message about full memory advises
 _COMMAND = "moesr join"
 
 
@@ -20,17 +20,17 @@ def add_parser(commands: Any) -> None:
     """Add the command to those of ``moesr``."""
     parser = commands.add_parser(
         "join",
-        help="one image from several scans of one contrast of a head",
+        help="make one image from several scans of one contrast of a head",
         description="Super-resolve several scans of one contrast of a head (thick slices in several orientations, "
-        "repeats) into one image that agrees with all of them. Positions are found; scans that do not fit are left "
-        "out and told. Never join scans of different dates: what changed between them would be averaged.",
+        "repeats) into one image that agrees with all of them. The scans are aligned. Scans that do not fit are left "
+        "out, with a message. Never join scans of different dates: changes between them would be averaged.",
     )
     parser.add_argument(
         "images",
         type=Path,
         nargs="+",
         metavar="IN1 IN2 [...] OUT",
-        help="two or more 3-D magnitude images, the first of which says how the output lies, and the image to write",
+        help="two or more 3-D magnitude images, and the image to write; its axes are those of the first",
     )
     SROptions.add_arguments(parser)
     parser.add_argument("--masks", type=Path, nargs="+", metavar="FILE", help="brain mask of each IN, on its grid")
@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
 
 
 def usage_problem(options: argparse.Namespace) -> str | None:
-    """Say what is wrong with the arguments, if anything is."""
+    """Return what is wrong with the arguments; None if nothing is."""
     *inputs, output = options.images
     if len(inputs) < 2:
         return "two images at least are joined, and the last name is that of the output"
@@ -67,14 +67,14 @@ def usage_problem(options: argparse.Namespace) -> str | None:
 
 
 def _residual_paths(options: argparse.Namespace) -> list[Path]:
-    """Names of the residual maps: by number, since scans in different folders may have one name."""
+    """Paths of the residual maps: numbered, since scans in different folders may have the same name."""
     if options.residuals is None:
         return []
     return [options.residuals / f"residual-{number}.nii.gz" for number in range(1, len(options.images))]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Join the scans and write what was asked for."""
+    """Join the scans, write the requested files, and return the exit code."""
     from ..sr.joint.engine import join
     from ..sr.models import refuse_unused
     from ..sr.storage import compact

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``moesr-bids`` and return its exit code: 0 all went well, 1 something failed, 2 bad usage."""
+    """Run ``moesr-bids`` and return its exit code: 0 success, 1 something failed, 2 bad usage, 130 interrupted."""
     from moesr_bids.cli.parser import parse_settings
 
     settings = parse_settings(sys.argv[1:] if argv is None else argv)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell("moesr-bids", f"error: {error}")
         return 2
     except OSError as error:
-        # A full or read-only disk, most often: the message names the file, a traceback would bury it.
+        # Most often a full or read-only disk: the message names the file, a traceback would hide it.
         tell("moesr-bids", f"error: {error}")
         return 1
 

@@ -1,4 +1,4 @@
-"""``moesr models``: what there is, how good it is, and whether the weights are whole."""
+"""``moesr models``: list the models with their figures, and check their weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "models",
         help="list the models with their figures and check their weights",
-        description="List the models: what they are, what learned ones were trained on and how much they gained over "
-        "cubic-spline interpolation on scans that were not trained on: kspace2 is a resolution of 2 voxels, slices4k "
-        "slices of 4 voxels along the axis k. The digest of all weights is checked.",
+        description="List the models. For learned ones, say what they were trained on, and how much they gain over "
+        "cubic-spline interpolation on scans that were not trained on (kspace2: a resolution of 2 voxels; slices4k: "
+        "slices of 4 voxels along the axis k). The digest of all weights is checked.",
     )
     parser.add_argument("weights", nargs="*", type=Path, metavar="FILE", help="further weights, from moesr train")
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _trainings_before(card: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the trainings of the weights that these started from, and of their trunk, by their digest."""
+    """Return the trainings of the weights that these started from, and of their trunk, by digest."""
     found: dict[str, Mapping[str, Any]] = {}
     for origin in ("started_from", "trunk"):
         if before := card.get(origin, {}):

@@ -1,9 +1,9 @@
-"""The ``moesr`` command: ``sr`` super-resolves an image, ``join`` several scans of a head into one.
+"""The ``moesr`` command, whose subcommands work on single files, models and cohorts.
 
-``train`` trains a model, ``models`` lists them;
-``segment`` labels the tissues of scans to train on; ``rerun`` repeats an image of the BIDS App from its sidecar;
-``export`` lays outputs out as raw data for other software;
-``check`` tells what a machine offers; ``slurm`` and ``status`` run a cohort on a cluster.
+``sr`` super-resolves an image, ``join`` makes one image from several scans of a head; ``train`` trains a model,
+``segment`` labels the tissues of scans for it, ``models`` lists the models; ``rerun`` repeats an image of the BIDS App
+from its sidecar, ``export`` copies outputs into a raw data set; ``check`` checks a machine; ``slurm`` and ``status``
+run a cohort on a cluster.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _add_rerun(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, 1 for input that cannot be used, 2 for bad usage."""
+    """Run the command; return its exit code: 0 success, 1 input that cannot be used, 2 bad usage."""
     parser = build_parser()
     options, others = parser.parse_known_args(argv)
     if options.command == "slurm":
@@ -92,7 +92,7 @@ def _rerun(options: argparse.Namespace) -> int:
 
 
 def _compute(module: ModuleType, options: argparse.Namespace) -> int:
-    """Run a command that computes, and turn what is wrong into a line and an exit code."""
+    """Run a command that computes, and turn errors into a message and an exit code."""
     command = f"moesr {options.command}"
     if problem := module.usage_problem(options):
         tell(command, problem)
@@ -111,7 +111,7 @@ def _compute(module: ModuleType, options: argparse.Namespace) -> int:
         tell(command, f"{where}{error.strerror or error}; {module.LEFT}")
         return 1
     except MemoryError as error:
-        # PyTorch's says already what to do; NumPy's names the array alone.
+        # The engine's message already says what to do; NumPy's only names the array.
         told = str(error) if "; use " in str(error) else f"{error or 'not enough memory'}; use {module.WAY_OUT}"
         tell(command, told)
         return 1
@@ -119,14 +119,14 @@ def _compute(module: ModuleType, options: argparse.Namespace) -> int:
 
 
 def _set_threads(options: argparse.Namespace) -> None:
-    """Set what libraries read when they are imported."""
-    # Huge pages spare the page faults of large volumes.
+    """Set the environment variables that libraries read when they are imported."""
+    # Huge pages avoid page faults of large volumes.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if options.omp_nthreads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(options.omp_nthreads)
     if options.command == "train":
-        # NumPy decomposes small matrices only: its threads would wait for each other and for PyTorch's.
+        # NumPy decomposes only small matrices: its threads would wait for each other and for PyTorch's.
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 

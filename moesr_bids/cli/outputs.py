@@ -1,4 +1,4 @@
-"""Files that ``moesr sr`` and ``moesr join`` write: names are judged beforehand, and all appear at once or none."""
+"""Files that ``moesr sr`` and ``moesr join`` write: names are checked before, and all files appear or none."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def output_problem(
     folder: Path | None,
     inputs: Iterable[Path | None],
 ) -> str | None:
-    """Say what is wrong with the outputs of a command, if anything is.
+    """Return what is wrong with the outputs of a command; None if nothing is.
 
     Parameters
     ----------
     images
-        Images to write; None for those that nobody asked for, as everywhere here.
+        Images to write. Here and below, None stands for a file that was not asked for.
     others
         Further files to write.
     folder
-        Folder for some of these, which must be there.
+        Folder for some of the files; it must exist.
     inputs
-        Files that are read, and may not be replaced.
+        Files that are read, and must not be replaced.
     """
     wanted = [path for path in images if path is not None]
     for path in wanted:
@@ -55,7 +55,7 @@ def output_problem(
 
 
 def resources(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the threads and the memory that a command may use: as asked for, or what is there."""
+    """Return threads and memory (GiB) for a command: as asked for, else the available CPUs and 90 % of free memory."""
     import torch
 
     from ..resources import available_cpus, available_memory_gb
@@ -70,7 +70,7 @@ def resources(options: argparse.Namespace) -> dict[str, Any]:
 def write_outputs(
     command: str, images: Mapping[Path, nib.Nifti1Image], record: Mapping[str, Any], record_path: Path | None
 ) -> None:
-    """Write images and record, renamed only when all of them are written; tell the warnings of the record."""
+    """Write images and record, rename them only when all are written, and print the warnings of the record."""
     with ExitStack() as stack:
         for path, image in images.items():
             image.to_filename(stack.enter_context(temporary_beside(path)))

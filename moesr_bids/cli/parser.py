@@ -1,4 +1,4 @@
-"""Command line of ``moesr-bids``: options, and the settings they make."""
+"""Command line of ``moesr-bids``: its options, and the settings that they make."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "analysis_level",
         choices=["participant", "group"],
-        help="participant: process images; group: tables and page over all finished participants",
+        help="participant: process images; group: tables and page about all participants",
     )
     parser.add_argument("--version", action="version", version=f"moesr-bids {__version__}")
     _add_data(parser)
@@ -92,7 +92,7 @@ def _add_data(parser: Parser) -> None:
         "--bids-database-dir",
         type=Path,
         metavar="DIR",
-        help="folder of a PyBIDS database: read when there, else written; runs over all participants start faster",
+        help="folder of a PyBIDS database: read if it exists, else written; runs over all participants start faster",
     )
 
     data.add_argument(
@@ -101,8 +101,8 @@ def _add_data(parser: Parser) -> None:
         type=Path,
         default=[],
         metavar="PATH",
-        help="BIDS derivatives with brain masks of your own (desc-brain_mask, as fMRIPrep makes), on the grid of an "
-        "image or in its space; they are used instead of one that is found",
+        help="BIDS derivatives with brain masks of your own (desc-brain_mask, as fMRIPrep makes them), on the grid of "
+        "an image or in its space; they replace the automatic mask",
     )
 
 
@@ -120,11 +120,11 @@ def _add_gradients(parser: Parser) -> None:
         "--gradunwarp",
         choices=GRADUNWARP_MODES,
         default=GRADUNWARP_MODES[0],
-        help="auto corrects what the sidecar says the scanner left, and nothing if it does not say; force corrects all "
-        "(default: auto)",
+        help="auto corrects what the scanner did not, by the sidecar, and nothing if that does not say; force corrects "
+        "every image, off none (default: auto)",
     )
     gradients.add_argument(
-        "--gradunwarp-nojac", action="store_true", help="do not multiply by the Jacobian: intensities stay as they are"
+        "--gradunwarp-nojac", action="store_true", help="do not multiply by the Jacobian; intensities stay as they are"
     )
 
 
@@ -138,11 +138,12 @@ def _add_sr(parser: Parser) -> None:
         type=_output_space,
         default=[OutputSpace(EMBEDDED_TEMPLATE)],
         metavar="TEMPLATE[:res-N]",
-        help="templates to register to, by TemplateFlow name; the image in their space has voxels of --resolution, or "
-        f"with :res-N the template's own grid of that index ({EMBEDDED_TEMPLATE}, the default, comes with the package)",
+        help="templates to register to, by TemplateFlow name (default: "
+        f"{EMBEDDED_TEMPLATE}, which comes with the package). The image in their space has voxels of --resolution, or "
+        "with :res-N the template's own grid of that index",
     )
     sr.add_argument(
-        "--sloppy", action="store_true", help="rough brain mask, bias field and registration, but fast: for tests only"
+        "--sloppy", action="store_true", help="fast but rough brain mask, bias field and registration, for tests only"
     )
 
 
@@ -156,13 +157,13 @@ def _add_run(parser: Parser) -> None:
         dest="nprocs",
         type=positive_int,
         metavar="N",
-        help="CPUs to use in all (default: all that this process may use)",
+        help="CPUs of the whole run (default: all that this process may use)",
     )
     run.add_argument(
         "--omp-nthreads",
         type=positive_int,
         metavar="N",
-        help="threads of one process (default: as --nprocs, at most 8)",
+        help="CPU threads of one step (default: as --nprocs, at most 8)",
     )
     run.add_argument(
         "--mem",
@@ -191,17 +192,17 @@ def _add_run(parser: Parser) -> None:
         "--export-raw",
         type=Path,
         metavar="DIR",
-        help="lay the super-resolved images out as a raw data set there (rec-moesr), for FreeSurfer, FastSurfer, "
-        "SynthSeg and others; given with a command that has finished, it only does this",
+        help="copy the super-resolved images into a raw data set there (rec-moesr), for FreeSurfer, FastSurfer, "
+        "SynthSeg and others; for a run that is complete nothing else is done",
     )
-    run.add_argument("--reports-only", action="store_true", help="only write the reports again, from the derivatives")
+    run.add_argument("--reports-only", action="store_true", help="only write the reports again, from existing outputs")
     run.add_argument("--boilerplate-only", action="store_true", help="only write the methods text (logs/CITATION.md)")
     run.add_argument("--stop-on-first-crash", action="store_true", help="stop all work when one step fails")
     run.add_argument(
         "--config-file",
         type=Path,
         metavar="FILE",
-        help="TOML with options by name, such as a run writes to logs/; the command line wins",
+        help="TOML file with options by name, such as a run writes to logs/; the command line takes precedence",
     )
     run.add_argument("--write-graph", action="store_true", help="write the workflow graph to logs/graph.dot")
     run.add_argument(
@@ -210,7 +211,7 @@ def _add_run(parser: Parser) -> None:
         metavar="FILE",
         help="YAML with a Nipype plugin and its plugin_args instead of MultiProc",
     )
-    run.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv for debugging")
+    run.add_argument("-v", "--verbose", action="count", default=0, help="print more; -vv for debugging")
 
 
 def _config_arguments(path: Path, parser: Parser) -> list[str]:
@@ -252,19 +253,19 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     Raises
     ------
     SystemExit
-        With code 2 and one sentence when the command line asks for what cannot be.
+        With code 2 and one sentence if the command line cannot be carried out.
 
     """
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
         if args.config_file:
-            # Positional arguments first: options that take several values would swallow them.
+            # Positional arguments first: options that take several values would take them too.
             positional = [str(args.bids_dir), str(args.output_dir), args.analysis_level]
             from_file = parser.parse_args([*positional, *_config_arguments(args.config_file, parser)])
             if args.verbose:
                 from_file.verbose = 0
-            # Values already in the namespace act as defaults, so that the command line wins.
+            # Values already in the namespace act as defaults, so the command line takes precedence.
             args = parser.parse_args(argv, namespace=from_file)
         settings = _settings(args)
         check_settings(settings)

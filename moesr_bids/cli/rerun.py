@@ -1,4 +1,4 @@
-"""``moesr rerun``: repeat an image from its sidecar alone, and tell whether it is the same."""
+"""``moesr rerun``: repeat an image from its sidecar, and tell whether the result is the same."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from moesr_bids.run.ending import ended_with_its_children
 from moesr_bids.sr.models import weights_sha256
 
 _RAW = "bids:raw:"
-_UNLIMITED_GB = 1024.0  # of a run whose sidecar tells no limit of its memory
-# Where these differ, equal voxels are not promised.
+_UNLIMITED_GB = 1024.0  # if the sidecar names no memory limit
+# If these differ, equal voxels are not promised.
 _MACHINE = ("device", "precision", "threads", "runtime", "windows")
-# What the steps before the model found, in their order: the first that differs is where the two runs part.
+# Results of the steps in their order: the first that differs shows where the two runs part.
 _FINDINGS = ("gradient_nonlinearity", "brain_mask", "bias_field", "noise_std", "data_consistency")
 
 
 @attrs.frozen
 class Recipe:
-    """What a sidecar says of how its image was made.
+    """How an image was made, from its sidecar.
 
     Attributes
     ----------
     image : RawImage
-        The input, with the reference that it had.
+        The input, with its reference of then.
     record : Record
         The ``Moesr`` object.
 
@@ -68,20 +68,20 @@ class Recipe:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Repeat the image; return 0 where it is the same."""
+    """Repeat the image; return 0 if it is the same, else 1."""
     recipe = read_recipe(options.sidecar, options.bids_dir)
     with tempfile.TemporaryDirectory(prefix="moesr_rerun_") as folder:
         output_dir = options.output_dir or Path(folder) / "out"
         plan = recipe.plan(output_dir.absolute(), Path(folder) / "work")
         check(plan, recipe.record)
         _refuse_old_outputs(plan)
-        with ended_with_its_children():  # before the folder goes that they write to
+        with ended_with_its_children():  # they must end before the folder that they write to is removed
             again = _repeat(plan)
     return _compare(again, recipe.record)
 
 
 def _compare(again: Record, before: Record) -> int:
-    """Tell whether two records are of the same image, and what differs first; return the exit code."""
+    """Print whether two records are of the same image, and what differs first; return the exit code."""
     if again.output_sha256 == before.output_sha256:
         print(f"the same: SHA-256 {again.output_sha256}")
         return 0
@@ -98,7 +98,7 @@ def _compare(again: Record, before: Record) -> int:
 
 
 def read_recipe(sidecar: Path, bids_dir: Path | None) -> Recipe:
-    """Read a sidecar.
+    """Read the sidecar of a main output.
 
     Parameters
     ----------
@@ -130,12 +130,12 @@ def read_recipe(sidecar: Path, bids_dir: Path | None) -> Recipe:
 
 
 def check(plan: ImagePlan, record: Record) -> None:
-    """Refuse to repeat what has changed since.
+    """Refuse to repeat an image if its version, input, reference, weights or metadata have changed.
 
     Raises
     ------
     ValueError
-        Naming what differs: version, input, reference, weights, or anything else that decides the image.
+        If something has changed; the message names it.
 
     """
     if record.version != __version__:
@@ -203,7 +203,7 @@ def _raw_image(root: Path, relative: str) -> RawImage:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the command and turn what is wrong into a message."""
+    """Run the command, and turn errors into a message and an exit code."""
     try:
         return run(options)
     except KeyboardInterrupt:

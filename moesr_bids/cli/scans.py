@@ -9,17 +9,17 @@ from ..config import SUFFIXES
 
 
 def label_of(name: str) -> str:
-    """Label of a participant, given with or without ``sub-``."""
+    """Return the label of a participant, given with or without ``sub-``."""
     return name.removeprefix("sub-")
 
 
 def are_folders(names: Iterable[str]) -> bool:
-    """Whether all names are those of folders."""
+    """Whether all names are folders."""
     return all(Path(name).is_dir() for name in names)
 
 
 def unknown_participant(data: Path, names: Iterable[str]) -> str | None:
-    """Say which of some participants is not there, if any."""
+    """Return a message about a participant who is not in the data set; None if all are."""
     known = {label_of(path.name) for path in data.glob("sub-*")}
     missing = sorted(set(map(label_of, names)) - known)
     return f"{data}: there is no participant {missing[0]}" if missing else None

@@ -1,4 +1,4 @@
-"""``moesr segment``: where white matter and cortex are, for the training of a mixture of experts."""
+"""``moesr segment``: label white matter and cortex of scans, for the training of a mixture of experts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..console import tell
 from ..errors import ImageError
 from .scans import find_scans, label_of, unknown_participant
 
-LEFT = "the label maps that are whole are in the output folder"  # of an error of the file system
-WAY_OUT = "a machine with more memory"  # of too little memory
+LEFT = "the label maps that are whole are in the output folder"  # end of the message about a file system error
+WAY_OUT = "a machine with more memory"  # what the message about full memory advises
 
 
 def add_parser(commands: Any) -> None:
@@ -23,11 +23,11 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "segment",
         help="label the tissues of scans to train on",
-        description="Label white matter and cortex of the sharp T1w, T2w and FLAIR scans of a BIDS folder, from their "
-        "intensities and an atlas, with FreeSurfer numbers. moesr train takes the folder as --segmentations. What is "
-        "there already is kept. Exit code 1 if a scan could not be labelled.",
+        description="Label white matter, cortex and CSF of the sharp T1w, T2w and FLAIR scans of a BIDS folder with "
+        "FreeSurfer numbers, from their intensities and an atlas. moesr train takes the folder as --segmentations. "
+        "Existing label maps are kept. Exit code 1 if a scan could not be labelled.",
     )
-    parser.add_argument("data", type=Path, metavar="BIDS_DIR", help="scans")
+    parser.add_argument("data", type=Path, metavar="BIDS_DIR", help="data set with the scans")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write *_dseg.nii.gz to")
     parser.add_argument(
         "--participant-label",
@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
 
 
 def usage_problem(options: argparse.Namespace) -> str | None:
-    """Say what is wrong with the options, if anything."""
+    """Return what is wrong with the options; None if nothing is."""
     if not options.data.is_dir():
         return f"{options.data}: no such folder"
     if options.output.exists() and not options.output.is_dir():
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _segment(scan: Path, out: Path, folder: Path, threads: int, seed: int) -> str:
-    """Label a scan; return what happened."""
+    """Label a scan; return a line about the result."""
     import nibabel as nib
 
     from ..preproc.brainmask import BrainMaskError

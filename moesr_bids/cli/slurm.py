@@ -1,4 +1,4 @@
-"""``moesr slurm``: an array of SLURM tasks for a cohort, sized from what the dry run knows."""
+"""``moesr slurm``: SLURM arrays for a cohort, with memory and time from the plans of the images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moesr_bids.config import Settings
 from moesr_bids.console import counted, tell
 
 _CPUS = 4
-_UNLIMITED = "1000G"  # what an image needs shows when nothing limits it
+_UNLIMITED = "1000G"  # no limit, so that the estimate is what an image needs
 
 
 def add_parser(commands: Any) -> None:
@@ -29,9 +29,9 @@ def add_parser(commands: Any) -> None:
         "slurm",
         help="write and submit the SLURM arrays of a cohort",
         usage="moesr slurm BIDS_DIR OUT [--submit] [--only-failed] [...] [options of moesr-bids]",
-        description="Write the SLURM arrays that process a data set: memory and time of the tasks follow what "
-        "moesr-bids --dry-run tells of each image. Options that are not listed here go to moesr-bids; --nprocs is the "
-        f"number of CPUs of a task (default: {_CPUS}), --device cuda asks for a GPU.",
+        description="Write the SLURM arrays that process a data set. Memory and time of the tasks follow from the "
+        "estimates of moesr-bids --dry-run for each image. Options that are not listed here go to moesr-bids; --nprocs "
+        f"is the number of CPUs of a task (default: {_CPUS}), --device cuda asks for a GPU for each task.",
         allow_abbrev=False,
     )
     parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="data set")
@@ -40,10 +40,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--only-failed",
         action="store_true",
-        help="only participants who are neither done nor running, with more memory or time for those who ran out of "
-        "it; those who failed for a reason of their own are left out",
+        help="only participants who are neither done nor running nor queued, with more memory or time for those who "
+        "ran out of it; those whose images failed for another reason are left out",
     )
-    parser.add_argument("--with-faulty", action="store_true", help="take those in as well")
+    parser.add_argument("--with-faulty", action="store_true", help="with --only-failed: take those in as well")
     parser.add_argument("--chunk", type=positive_int, metavar="N", help="participants of a task (default: by time)")
     parser.add_argument("--limit", type=positive_int, default=100, metavar="N", help="tasks at once (default: 100)")
     start = parser.add_mutually_exclusive_group()
@@ -63,14 +63,14 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, others: Sequence[str]) -> int:
-    """Write the scripts and submit them where asked; return the exit code.
+    """Write the scripts, submit them if asked, and return the exit code.
 
     Parameters
     ----------
     options : argparse.Namespace
-        Those of this command.
+        Options of this command.
     others : sequence of str
-        Those of ``moesr-bids``.
+        Options of ``moesr-bids``.
 
     """
     settings = _settings(options, others)
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace, others: Sequence[str]) -> int:
 
 
 def _settings(options: argparse.Namespace, others: Sequence[str]) -> Settings:
-    """Return the settings of the tasks, with no limit of memory: what an image needs shall show."""
+    """Return the settings of the tasks, without a memory limit, so that estimates are what images need."""
     from moesr_bids.cli.parser import parse_settings
 
     own = ["--dry-run", "--nprocs", str(_CPUS), "--mem", _UNLIMITED]
@@ -126,7 +126,7 @@ def _site(options: argparse.Namespace, settings: Settings) -> submission.Site:
 
 
 def _write_plan(output_dir: Path, images: Sequence[RawImage]) -> None:
-    """Add images to what was planned before; those that a participant had then and has no more are left out."""
+    """Add images to the plan of earlier submissions; for a participant of this one, the earlier rows are replaced."""
     rows = [(f"sub-{image.participant}", image.relative) for image in images]
     participants = {participant for participant, _ in rows}
     kept = [row for row in read_plan(output_dir) if row[0] not in participants]
@@ -136,7 +136,7 @@ def _write_plan(output_dir: Path, images: Sequence[RawImage]) -> None:
 
 
 def main(options: argparse.Namespace, others: Sequence[str]) -> int:
-    """Run the command and turn what is wrong into a message."""
+    """Run the command, and turn errors into a message and an exit code."""
     try:
         return run(options, others)
     except (ValueError, OSError) as error:

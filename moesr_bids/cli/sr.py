@@ -16,8 +16,8 @@ from ..sr.models import EXPERT_MAPS, EXPERTS
 from ..sr.options import SROptions
 from .outputs import output_problem, resources, write_outputs
 
-LEFT = "nothing was written"  # of an error of the file system
-WAY_OUT = "a coarser --resolution"  # of too little memory
+LEFT = "nothing was written"  # end of the message about an error of the file system
+WAY_OUT = "a coarser --resolution"  # what the message about full memory advises
 _COMMAND = "moesr sr"
 
 
@@ -26,19 +26,19 @@ def add_parser(commands: Any) -> None:
     sr = commands.add_parser(
         "sr",
         help="super-resolve one NIfTI image",
-        description="Reconstruct a 3-D brain image on an isotropic grid that agrees with what the scanner measured.",
+        description="Super-resolve a 3-D brain image: make an image on an isotropic grid that agrees with the scan.",
     )
     sr.add_argument("input", type=Path, metavar="IN", help="3-D magnitude image (.nii or .nii.gz)")
     sr.add_argument("output", type=Path, metavar="OUT", help="super-resolved image to write (.nii or .nii.gz)")
     SROptions.add_arguments(sr)
     sr.add_argument("--mask", type=Path, metavar="FILE", help="brain mask on the grid of IN")
     sr.add_argument("--metadata", type=Path, metavar="JSON", help="BIDS sidecar of IN (slice thickness and so on)")
-    sr.add_argument("--log-bias", type=Path, metavar="FILE", help="log of the bias field removed from IN")
+    sr.add_argument("--log-bias", type=Path, metavar="FILE", help="natural log of the bias field removed from IN")
     sr.add_argument(
         "--log-jacobian",
         type=Path,
         metavar="FILE",
-        help="log of the Jacobian determinant of the gradient-nonlinearity correction of IN",
+        help="natural log of the Jacobian determinant of the gradient-nonlinearity correction of IN",
     )
     sr.add_argument(
         "--uncertainty", type=Path, metavar="FILE", help="write the standard deviation of the error (learned models)"
@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
 
 
 def usage_problem(options: argparse.Namespace) -> str | None:
-    """Say what is wrong with the options, if anything."""
+    """Return what is wrong with the options; None if nothing is."""
     maps = []
     if options.maps is not None:
         maps = [options.maps / f"{kind}-{name}.nii.gz" for kind in EXPERT_MAPS for name in EXPERTS]
@@ -68,7 +68,7 @@ def usage_problem(options: argparse.Namespace) -> str | None:
 
 def run(options: argparse.Namespace) -> int:
     """Super-resolve the image; return the exit code."""
-    # Imported here: PyTorch takes seconds, and --help shall not.
+    # Imported here: PyTorch takes seconds, and --help must not.
     from ..sr.engine import super_resolve
     from ..sr.models import refuse_unused
     from ..sr.storage import compact, compact_share, compact_std
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _tell_cost(path: Path, options: SROptions) -> None:
-    """Say before it starts what a model that takes its time will take, and of any model that memory may not suffice."""
+    """Print time and memory of a mixture of experts before it starts, and a note if any model may need more memory."""
     from ..nifti import open_image
     from ..sr.cost import estimate_cost, estimate_memory
     from ..sr.device import choose_device
@@ -136,7 +136,7 @@ def _tell_cost(path: Path, options: SROptions) -> None:
     on_cpu = choose_device(options.device).type == "cpu"
     notes = []
     if get_model(options.model).card.experts:
-        # Asked for here alone: a convolution is timed for it.
+        # Only here, since it times a convolution.
         _, seconds = estimate_cost(grid.shape, target.shape, options.model, threads, options.sampling)
         on_this = (
             f" and about {seconds / 60:.0f} min on {threads} CPU threads" if on_cpu else ", or what the GPU has free"
@@ -152,7 +152,13 @@ def _tell_cost(path: Path, options: SROptions) -> None:
 
 
 def read_metadata(path: Path | None) -> dict[str, Any] | None:
-    """Read a BIDS sidecar; None without one."""
+    """Read a BIDS sidecar; None without one.
+
+    Raises
+    ------
+    ImageError
+        If the file is no readable JSON object.
+    """
     if path is None:
         return None
     try:

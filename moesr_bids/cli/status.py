@@ -1,4 +1,4 @@
-"""``moesr status``: how far a cohort is, what failed for which reason, and who is to be run again."""
+"""``moesr status``: progress of a cohort, reasons of failures, and participants to run again."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ def add_parser(commands: Any) -> None:
     """Add the command to those of ``moesr``."""
     parser = commands.add_parser(
         "status",
-        help="tell how far a cohort is, and who is to be run again",
-        description="Count the images of an output folder of moesr-bids: done, running, failed, out of memory, out of "
-        "time, stopped, missing, with the reasons. Exit code 0: all are done; 1: some are not.",
+        help="show the progress of a cohort, and who has to be run again",
+        description="Count the images of an output folder of moesr-bids: done, running, queued, failed, out of memory, "
+        "out of time, stopped, missing, with the reasons. Exit code 0: all are done; 1: some are not; 2: no output "
+        "folder.",
     )
     parser.add_argument("output_dir", type=Path, metavar="OUT", help="output folder of moesr-bids")
     parser.add_argument(
         "--bids-dir",
         type=Path,
         metavar="DIR",
-        help="raw data set, for participants not begun (default: the one that OUT links to)",
+        help="raw data set, to find participants not begun (default: the one that OUT names)",
     )
     parser.add_argument(
         *("--list",),
         action="store_true",
-        help="print only the labels of the participants to run again, one a line: all that are neither done nor "
-        "running, but for those who failed for a reason of their own",
+        help="print only the labels of the participants to run again, one per line: all that are neither done nor "
+        "running nor queued, without those whose images failed for another reason than time, memory or a stop",
     )
-    parser.add_argument("--with-faulty", action="store_true", help="list those as well")
+    parser.add_argument("--with-faulty", action="store_true", help="with --list: list those as well")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the state of the cohort; return 0 if all images are done."""
+    """Print the state of the cohort; return 0 if all images are done, 1 if not, 2 if there is no output folder."""
     if not (options.output_dir / "logs").is_dir():
         tell("moesr status", f"{options.output_dir} is no output folder of moesr-bids (no logs/)")
         return 2

@@ -1,4 +1,4 @@
-"""``moesr train``: train a model on one's own scans."""
+"""``moesr train``: train a model on your own scans."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights.safetensors"
 _SOURCES = ("start", "trunk", "teacher")
-LEFT = "what was saved is in --out, and the same command goes on from there"  # of an error of the file system
-WAY_OUT = "a smaller patch or batch in the recipe, or fewer scans, which a GPU holds"  # of too little memory
+# End of the message about an error of the file system, and what the message about full memory advises.
+LEFT = "what was saved is in --out, and the same command goes on from there"
+WAY_OUT = "a smaller patch or batch in the recipe, or fewer scans, which a GPU holds"
 
 
 def add_parser(commands: Any) -> None:
@@ -30,16 +31,16 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model",
-        description="Train a model on the sharp T1w, T2w and FLAIR scans of a BIDS folder. Run it again with the same "
-        "--out to go on. Under torchrun it uses one process per GPU.",
+        description="Train a model on the sharp T1w, T2w and FLAIR scans of a BIDS folder. The same command with the "
+        "same --out continues it. Under torchrun it uses one process per GPU.",
     )
     parser.add_argument("--data", type=Path, metavar="BIDS_DIR", help="scans to train on")
     parser.add_argument(
         "--pairs",
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="two BIDS folders, or two entities of --data such as acq-64mT and acq-3T: scans of the same heads, coarse "
-        "and sharp, to train on as well",
+        help="coarse and sharp scans of the same heads, to train on as well: two BIDS folders, or two entities of "
+        "--data such as acq-64mT and acq-3T",
     )
     parser.add_argument(
         "--synthesis",
@@ -60,9 +61,9 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="DIR",
-        help="folders with segmentations (*_dseg.nii.gz, FreeSurfer numbers) of the scans on their grids, such as "
-        "moesr segment makes, and with masks of lesions (*_label-lesion_mask.nii.gz); they tell the gate of a mixture "
-        "of experts where the tissues are, and a recipe with lesions where these are or may be planted",
+        help="folders with segmentations of the scans on their grids (*_dseg.nii.gz, FreeSurfer numbers), such as "
+        "moesr segment makes, and with lesion masks (*_label-lesion_mask.nii.gz). The gate of a mixture of experts "
+        "learns the tissues from them; recipes with lesions need them to find lesions and white matter",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for weights, state and log")
     parser.add_argument("--recipe", default="student", help="name of a recipe, or a .yml file (default: student)")
@@ -78,7 +79,7 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="LABEL",
-        help="participants to validate on; they are never trained on",
+        help="participants for validation; they are never trained on",
     )
     parser.add_argument("--minutes", type=positive_float, metavar="N", help="stop after this time")
     parser.add_argument("--steps", type=positive_int, metavar="N", help="stop at this step")
@@ -86,7 +87,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--trunk", type=Path, metavar="FILE", help="one-step weights that replace the trunk of the mixture of --start"
     )
-    parser.add_argument("--teacher", type=Path, metavar="FILE", help="weights to learn from, of a recipe that distils")
+    parser.add_argument("--teacher", type=Path, metavar="FILE", help="weights to learn from, for distillation recipes")
     parser.add_argument("--licence", default="", help="terms of the data, for the card")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--omp-nthreads", type=positive_int, metavar="N", help="CPU threads")
@@ -94,7 +95,7 @@ def add_parser(commands: Any) -> None:
 
 
 def usage_problem(options: argparse.Namespace) -> str | None:
-    """Say what is wrong with the options, if anything."""
+    """Return what is wrong with the options; None if nothing is."""
     if problem := _source_problem(options):
         return problem
     if options.trunk and not options.start:
@@ -109,7 +110,7 @@ def usage_problem(options: argparse.Namespace) -> str | None:
 
 
 def _source_problem(options: argparse.Namespace) -> str | None:
-    """Say what is wrong with what is named to train on, if anything."""
+    """Return what is wrong with the training data that the options name; None if nothing is."""
     for folder in filter(None, (options.data, *options.labels, *options.segmentations)):
         if not folder.is_dir():
             return f"{folder}: no such folder"
@@ -192,7 +193,7 @@ def _start(named: Mapping[str, Weights]) -> Network | None:
 
 
 def planners(device: str, threads: int | None) -> int:
-    """Count the processes that plan examples for a GPU, one processor left to feed it; a CPU plans as it goes."""
+    """Return the number of processes that plan examples for a GPU, one CPU less than there are; 0 on a CPU."""
     from ..resources import available_cpus
 
     if device == "cpu":
@@ -226,7 +227,7 @@ def _card(
 
 
 def training_facts(trained: Trained, device: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Return what the card tells of a training."""
+    """Return the facts of a training for the card."""
     import torch
 
     return {
@@ -240,7 +241,7 @@ def training_facts(trained: Trained, device: Any, options: argparse.Namespace) -
 
 
 def commit() -> str:
-    """Commit of the source that is run, ending in -dirty if it was changed; n/a for an installed package."""
+    """Return the commit of this source, ending in -dirty if it was changed; n/a for an installed package."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
     try:
         # The package may lie in a repository that does not hold it.

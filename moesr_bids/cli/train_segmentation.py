@@ -72,7 +72,7 @@ def train_segmentation(options: argparse.Namespace, recipe: Recipe, device: torc
 
 
 def _heads(options: argparse.Namespace, kept_out: Sequence[str]) -> tuple[list[HeadMap], list[HeadMap]]:
-    """Load the label maps to train on, and those that are kept out: named by the recipe, or of --validation-label."""
+    """Load the label maps to train on, and those kept out: named by the recipe, or by --validation-label."""
     from ..training.heads import load_head_map
     from .training_data import say
 
@@ -98,7 +98,7 @@ def _heads(options: argparse.Namespace, kept_out: Sequence[str]) -> tuple[list[H
 
 
 def _of_scan(labels: Path, scan: Path) -> bool:
-    """Tell whether a scan is of the person of a label map, and on its grid."""
+    """Return whether a scan is of the participant of a label map, and on its grid."""
     import nibabel as nib
     import numpy as np
 

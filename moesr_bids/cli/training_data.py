@@ -1,4 +1,4 @@
-"""What ``moesr train`` trains a super-resolution on: sharp scans, label maps, pairs of scans."""
+"""Training data of ``moesr train`` for super-resolution: sharp scans, label maps, pairs of scans."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class TrainingData:
-    """Scans, label maps and pairs of the participants to train on, and what is held out for validation."""
+    """Scans, label maps and pairs of the participants to train on, and the sources held out for validation."""
 
     volumes: list[TrainingVolume]
     labels: list[LabelMap]
@@ -29,7 +29,7 @@ class TrainingData:
     held_out: list[TrainingVolume | PairedScan]
 
     def facts(self) -> dict[str, object]:
-        """Return what the card tells of them."""
+        """Return the facts for the card."""
         return {
             "scans": [volume.name for volume in self.volumes],
             "segmented_scans": [volume.name for volume in self.volumes if volume.segmented],
@@ -41,12 +41,12 @@ class TrainingData:
 
 
 def load_training_data(options: argparse.Namespace, recipe: Recipe) -> TrainingData:
-    """Load what the options name; what is no use is left out and told.
+    """Load the data that the options name; scans and pairs that cannot be used are left out, with a message.
 
     Raises
     ------
     ImageError
-        If nothing is left to train on.
+        If nothing is left to train on, a label map cannot be used, or a scan could belong to several pairs.
     ValueError
         If the recipe needs lesions or white matter, and they are not known.
     """
@@ -71,7 +71,7 @@ def load_training_data(options: argparse.Namespace, recipe: Recipe) -> TrainingD
 def _volumes(options: argparse.Namespace, wanted: Callable[[str], bool]) -> Iterator[TrainingVolume]:
     from ..training.volumes import load_volume
 
-    # Where pairs are entities of the data set, its other scans are not asked for.
+    # If pairs are entities of the data set, its other scans are not trained on.
     if options.data is None or (options.pairs and not are_folders(options.pairs)):
         return
     for path in find_scans(options.data, wanted):
@@ -85,7 +85,7 @@ def _volumes(options: argparse.Namespace, wanted: Callable[[str], bool]) -> Iter
 
 
 def _labels(options: argparse.Namespace, wanted: Callable[[str], bool]) -> list[LabelMap]:
-    """Label maps of those to train on; a map of nobody in the data set is one, unless it is held out."""
+    """Load the label maps of participants to train on; maps of people outside the data set count, unless held out."""
     from ..training.synthesis import load_label_map
 
     known = {label_of(folder.name) for folder in options.data.glob("sub-*")} if options.data else set()
@@ -126,5 +126,5 @@ def _require_lesions(name: str, recipe: Recipe, data: TrainingData) -> None:
 
 
 def say(line: str) -> None:
-    """Tell a line."""
+    """Print a line."""
     tell("moesr train", line)

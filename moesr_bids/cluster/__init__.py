@@ -1,1 +1,1 @@
-"""Running on clusters and in containers: what is here, the SLURM job, the state of a cohort."""
+"""Clusters and containers: check of a machine, SLURM arrays, progress of a cohort."""

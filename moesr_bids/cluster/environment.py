@@ -1,4 +1,4 @@
-"""What a machine, a job or a container offers: CPUs, memory, GPU, folders, templates, weights."""
+"""Check of a machine, a job or a container: CPUs, memory, GPU, folders, templates, weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from moesr_bids.resources import (
     semaphore_problem,
 )
 
-LEAST_MEMORY_GB = 4.0  # a head at 0.7 mm does not fit into less
+LEAST_MEMORY_GB = 4.0  # a head at 0.7 mm needs at least this
 LEAST_WORK_GB, LEAST_OUTPUT_GB, LEAST_TEMPORARY_GB = 2.0, 0.5, 0.03
 _LINKS_READ = 200  # participants whose links are followed: enough to find a disk that is not bound
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -34,16 +34,16 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 @frozen
 class Finding:
-    """What was found of one subject.
+    """Finding about one subject.
 
     Attributes
     ----------
     subject : str
-        What was looked at.
+        What was checked.
     told : str
-        What is there.
+        What was found.
     fault : str
-        One sentence: what is wrong and what to do. Empty when nothing is.
+        One sentence that says what is wrong and what to do; empty if nothing is.
 
     """
 
@@ -53,7 +53,7 @@ class Finding:
 
 
 def container(environment: Mapping[str, str], root: Path = Path("/")) -> str:
-    """Return in which kind of container this process runs; empty in none that is known.
+    """Return the kind of container that this process runs in; empty if in none that is known.
 
     Parameters
     ----------
@@ -73,14 +73,14 @@ def container(environment: Mapping[str, str], root: Path = Path("/")) -> str:
 
 
 def machine() -> Finding:
-    """Tell CPUs and what limits them."""
+    """Find the CPUs and what limits them."""
     cpus = available_cpus()
     source = min(cpu_limits(), key=lambda limit: limit[1])[0]
     return Finding("CPUs", f"{cpus} ({source}), {cpu_name()}")
 
 
 def memory() -> Finding:
-    """Tell the memory and where its limit comes from."""
+    """Find the memory and where its limit comes from."""
     amount = available_memory_gb()
     source = min(memory_limits(), key=lambda limit: limit[1])[0]
     fault = ""
@@ -92,12 +92,12 @@ def memory() -> Finding:
 
 
 def gpu(device: str, environment: Mapping[str, str]) -> Finding:
-    """Tell whether a GPU is here and can be used.
+    """Find out whether there is a GPU and it can be used.
 
     Parameters
     ----------
     device : str
-        ``auto``, ``cpu`` or ``cuda``, as ``--device``: what is not asked for is no fault.
+        ``auto``, ``cpu`` or ``cuda``, as ``--device``. Only with ``cuda`` a missing GPU is a fault.
     environment : Mapping
         Environment variables.
 
@@ -126,14 +126,14 @@ def gpu(device: str, environment: Mapping[str, str]) -> Finding:
 
 
 def driver_hidden(environment: Mapping[str, str], *, driver: Path = _DRIVER) -> str:
-    """Say what to do where the kernel has NVIDIA's driver and this process does not see its tools and libraries.
+    """Return what to do if the kernel has NVIDIA's driver, but this process does not see its tools and libraries.
 
     Parameters
     ----------
     environment : Mapping
         Environment variables.
     driver : pathlib.Path
-        File that is there where the kernel has the driver, in containers too.
+        File that exists if the kernel has the driver, in containers too.
 
     """
     if not driver.exists() or (shutil.which("nvidia-smi") and ctypes.util.find_library("cuda")):
@@ -159,14 +159,14 @@ def _gpu_names() -> str:
 
 
 def folder(subject: str, path: Path, least_gb: float) -> Finding:
-    """Tell whether a folder, or the one that it would be made in, can be written to, and how much space there is.
+    """Find out whether a folder, or its nearest existing parent, can be written to, and how much space there is.
 
     Parameters
     ----------
     subject : str
-        What the folder is for, as on the command line.
+        Purpose of the folder, for messages.
     path : pathlib.Path
-        Need not exist yet.
+        The folder; it need not exist yet.
     least_gb : float
         Space in GiB below which a run would fail.
 
@@ -185,7 +185,7 @@ def folder(subject: str, path: Path, least_gb: float) -> Finding:
 
 
 def temporary_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Tell of the folders that programs take without being told: temporary files, shared memory, HOME."""
+    """Check the folders that programs use by themselves: temporary files, shared memory, HOME."""
     try:
         yield folder("temporary folder", Path(tempfile.gettempdir()), LEAST_TEMPORARY_GB)
     except FileNotFoundError:
@@ -199,7 +199,7 @@ def temporary_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def links(bids_dir: Path) -> Finding:
-    """Tell whether the data set can be read, and whether its links lead to files that are here."""
+    """Find out whether the data set can be read, and whether its links lead to existing files."""
     if not bids_dir.is_dir():
         return Finding("data set", str(bids_dir), f"data set {bids_dir} is not here; in a container, bind it")
     if not os.access(bids_dir, os.R_OK | os.X_OK):
@@ -219,7 +219,7 @@ def links(bids_dir: Path) -> Finding:
 
 
 def templates() -> Iterator[Finding]:
-    """Tell which templates are here."""
+    """Find the templates."""
     from moesr_bids.preproc.template import load_template, templateflow_home
 
     try:
@@ -234,7 +234,7 @@ def templates() -> Iterator[Finding]:
 
 
 def weights() -> Iterator[Finding]:
-    """Tell which weights are here, with their digests, after reading them against their cards."""
+    """Find the packaged weights, and check them against their cards."""
     from moesr_bids.sr.models import model_names, weights_path
     from moesr_bids.sr.weights import Weights
 
@@ -251,7 +251,7 @@ def weights() -> Iterator[Finding]:
 
 
 def software(environment: Mapping[str, str]) -> Finding:
-    """Tell what runs this, and what in the environment could put other libraries before the package's own."""
+    """Find versions and container, and environment variables that could load other libraries than the package's."""
     from moesr_bids import __version__
 
     inside = container(environment)

@@ -1,7 +1,7 @@
-"""A phantom with known truth, super-resolved in seconds, tells whether a machine computes as it should.
+"""A phantom with known truth. Super-resolving it takes seconds, and shows whether a machine computes correctly.
 
-The truth is a box of the ICBM 152 brain that nilearn packages, at 1 mm. What a scanner would have seen of it is the
-acquisition operator applied to it, with Rician noise of a fixed seed.
+The truth is a box of the ICBM 152 brain that nilearn packages, at 1 mm. The scan is the acquisition operator applied to
+it, with Rician noise of a fixed seed.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ NOISE_PERCENT = 2.0
 BRIGHTNESS = 1000.0
 
 KNOWN_WEIGHTS = "27c3a5a1ff99da9a9588fde06a8529c0d803c1c1102af785c6b6ea2dd113c4bd"
-"""Packaged weights of the default model that the figures were measured with; others need figures of their own."""
+"""SHA-256 of the packaged weights that the known figures were measured with; other weights need other figures."""
 KNOWN_PSNR_DB = {DEFAULT_MODEL: 33.19, "cubic": 31.06}
-TOLERANCE_DB = 0.1  # threads, GPUs and bfloat16 move the figure by less; a wrong result by far more
+TOLERANCE_DB = 0.1  # threads, GPUs and bfloat16 change the figure by less; faults by far more
 
 
 @frozen
 class PhantomResult:
-    """How the phantom came out.
+    """Result for the phantom.
 
     Attributes
     ----------
     psnr_db : dict
         Peak signal-to-noise ratio of each model inside the brain, in dB.
     device : str
-        What the default model ran on.
+        Device of the default model.
     seconds : float
-        Wall time of the default model.
+        Wall time of all models and of making the phantom's images, in seconds.
 
     """
 
@@ -48,7 +48,7 @@ class PhantomResult:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the figures, in words; empty when they are those known."""
+        """What is wrong with the figures, in words; empty if they are the known ones."""
         if weights_sha256(DEFAULT_MODEL) != KNOWN_WEIGHTS:
             return f"the weights of {DEFAULT_MODEL} are not those whose figures are known ({KNOWN_WEIGHTS[:12]})"
         for model, found in self.psnr_db.items():
@@ -63,9 +63,9 @@ def make_phantom() -> tuple[nib.Nifti1Image, NDArray[np.float32]]:
     Returns
     -------
     seen : nibabel.Nifti1Image
-        What the scanner would have seen, float32, shape `BOX_MM` / `FACTOR` along each axis, voxels of `FACTOR` mm.
+        The simulated scan, float32, `BOX_MM` / `FACTOR` voxels of `FACTOR` mm along each axis.
     truth : numpy.ndarray
-        Shape `BOX_MM` along each axis, float32, on the grid of 1 mm that covers the same box.
+        The truth, float32, `BOX_MM` voxels of 1 mm along each axis, over the same box.
 
     """
     import torch
@@ -102,7 +102,7 @@ def super_resolve_phantom(*, device: str, threads: int, memory_gb: float) -> Pha
     threads : int
         CPU threads.
     memory_gb : float
-        Memory in GiB that the windows of the network shrink to fit.
+        Memory in GiB that the windows of the network must fit into.
 
     """
     from moesr_bids.sr.engine import super_resolve

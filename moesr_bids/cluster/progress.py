@@ -1,4 +1,4 @@
-"""How far a cohort is: a state and a reason for every image, and who has to be run again."""
+"""Progress of a cohort: a state and a reason for every image, and who has to be run again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DONE, FAILED, MISSING = "done", "failed", "missing"
 STATES = (DONE, RUNNING, QUEUED, FAILED, OUT_OF_MEMORY, OUT_OF_TIME, STOPPED, MISSING)
 PLAN_COLUMNS = ("participant_id", "image")
 _MEMORY = re.compile(r"MemoryError|out of memory|too little (?:memory|of the GPU's memory)", re.IGNORECASE)
-_REFUSED = 2  # exit code of moesr-bids for options and input that it does not take
+_REFUSED = 2  # exit code of moesr-bids for options and input that it refuses
 
 
 @frozen
@@ -40,13 +40,13 @@ class ImageState:
     participant_id : str
         With ``sub-``.
     image : str
-        Path below the data set; ``n/a`` for a participant of whom nothing is known.
+        Path below the data set; ``n/a`` if only the participant is known.
     state : str
         One of `STATES`.
     reason : str
-        Why it is not done, in words; empty when it is, or when it runs.
+        Why the image is not done, in words; empty if it is done, runs or is queued.
     seconds, peak_memory_gb : float or None
-        Of a finished image.
+        Processing time in seconds and largest peak memory in GiB, if known.
 
     """
 
@@ -60,7 +60,7 @@ class ImageState:
 
 @frozen
 class Cohort:
-    """States of all images, and the last task of each participant by label."""
+    """States of all images, and the last task of each participant, by label."""
 
     images: tuple[ImageState, ...]
     tasks: Mapping[str, Task]
@@ -70,7 +70,7 @@ class Cohort:
         return Counter(image.state for image in self.images)
 
     def reasons(self) -> Counter[tuple[str, str]]:
-        """Return how often each state and reason occurs; what is particular to an image is left out of reasons."""
+        """Return how often each state and reason occurs; names of images and paths are taken out of the reasons."""
         told = [image for image in self.images if image.reason]
         return Counter((image.state, _general(image.reason)) for image in told)
 
@@ -80,7 +80,7 @@ class Cohort:
         Parameters
         ----------
         faulty : bool
-            Also those who failed for a reason of their own, which is likely to be there still.
+            Include those whose images failed; they are likely to fail again.
 
         """
         leave = {DONE, RUNNING, QUEUED, *(() if faulty else (FAILED,))}
@@ -94,15 +94,15 @@ class Cohort:
 def read_cohort(output_dir: Path, bids_dir: Path | None = None) -> Cohort:
     """Read the state of a cohort from its output folder.
 
-    Images that were planned by ``moesr slurm`` and of which nothing is known are missing; without such a plan,
-    participants of the raw data set of whom nothing is known.
+    Images in the plan of ``moesr slurm`` without a status or a task are missing. Without such a plan, participants of
+    the raw data set without a status are missing.
 
     Parameters
     ----------
     output_dir : pathlib.Path
         Output folder.
     bids_dir : pathlib.Path, optional
-        Raw data set; the one that the output folder links to by default, where it is here.
+        Raw data set; by default the one that the output folder names, if it exists.
 
     """
     tasks = last_tasks(output_dir)
@@ -133,7 +133,7 @@ def _state(status: ImageStatus, task: Task | None) -> ImageState:
 
 
 def _unfinished(task: Task | None) -> tuple[str, str]:
-    """Return state and reason of an image that was begun or waits, by how its task ended."""
+    """Return state and reason of an image that was begun or waits, from the end of its task."""
     if task is None or task.end in (RUNNING, QUEUED):
         return (QUEUED if task and task.end == QUEUED else RUNNING), ""
     if task.end == OUT_OF_MEMORY:
@@ -155,13 +155,13 @@ def _unseen(participant: str, image: str, task: Task | None) -> ImageState:
 
 
 def _general(reason: str) -> str:
-    """Return a reason without paths and participants, so that equal reasons are counted together."""
+    """Return a reason without paths and participants, so that the same reasons are counted together."""
     text = re.sub(r"(?:/[^\s:,;]+)+", "<path>", reason)
     return re.sub(r"\bsub-[0-9A-Za-z]+\S*", "<image>", text)
 
 
 def plan_path(output_dir: Path) -> Path:
-    """Return the table of the images that were submitted."""
+    """Return the path of the table of submitted images."""
     return log_folder(output_dir) / "plan.tsv"
 
 
@@ -175,7 +175,7 @@ def read_plan(output_dir: Path) -> list[tuple[str, str]]:
 
 
 def plan_text(rows: Iterable[tuple[str, str]]) -> str:
-    """Return the text of a plan."""
+    """Return the table of submitted images as text."""
     return "".join("\t".join(row) + "\n" for row in (PLAN_COLUMNS, *sorted(set(rows))))
 
 

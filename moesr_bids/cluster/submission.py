@@ -1,4 +1,4 @@
-"""Arrays of SLURM tasks sized from what the dry run knows of each image, and their scripts."""
+"""Arrays of SLURM tasks, with memory and time from the plans of the images, and their scripts."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from moesr_bids.cluster.tasks import OUT_OF_MEMORY, OUT_OF_TIME, Task
 from moesr_bids.config import Settings
 
 MEMORY_GB = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Amounts of memory that tasks are asked for with: few, so that a cohort is a few arrays."""
-SHARE_PERCENT = 75  # of a task's memory for the steps that run; the rest is for the run itself, and spare
+"""Amounts of memory that tasks ask for; few, so that a cohort needs few arrays."""
+SHARE_PERCENT = 75  # of a task's memory for the steps; the rest is for the run itself, and a reserve
 TIME_SPARE, START_MINUTES, TIME_STEP_MINUTES = 2.0, 10, 30
-TASK_MINUTES = 60  # of participants who take less, so many share a task
+TASK_MINUTES = 60  # participants share a task until it takes about this long
 WARNING_SECONDS = 120  # before the time limit: workers end, statuses and reports are written
 LARGEST_ARRAY = 1000  # SLURM's own default
-# What the command line of each task says itself.
+# Options that the command line of each task sets itself.
 _TOLD_BY_TASK = ("participant-label", "nprocs", "mem", "work-dir", "dry-run", "skip-bids-validation", "clean-workdir")
 
 
 @frozen
 class Load:
-    """What a participant needs: GiB of memory, and minutes."""
+    """Needs of a participant: memory in GiB, and minutes."""
 
     label: str
     memory_gb: float
@@ -41,12 +41,12 @@ class Load:
 
 @frozen
 class TaskArray:
-    """An array of tasks that ask for the same.
+    """Array of tasks with the same memory and time.
 
     Attributes
     ----------
     memory_gb, minutes : int
-        What a task asks for.
+        Memory in GiB and time limit in minutes of a task.
     tasks : tuple of tuple of str
         Labels of the participants of each task.
 
@@ -59,18 +59,18 @@ class TaskArray:
 
 @frozen(kw_only=True)
 class Site:
-    """What a cluster asks for beside what a task needs.
+    """Settings of a cluster.
 
     Attributes
     ----------
     command : str
-        What starts ``moesr-bids``, such as a container's command line.
+        Command that starts ``moesr-bids``, such as a container's command line.
     scratch : str
-        Folder on the node's own disk, as the shell reads it.
+        Folder on the node's own disk; the shell expands variables in it.
     limit : int
-        Tasks that run at once.
+        Most tasks that run at once.
     chunk : int or None
-        Participants of a task; None for as many as take about `TASK_MINUTES`.
+        Participants per task; None for as many as take about `TASK_MINUTES`.
     sbatch : tuple of str
         Further options of ``sbatch``.
 
@@ -84,7 +84,7 @@ class Site:
 
 
 def loads(images: Sequence[RawImage], settings: Settings, before: Mapping[str, tuple[Task, set[str]]]) -> list[Load]:
-    """Estimate what each participant needs, more than before for those who ran out of it.
+    """Estimate the needs of each participant; those who ran out of memory or time get more than before.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def loads(images: Sequence[RawImage], settings: Settings, before: Mapping[str, t
     settings : Settings
         Settings of the run; its ``mem_gb`` limits the windows of a network.
     before : Mapping
-        By label the last task of a participant, and the states in which it left its images.
+        By label, the last task of a participant and the states of its images.
 
     """
     from moesr_bids.bids.plan import plan_image  # it reads images, which --help need not
@@ -112,28 +112,28 @@ def loads(images: Sequence[RawImage], settings: Settings, before: Mapping[str, t
             if OUT_OF_MEMORY in states:
                 needed = max(needed, next((size for size in MEMORY_GB if size > task.memory_gb), MEMORY_GB[-1]))
             if OUT_OF_TIME in states:
-                minutes = max(minutes, task.minutes)  # doubled below, as all are
+                minutes = max(minutes, task.minutes)  # `arrays` doubles all times
         found.append(Load(label, needed, minutes))
     return found
 
 
 def arrays(loads: Sequence[Load], *, chunk: int | None, largest: int = LARGEST_ARRAY) -> list[TaskArray]:
-    """Put participants who need about the same into arrays.
+    """Put participants with similar needs into arrays.
 
     Parameters
     ----------
     loads : sequence of Load
-        What each participant needs.
+        Needs of each participant.
     chunk : int or None
-        Participants of a task; None for as many as take about `TASK_MINUTES`.
+        Participants per task; None for as many as take about `TASK_MINUTES`.
     largest : int
-        Tasks of an array.
+        Most tasks of an array.
 
     """
     classes: dict[tuple[int, int], list[Load]] = {}
     for load in loads:
         size = next((size for size in MEMORY_GB if size >= load.memory_gb), math.ceil(load.memory_gb))
-        # Participants of very different times would share a limit otherwise.
+        # Otherwise participants of very different times would share a limit.
         length = math.ceil(math.log2(max(load.minutes, 1.0)))
         classes.setdefault((size, length), []).append(load)
     found = []
@@ -150,7 +150,7 @@ def arrays(loads: Sequence[Load], *, chunk: int | None, largest: int = LARGEST_A
 
 
 def largest_array() -> int:
-    """Return how many tasks an array may have, from SLURM where it can be asked."""
+    """Return how many tasks an array may have, from SLURM's configuration if it can be read."""
     try:
         told = subprocess.run(
             ["scontrol", "show", "config"], capture_output=True, text=True, check=True, timeout=30
@@ -167,18 +167,18 @@ def write_submission(folder: Path, arrays: Sequence[TaskArray], settings: Settin
     Parameters
     ----------
     folder : pathlib.Path
-        New folder for them.
+        New folder for the scripts.
     arrays : sequence of TaskArray
-        What to submit.
+        Arrays to submit.
     settings : Settings
         Settings of the run.
     site : Site
-        The cluster.
+        Settings of the cluster.
 
     Returns
     -------
     list of pathlib.Path
-        The scripts of the arrays; ``group.sbatch`` and ``submit.sh`` stand beside them.
+        Scripts of the arrays; ``group.sbatch`` and ``submit.sh`` are written beside them.
 
     """
     folder.mkdir(parents=True)
@@ -220,7 +220,7 @@ def write_submission(folder: Path, arrays: Sequence[TaskArray], settings: Settin
 
 
 def options_text(settings: Settings) -> str:
-    """Return the options of every task as TOML, but for those that its command line says."""
+    """Return the options of every task as TOML, without those that its command line sets."""
     device = "cuda" if settings.sr.device == "cuda" else "cpu"
     plain = attrs.evolve(settings, sr=attrs.evolve(settings.sr, device=device))
     table = tomllib.loads(plain.to_toml())
@@ -228,7 +228,7 @@ def options_text(settings: Settings) -> str:
 
 
 def container_command(image: Path, settings: Settings, *, binds: Sequence[str] = (), scratch: str) -> str:
-    """Return the command line that starts ``moesr-bids`` in an Apptainer image, with folders at their own places."""
+    """Return the command that starts ``moesr-bids`` in an Apptainer image, with folders bound at their own paths."""
     folders = [f"{settings.bids_dir}:{settings.bids_dir}:ro", str(settings.output_dir), *binds]
     others = (
         settings.gradient_coefficients,

@@ -1,7 +1,7 @@
-"""What the output files of SLURM tasks tell: which participants a task had, and how it ended.
+"""Output files of SLURM tasks: the participants of a task, and how it ended.
 
-No accounting is needed: the scripts of ``moesr slurm`` say what they begin and how it ended, and SLURM writes into the
-same file when it ends a task itself.
+No accounting is needed: the scripts of ``moesr slurm`` print what they begin and how it ended, and SLURM writes into
+the same file when it ends a task itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OUT_OF_MEMORY, OUT_OF_TIME, STOPPED = "out of memory", "out of time", "stopped"
 
 _BEGIN = re.compile(r"^moesr task: (\d+)M (\d+) min: (.*)$", re.MULTILINE)
 _END = re.compile(r"^moesr end: (\w+) (\d+)$", re.MULTILINE)
-# SLURM's own words, the more telling first.
+# Messages of SLURM; the first that is found counts.
 _WORDS = (
     (re.compile(r"oom[-_]kill|exceeded (?:job|step)? ?memory limit|OUT_OF_MEMORY", re.IGNORECASE), OUT_OF_MEMORY),
     (re.compile(r"DUE TO TIME LIMIT"), OUT_OF_TIME),
@@ -30,7 +30,7 @@ _SILENT_S = 60.0  # a task that began a moment ago may not be in the queue's ans
 
 @frozen
 class Task:
-    """A task of an array, as its output file tells of it.
+    """A task of an array, from its output file.
 
     Attributes
     ----------
@@ -39,13 +39,13 @@ class Task:
     labels : tuple of str
         Participants, without ``sub-``.
     memory_gb, minutes : float, int
-        What was asked for.
+        Memory in GiB and time limit that the task asked for.
     end : str
         `QUEUED`, `RUNNING`, `ENDED`, `OUT_OF_MEMORY`, `OUT_OF_TIME` or `STOPPED`.
     code : int or None
-        Exit code of ``moesr-bids``, if it came to its end.
+        Exit code of ``moesr-bids``, if it ended by itself.
     written : float
-        When the file was last written to.
+        Time of the last change of the file, seconds since the epoch.
 
     """
 
@@ -59,12 +59,12 @@ class Task:
 
 
 def log_folder(output_dir: Path) -> Path:
-    """Return the folder of what concerns SLURM."""
+    """Return the folder of SLURM's scripts and output files."""
     return output_dir / "logs" / "slurm"
 
 
 def read_task(path: Path) -> Task | None:
-    """Read the output file of a task; None when it has not begun. Of a task that was requeued the last try counts."""
+    """Read the output file of a task; None if it has not begun. After a requeue the last try counts."""
     begins = list(_BEGIN.finditer(text := _text(path)))
     if not begins:
         return None
@@ -86,7 +86,7 @@ def read_task(path: Path) -> Task | None:
 
 
 def _text(path: Path) -> str:
-    """Return beginning and end of a file: in between are lines of every step."""
+    """Return the first 64 kB of a file, and its last 64 kB; lines of steps between them are skipped."""
     with path.open("rb") as stream:
         size = path.stat().st_size
         head = stream.read(_READ_BYTES)
@@ -98,8 +98,8 @@ def _text(path: Path) -> str:
 def last_tasks(output_dir: Path) -> dict[str, Task]:
     """Return the last task of each participant, by label.
 
-    The queue is asked where it can be: a task that waits there, also one that was put back, is queued, and one that is
-    gone from there without a word stopped.
+    SLURM's queue is asked if possible. A task that waits there, perhaps again, is queued. A task that has not said that
+    it ended, and is not in the queue, is stopped.
     """
     tasks = [task for path in log_folder(output_dir).glob("*_*.out") if (task := read_task(path))]
     submitted = submitted_tasks(output_dir)
@@ -127,7 +127,7 @@ def submitted_tasks(output_dir: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _queue() -> dict[str, str] | None:
-    """Return the state of each task in SLURM's queue; None where it cannot be asked."""
+    """Return the state of each task in SLURM's queue; None if it cannot be asked."""
     command = ["squeue", "--noheader", "--array", "--format=%i %T"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
