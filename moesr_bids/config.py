@@ -22,13 +22,13 @@ EMBEDDED_TEMPLATE = "MNI152NLin2009aSym"
 
 _SPACE = re.compile(r"([0-9A-Za-z+]+)(?::res-0*([1-9][0-9]*))?")
 
-# What decides the voxels and the sidecars of an output, beside the options of super-resolution that do.
+# Settings that change voxels or sidecars of an output, beside options of super-resolution.
 _OUTPUT_SETTINGS = ("output_spaces", "gradunwarp_nojac", "sloppy")
 
 
 @attrs.frozen
 class OutputSpace:
-    """A template, and the grid on which the super-resolved image is given in its space.
+    """A template, and the grid of the super-resolved image in its space.
 
     Attributes
     ----------
@@ -58,13 +58,13 @@ class OutputSpace:
         return cls(match[1], match[2])
 
     def __str__(self) -> str:
-        """Return what `parse` reads."""
+        """Return the text that `parse` reads."""
         return self.template if self.grid is None else f"{self.template}:res-{self.grid}"
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What the user asked for.
+    """Settings of one run; attributes that are not listed are the options of the same name.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class Settings:
     participant_label, session_label : tuple of str
         Labels without ``sub-`` and ``ses-``; empty means all.
     bids_filters : Mapping
-        Suffix (or ``anat``) to PyBIDS entity filters.
+        PyBIDS entity filters by suffix, or ``anat`` for all.
     suffixes : tuple of str
         Contrasts to process.
     sr : SROptions
@@ -83,15 +83,15 @@ class Settings:
     output_spaces : tuple of OutputSpace
         Templates that images are registered to, and the grids there.
     nprocs, omp_nthreads : int
-        Processes of the workflow together, and threads of one process.
+        CPUs of the whole run, and threads of one step.
     mem_gb : float
-        Memory in GiB that running nodes may claim together.
+        Memory in GiB that running steps may claim together.
     sloppy : bool
-        Bias field and registration with few iterations: for tests.
+        Make brain mask, bias field and registration fast but rough, for tests.
     report_format : str
         ``folder``: pages refer to ``sub-X/figures``; ``single``: they hold their pictures.
     derivatives : tuple of pathlib.Path
-        Roots of BIDS derivatives with brain masks of the user's own.
+        Roots of BIDS derivatives with brain masks that the user gives.
     gradient_coefficients : pathlib.Path, optional
         File of gradient coefficients or displacement field, or a folder of them named after scanners.
     gradunwarp : str
@@ -146,7 +146,7 @@ class Settings:
         return tuple(dict.fromkeys(space.template for space in self.output_spaces))
 
     def recorded(self) -> dict[str, Any]:
-        """Return what a sidecar tells, by option name: all that decides the voxels of an output but for its input."""
+        """Return the settings for the sidecar, by option name: all that decide the voxels of an output."""
         names = (*_OUTPUT_SETTINGS, "gradunwarp", "gradient_coefficients", "omp_nthreads")
         values = {name.replace("_", "-"): getattr(self, name) for name in names}
         values |= self.sr.by_flag(deciding=True)
@@ -163,9 +163,9 @@ class Settings:
         Parameters
         ----------
         record : Mapping
-            What `recorded` returned.
+            Settings that `recorded` returned.
         **others : Any
-            Attributes; ``device`` is that of super-resolution.
+            Attributes of this class, and ``device`` (required), the device of super-resolution.
 
         Raises
         ------
@@ -194,7 +194,7 @@ class Settings:
         )
 
     def output_hash(self, extra: Mapping[str, Any]) -> str:
-        """Return a digest of all that decides an output: settings, package version and `extra` (the input).
+        """Return a digest of everything that decides an output: settings, package version and `extra` (the input).
 
         Parameters
         ----------
@@ -212,7 +212,7 @@ class Settings:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_toml(self) -> str:
-        """Return the settings as TOML whose keys are option names, so that ``--config-file`` reads it back."""
+        """Return the settings as TOML with option names as keys, in the form that ``--config-file`` reads."""
         import tomli_w
 
         table: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What is told to the person who waits: lines on the screen and in a log, a bar on a terminal."""
+"""Messages to the user: lines on the screen and in a log, progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 SILENCE_SECONDS = 14.0
-"""After so long without a line one is due, so that nobody waits for 15 s."""
+"""Longest silence: after this time a line is printed, so that nobody waits 15 s for one."""
 _SHARE_LINE = re.compile(r"^.*?: (.+?) +(\d+)% \(\d+ s\)$")
 _REFRESH_SECONDS = 1.0
 
@@ -34,12 +34,12 @@ def say(text: str) -> None:
 
 
 def tell(command: str, text: str) -> None:
-    """Print a line of a command to the standard error."""
+    """Print a line to the standard error, after the name of the command."""
     _line(f"{command}: {text}", stderr=True)
 
 
 def _line(text: str, *, stderr: bool = False) -> None:
-    # Not by a console of rich's: it would write past the line that stands at the bottom of a terminal.
+    # Not by a rich console: it would overwrite the standing line at the bottom of a terminal.
     print(text, file=sys.stderr if stderr else sys.stdout, flush=True)
     _log.info(text)
 
@@ -50,7 +50,7 @@ def counted(number: int, noun: str) -> str:
 
 
 class _LinesFile(logging.FileHandler):
-    """A file of lines; a disk that is full ends the run by itself, and with a line of its own."""
+    """Log file that ignores write errors: a full disk ends the run elsewhere, with its own message."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Go on without the line."""
@@ -63,12 +63,12 @@ class _LinesFile(logging.FileHandler):
 
 @contextmanager
 def lines_kept() -> Iterator[Callable[[Path], None]]:
-    """Keep the lines that are printed from here on.
+    """Keep the lines that are printed inside the context.
 
     Yields
     ------
     callable
-        To be called with the file that all of them, those before too, are to be written to; without a call none are.
+        Call it with a path to write all lines to that file, earlier ones too; without a call no file is written.
 
     """
     memory = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL, flushOnClose=False)
@@ -76,7 +76,7 @@ def lines_kept() -> Iterator[Callable[[Path], None]]:
     def write_to(path: Path) -> None:
         memory.setTarget(_LinesFile(path, encoding="utf-8"))
         memory.flush()
-        memory.capacity = 1  # from now on, each line at once
+        memory.capacity = 1  # from now on each line is written at once
 
     _log.addHandler(memory)
     try:
@@ -90,7 +90,7 @@ def lines_kept() -> Iterator[Callable[[Path], None]]:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say every `SILENCE_SECONDS` that something goes on; no process may be forked meanwhile."""
+    """Print every `SILENCE_SECONDS` that something goes on; no process may be forked inside the context."""
     ended, start = threading.Event(), time.monotonic()
 
     def repeat() -> None:
@@ -107,7 +107,7 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def duration_words(seconds: float) -> str:
-    """Return a time as a person would say it, as in ``45 s``, ``4 min``, ``2 h 10 min``."""
+    """Return a time in words, as in ``45 s``, ``4 min``, ``2 h 10 min``."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -115,22 +115,22 @@ def duration_words(seconds: float) -> str:
 
 
 class StandingLine:
-    """What goes on now: at the bottom of a terminal, otherwise a line whenever nothing was said for a while."""
+    """Line about the present work: at the bottom of a terminal, else printed after `SILENCE_SECONDS` of silence."""
 
     def __init__(self) -> None:
         self._said = time.monotonic()
         self._live: Live | None = None
         if sys.stdout.isatty():
-            # Without a thread of its own: worker processes are forked from this one.
+            # Without a thread of its own, since worker processes are forked from this one.
             self._live = Live(console=Console(), auto_refresh=False, transient=True)
             self._live.start()
 
     def said(self) -> None:
-        """Take note that a line was printed."""
+        """Note that a line was printed."""
         self._said = time.monotonic()
 
     def tell(self, text: Callable[[], str]) -> None:
-        """Show the text, if it is time to."""
+        """Show the text, if it is time."""
         silent = time.monotonic() - self._said
         if self._live is not None and silent >= _REFRESH_SECONDS:
             self._live.update(Text(text(), overflow="ellipsis", no_wrap=True), refresh=True)
@@ -147,12 +147,12 @@ class StandingLine:
 
 
 class StepProgress:
-    """Progress of a command in steps: a bar on a terminal, otherwise a line per step and per tenth of it.
+    """Progress of a command in steps: a bar on a terminal, else a line per tenth of a step.
 
     Parameters
     ----------
     command : str
-        Name that the lines begin with.
+        Name at the start of each line.
 
     """
 
@@ -167,7 +167,7 @@ class StepProgress:
             self._bars.start()
 
     def __call__(self, step: str, share: float) -> None:
-        """Take note of the share of a step that is done."""
+        """Show the share of a step that is done, 0 to 1."""
         if self._bars is not None:
             if step != self._step or self._bar is None:
                 self._bar = self._bars.add_task(step, total=1.0)
@@ -188,14 +188,14 @@ def last_share(log: Path, since: float) -> tuple[str, float] | None:
     Parameters
     ----------
     log : pathlib.Path
-        What it printed so far.
+        File with its output so far.
     since : float
-        When it was started, seconds since the epoch: an older file is not its own.
+        Start of the command, seconds since the epoch; an older file is from another run.
 
     Returns
     -------
     tuple of str and float, or None
-        The step that it is in, and its share that is done; None before the first line.
+        Present step, and the share of it that is done; None before the first line.
 
     """
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits; a file that did not change is read once."""
     status = path.stat()
-    # A clock of file times ticks every few milliseconds: a file that replaces another may have its time and size.
+    # File times have steps of milliseconds: a new file may have the time and size of the one that it replaces.
     return _sha256(path, (status.st_mtime_ns, status.st_size, status.st_ino))
 
 

@@ -6,4 +6,4 @@ class ImageError(ValueError):
 
 
 class UsageError(Exception):
-    """The command line asks for what cannot be; the message is one sentence for the user."""
+    """The command line cannot be carried out; the message is one sentence for the user."""

@@ -1,6 +1,6 @@
-"""Voxel values before anything is made of them: outliers, a background that is not 0, values that are no magnitudes.
+"""Check of voxel values before they are used: outliers, a background that is not 0, values that are no magnitudes.
 
-Everything here is robust: from ranks of the values, so that a few voxels, however bright, change nothing.
+All limits come from ranks of the values, so a few voxels change nothing, however bright they are.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from numpy.typing import NDArray
 
 from .errors import ImageError
 
-# Fences: so many times the range between the middle and the brightest hundredth, above that and below the middle.
-_FAR = 12.0  # twice what the brightest artery of 64 real scans has: inflow into a carotid, 6.2 times
+# Limits in units of the range from the median to the 99th percentile: above the percentile, and below the median.
+_FAR = 12.0  # twice that of the brightest artery in 64 real scans: inflow into a carotid, 6.2 times
 _FAR_BELOW = 7.0
-# A voxel that stands alone is an outlier from there on, if it is so many times as bright as all around it.
+# A voxel above this limit is an outlier too, if it is _ALONE times as bright as each of its neighbours.
 _NEAR = 1.0
 _ALONE = 3.0
 _MOST_CANDIDATES = 20_000
 _LEAST_OFFSET = 0.1  # of the range of the values: noise of many coils lifts the background by less
-_BACKGROUND_SHARE = 0.1  # of the voxels, at the dark end: an image has a background
+_BACKGROUND_SHARE = 0.1  # least share of the voxels that must be dark for a background
 _BORDER_SHARE = 0.33  # of the voxels on the faces of the field of view
 _BACKGROUND_WIDTH = 0.05  # of the range of the values
 _DEEPEST = 0.2  # of the brightest: signed noise of air does not go below
 _FEW = 0.01  # of the voxels
-_MOST_OUTLIERS = 0.0075  # of the voxels: more are no faults but the image
+_MOST_OUTLIERS = 0.0075  # of the voxels: more are a part of the image, not faults
 
 
 @attrs.frozen(eq=False)
 class Intensities:
-    """Voxel values and what is odd about them.
+    """Voxel values, with their faults.
 
     Attributes
     ----------
     data : ndarray of float32
-        Background at 0; outliers replaced by the median of what is around them.
+        Values with the background at 0, and outliers replaced by the median of their neighbours.
     outliers : ndarray of bool
-        Where they are.
+        Outliers, same shape.
     raw : ndarray of float32
-        Background at 0, outliers as they are.
+        Values with the background at 0, and outliers as they are.
     offset : float
-        What was subtracted to bring the background to 0.
+        Value that was subtracted to bring the background to 0.
     """
 
     data: NDArray[np.float32]
@@ -50,12 +50,19 @@ class Intensities:
 
     @classmethod
     def of(cls, values: NDArray[np.float32], name: str) -> Intensities:
-        """Examine an image; without a fault the very array comes back.
+        """Check an image; without faults ``data`` is the given array, not a copy.
+
+        Parameters
+        ----------
+        values
+            Voxels, 3-D, float32.
+        name
+            File name for messages.
 
         Raises
         ------
         ImageError
-            If the values are no magnitudes, even when an offset is taken out.
+            If the values are no magnitudes, even after the offset is subtracted.
         """
         offset = background_offset(values)
         raw = values - np.float32(offset) if offset else values
@@ -66,14 +73,14 @@ class Intensities:
 
     @property
     def offset_notes(self) -> tuple[str, ...]:
-        """Sentence on the background, if it was not at 0."""
+        """Sentence about the background, if it was not at 0."""
         if not self.offset:
             return ()
         return (f"the background was at {self.offset:.4g}, not at 0; this was subtracted from all voxels",)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on the faults."""
+        """Sentences about the faults, for warnings."""
         count = int(np.count_nonzero(self.outliers))
         if not count:
             return self.offset_notes
@@ -84,7 +91,7 @@ class Intensities:
 
 
 def without_outliers(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return an image with its outliers replaced; the very array where there are none."""
+    """Return an image with its outliers replaced; the same array if there are none."""
     outliers = find_outliers(values)
     return _repaired(values, outliers) if outliers.any() else values
 
@@ -92,8 +99,8 @@ def without_outliers(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def background_offset(values: NDArray[np.float32]) -> float:
     """Return the value of the background if it is far from 0, else 0.
 
-    The background is the darkest tenth of the voxels or more, of nearly one value, a third of the faces of the field
-    of view among them. An image without any, as one that is cut to the brain, has no offset.
+    A background is at least a tenth of all voxels and a third of those on the faces of the field of view, with values
+    within 5 % of the range from the darkest. An image without one, such as one that is cut to the brain, has no offset.
     """
     low, high = _rank(values, 0.01), _rank(values, 0.99)
     span = high - low
@@ -116,12 +123,19 @@ def _faces(dimensions: int) -> list[tuple[slice | int, ...]]:
 def find_outliers(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Find voxels that no anatomy explains: far beyond all others, or bright and alone.
 
-    The reference are the median and the 99th percentile of what is above 0. More than 1 in 130 voxels are no outliers.
+    Limits are in units of the range from the median to the 99th percentile of the positive values: beyond the
+    percentile by 12 ranges, or by 1 range and three times as bright as all 26 neighbours; below the median by 7 ranges.
+    If more than 0.75 % of the voxels were outliers, none are.
 
     Parameters
     ----------
     values
         3-D, background at 0.
+
+    Returns
+    -------
+    outliers
+        Boolean, same shape.
     """
     positive = values[values > 0]
     none = np.zeros(values.shape, dtype=bool)
@@ -140,13 +154,13 @@ def find_outliers(values: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _stand_alone(values: NDArray[np.float32], places: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Whether all 26 neighbours of each place are much darker: those of an artery's voxels are not."""
+    """Whether all 26 neighbours of each place are much darker; the voxels of an artery have bright neighbours."""
     around = _neighbours(values, places)
     return np.asarray(values[tuple(places.T)] > _ALONE * np.maximum(around.max(axis=1), 0))
 
 
 def _neighbours(values: NDArray[np.float32], places: NDArray[np.intp], reach: int = 1) -> NDArray[np.float32]:
-    """Values around each place, (places, neighbours); beyond the border those on it are repeated."""
+    """Values around each place, (places, neighbours); beyond the border its voxels are repeated."""
     steps = np.stack(np.meshgrid(*[range(-reach, reach + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     steps = steps[np.any(steps != 0, axis=1)]
     at = np.clip(places[:, None] + steps, 0, np.array(values.shape) - 1)
@@ -154,7 +168,7 @@ def _neighbours(values: NDArray[np.float32], places: NDArray[np.intp], reach: in
 
 
 def _repaired(values: NDArray[np.float32], outliers: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Replace outliers by the median of the others around them, from the border of a cluster inwards."""
+    """Replace outliers by the median of their neighbours without outliers, from the border of a cluster inwards."""
     repaired = values.copy()
     repaired[outliers] = np.nan
     left = np.argwhere(outliers)
@@ -180,5 +194,5 @@ def _require_magnitudes(data: NDArray[np.float32], name: str) -> None:
 
 
 def _rank(values: NDArray[np.floating], share: float) -> float:
-    """Value below which a share of the voxels lies; one of the values."""
+    """Return the value below which a share of the voxels lies; it is one of the values."""
     return float(np.percentile(values, 100 * share, method="lower"))

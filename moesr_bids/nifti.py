@@ -1,4 +1,4 @@
-"""Reading NIfTI files: a header is judged before any voxel is read, and nothing in it is repaired in silence.
+"""Reading NIfTI files: the header is checked before any voxel is read, and nothing in it is repaired silently.
 
 Fields and their defaults: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h.
 """
@@ -27,7 +27,7 @@ from .errors import ImageError
 
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError, zlib.error)
 _GZIP_MAGIC = b"\x1f\x8b"
-# What stands in place of a file whose content is elsewhere, and how to fetch it.
+# Pointers that stand for a file whose content is elsewhere, and the command that fetches it.
 _POINTERS: Mapping[bytes, tuple[str, str]] = {
     b"version https://git-lfs.github.com/": ("a pointer of Git LFS", "git lfs pull"),
     b"annex/objects/": ("a pointer of git-annex", "datalad get"),
@@ -43,7 +43,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def open_image(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
-    """Open a NIfTI image and judge its header.
+    """Open a NIfTI image and check its header.
 
     Parameters
     ----------
@@ -53,14 +53,14 @@ def open_image(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
     Returns
     -------
     image : nibabel.Nifti1Image
-        With as many axes as the header says, each of at least one voxel, of real numbers; they are not read yet.
+        Image of real numbers with as many axes as the header says, each of at least one voxel; voxels are not read yet.
     notes : tuple of str
-        What is odd about the header and what was done about it.
+        Sentences on what is odd about the header, and what was done about it.
 
     Raises
     ------
     ImageError
-        If there is no such image, or the header cannot be trusted: one sentence with what to do.
+        If there is no such image, or the header cannot be trusted; one sentence that says what to do.
 
     """
     check_fetched(path)
@@ -89,38 +89,38 @@ def read_voxels(image: SpatialImage, name: str) -> NDArray[np.float32]:
     Parameters
     ----------
     image : nibabel.spatialimages.SpatialImage
-        Opened, or in memory.
+        Opened image, or one in memory.
     name : str
-        What messages call it.
+        Name in messages.
 
     Returns
     -------
     ndarray of float32
-        As many axes as the image, C order, scaled as the header says.
+        Voxels with the shape of the image, in C order, scaled as the header says.
 
     Raises
     ------
     ImageError
-        If they are no magnitudes, or the file is truncated, damaged, or longer than its header says.
+        If voxels are colours or complex, or the file is truncated, damaged, or longer than its header says.
 
     """
     _refuse_other_than_magnitudes(name, image.get_data_dtype())
     if nib.is_proxy(image.dataobj) and isinstance(image.dataobj.file_like, str):
         _check_length(image.dataobj)
     try:
-        with np.errstate(over="ignore"):  # infinite then, which callers look for
+        with np.errstate(over="ignore"):  # they become infinite, which callers check
             return np.ascontiguousarray(np.asanyarray(image.dataobj, dtype=np.float32))
     except _UNREADABLE as error:
         raise ImageError(_damaged(name, error)) from error
 
 
 def check_fetched(path: Path) -> None:
-    """Refuse a file that is not there, empty, or a pointer to content that is elsewhere.
+    """Refuse a file that does not exist, cannot be read, is empty, or is a pointer to content elsewhere.
 
     Raises
     ------
     ImageError
-        With the way to fetch it.
+        If so; for a pointer the message names the command that fetches the content.
 
     """
     if path.is_symlink() and not path.exists():
@@ -150,7 +150,7 @@ def _damaged(name: Path | str, why: object) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    """Say why a file whose header could be read cannot be opened: readers do not tell of a damaged stream."""
+    """Say why a file with a readable header cannot be opened; nibabel does not report a damaged stream."""
     if _is_compressed(path):
         try:
             _unzipped_bytes(path)
@@ -168,7 +168,7 @@ def _stream(path: Path) -> BinaryIO:
 
 
 def _read_header(path: Path) -> Nifti1Header:
-    """Return the header as it stands in the file."""
+    """Return the header as it is in the file."""
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ImageError(f"{path}: the name of a NIfTI image ends in .nii or .nii.gz; convert it")
     with path.open("rb") as stream:
@@ -194,7 +194,7 @@ def _read_header(path: Path) -> Nifti1Header:
 def _check_shape(path: Path, header: Nifti1Header) -> None:
     count, *sizes = map(int, header["dim"])
     if int(header["sizeof_hdr"].byteswap()) == header.sizeof_hdr:
-        # nibabel takes the byte order for the other one where the number of dimensions is impossible.
+        # With an impossible number of dimensions, nibabel assumes the other byte order.
         count = int(header["dim"][0].byteswap())
     if not 1 <= count <= 7 or min(sizes[:count]) < 1:
         stated = tuple(sizes[:count]) if 1 <= count <= 7 else "any"
@@ -280,7 +280,7 @@ def _check_codes(path: Path, header: Nifti1Header, notes: list[str]) -> None:
 
 
 def _compare_positions(image: nib.Nifti1Image, notes: list[str]) -> None:
-    """Tell where sform and qform differ, and where there is neither."""
+    """Add notes if sform and qform differ, or if there is neither."""
     sform, scode = image.get_sform(coded=True)
     try:
         qform, qcode = image.get_qform(coded=True)
@@ -294,20 +294,23 @@ def _compare_positions(image: nib.Nifti1Image, notes: list[str]) -> None:
 
 
 def largest_shift(shape: tuple[int, ...], difference: NDArray[np.float64]) -> float:
-    """Return by how many mm the farthest corner of an image moves, from the difference of two affines."""
+    """Return how far the corner that moves most moves, in mm, for the difference of two affines."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1)
     return float(np.linalg.norm(nib.affines.apply_affine(difference, corners), axis=1).max())
 
 
 def xform_code(image: SpatialImage) -> int:
-    """Return the NIfTI code of what an affine refers to; 2 (aligned) and not 1 (scanner) where nobody says."""
+    """Return the NIfTI xform code of an image's affine.
+
+    It is 2 (aligned) for a NIfTI image without a code, and 1 (scanner) for other images.
+    """
     if not isinstance(image, nib.Nifti1Image):
         return 1
     return int(image.header["sform_code"]) or int(image.header["qform_code"]) or 2
 
 
 def image_like(data: NDArray[Any], affine: NDArray[np.float64], like: SpatialImage) -> nib.Nifti1Image:
-    """Make an image in mm whose affine refers to the same as that of another image."""
+    """Make a NIfTI image in mm, with the xform code of another image."""
     image = nib.Nifti1Image(np.ascontiguousarray(data), affine)
     code = xform_code(like)
     image.set_sform(affine, code)
@@ -317,16 +320,19 @@ def image_like(data: NDArray[Any], affine: NDArray[np.float64], like: SpatialIma
 
 
 def length_unit(header: Nifti1Header) -> str:
-    """Return ``mm``, ``meter``, ``micron``, ``unknown``, or ``undefined`` where the header has a code that is none."""
+    """Return ``mm``, ``meter``, ``micron``, ``unknown``, or ``undefined`` for a code that NIfTI does not define."""
     try:
         return str(header.get_xyzt_units()[0])
     except KeyError:
-        # What is undefined may be the unit of time alone, in the upper bits.
+        # Only the unit of time, in the upper bits, may be undefined.
         return {1: "meter", 3: "micron"}.get(int(header["xyzt_units"]) % 8, "undefined")
 
 
 def _check_length(voxels: ArrayProxy) -> None:
-    """Compare the length of a file with its header, and its checksum if it has one: readers stop at the last voxel."""
+    """Compare the length of a file with its header, and check its checksum if it has one.
+
+    Readers stop at the last voxel, so they would not notice.
+    """
     path, slab = Path(voxels.file_like), math.prod(voxels.shape[:2]) * voxels.dtype.itemsize
     expected = voxels.offset + slab * math.prod(voxels.shape[2:])
     try:

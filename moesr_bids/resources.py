@@ -1,4 +1,4 @@
-"""What a process may use (CPUs, memory) and what it did use (seconds, peak memory)."""
+"""CPUs and memory that a process may use, and time and peak memory that it used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Measurement:
 
 
 def _reset_peak_memory() -> None:
-    # Workers of Nipype's pool run many nodes: without the reset each would report the peak of all before it.
+    # Workers of Nipype's pool run many nodes; without the reset, each would report the peak of all nodes before it.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -65,13 +65,13 @@ def measured() -> Iterator[Measurement]:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Let NumPy and SciPy multiply with one thread in a block, and in the processes that it starts.
+    """Let NumPy and SciPy multiply with one thread inside the context, and in the processes that it starts.
 
-    The number of threads decides the order of sums, and would come from the user's environment: with one, the same
-    image gives the same result everywhere.
+    The number of threads decides the order of sums, and would depend on the user's environment. With one thread, the
+    same image gives the same result everywhere.
     """
     before = {name: os.environ.get(name) for name in _BLAS_VARIABLES}
-    # The variables are for libraries that are loaded within the block, and for child processes.
+    # The variables are for libraries that are loaded later, and for child processes.
     os.environ.update(dict.fromkeys(_BLAS_VARIABLES, "1"))
     try:
         with threadpool_limits(1, user_api="blas"):
@@ -90,7 +90,7 @@ def available_cpus() -> int:
 
 
 def cpu_limits() -> list[tuple[str, int]]:
-    """Return what limits the CPUs of this process: its source in words, and the count."""
+    """Return the limits of this process's CPUs: the source of each in words, and the count."""
     counts = [
         ("cores of its affinity", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0),
         ("cores of the machine", os.cpu_count() or 1),
@@ -122,7 +122,7 @@ def cpu_name() -> str:
 
 
 def semaphore_problem() -> str:
-    """Say what to do where processes cannot wait for each other: Python's semaphores are files in /dev/shm."""
+    """Return what to do if semaphores cannot be made (Python keeps them in /dev/shm); empty if they can."""
     try:
         multiprocessing.Lock()
     except OSError as error:
@@ -134,12 +134,12 @@ def semaphore_problem() -> str:
 
 
 def available_memory_gb() -> float:
-    """Return the memory in GiB this process may use: what is free, SLURM and cgroup limits included."""
+    """Return the memory in GiB that this process may use: what is free, within the limits of SLURM and cgroups."""
     return min(limit for _, limit in memory_limits())
 
 
 def memory_limits() -> list[tuple[str, float]]:
-    """Return what limits the memory of this process: its source in words, and GiB."""
+    """Return the limits of this process's memory: the source of each in words, and GiB."""
     import psutil
 
     limits = [("free on this machine", float(psutil.virtual_memory().available))]

@@ -1,4 +1,4 @@
-"""Columns of the cohort tables: what each holds, and which of them are plotted within which limits."""
+"""Columns of the cohort tables: their content, and which of them are plotted with which limits."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Column:
     name : str
         Column name.
     value : Callable
-        Gives the value of an image, None where it has none.
+        Function that returns the value of an image, or None.
     description : str
-        For the data dictionary.
+        Description in the data dictionary.
     units : str or None
-        For the data dictionary.
+        Units in the data dictionary.
     heading : str or None
-        Heading on the page; None leaves the column to the table file.
+        Heading on the page; None keeps the column out of the page.
     title : str or None
-        What stands over its distribution; None for the heading.
+        Title of the plot; None for the heading.
 
     """
 
@@ -46,7 +46,7 @@ class Column:
 
 
 def _of(value: Callable[[Record], Any]) -> Callable[[ImageRecord], Any]:
-    """Return a reader of a fact of the record; None where there is no record."""
+    """Return a function from an image to a fact of its record; it returns None if there is no record."""
     return lambda image: None if image.moesr is None else value(image.moesr)
 
 
@@ -65,7 +65,7 @@ def _resolution(side: str, axis: int) -> Callable[[Record], Any]:
 
 
 def _quality_columns() -> list[Column]:
-    """Return a column per metric and side, named ``input_`` or ``output_`` before MRIQC's name."""
+    """Return a column per metric and image: ``input_`` or ``output_``, then MRIQC's name."""
     return [
         Column(
             f"{side}_{metric.name}",
@@ -85,7 +85,7 @@ def _of_rule(rule: Rule) -> Callable[[Record], Any]:
 
 
 def _verdict_columns(others: Sequence[Column]) -> list[Column]:
-    """Return columns for the figures that the verdict asks, where no other column holds them."""
+    """Return columns for the figures that the verdict judges, if no other column holds them."""
     have = {column.name for column in others}
     return [
         Column(rule.column, _of(_of_rule(rule)), f"What the verdict asks: {rule.name.rstrip(',')}", title=rule.title)
@@ -297,7 +297,7 @@ def data_dictionary() -> dict[str, dict[str, str]]:
 
 
 def metrics_of(records: Sequence[ImageRecord]) -> list[Metric]:
-    """Return the columns that are plotted, the figures of the verdict with its limits first."""
+    """Return the columns that are plotted; the figures that the verdict judges come first, with its limits."""
     metrics = []
     by_name = {column.name: column for column in COLUMNS}
     for name in dict.fromkeys(_PLOTTED):

@@ -1,4 +1,4 @@
-"""Figure of the places where the output departs most from the input as it was interpolated."""
+"""Figure of the places where the output differs most from the interpolated input."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from moesr_bids.reports.zooms import WINDOW_MM, plane_showing_slices, window_aro
 
 PLACES = 4
 APART_MM = 20.0
-_WIDTH_MM = 1.5  # standard deviation of the Gaussian in which the difference is averaged: one voxel is no place
-_APART_AT_MOST_MM = 1.5  # of the voxels that are looked at to find the places
-_INSIDE_MM = 3.0  # from the edge of the mask: there, skull and CSF differ most
+_WIDTH_MM = 1.5  # standard deviation of the Gaussian that averages the difference: single voxels do not count
+_APART_AT_MOST_MM = 1.5  # distance of the voxels that are searched
+_INSIDE_MM = 3.0  # least distance from the edge of the mask, where skull and CSF differ most
 _LEAST_LIMIT = 1.0  # % of the brightest: smaller differences are not magnified
 
 Place = tuple[int, int, int]
@@ -86,7 +86,7 @@ def plot_departures(input_path: Path, output_path: Path, mask_path: Path, out_fi
 
 
 def _places(spline: Volume, after: Volume, mask: Volume) -> list[Place]:
-    """Find where the output differs most, by voxels that are near enough to each other to miss no place."""
+    """Find where the output differs most, on a grid that is fine enough to miss no place."""
     box = box_on(mask, after, bounding_box(mask))
     i, j, k = (max(1, int(_APART_AT_MOST_MM / float(zoom))) for zoom in after.zooms)
     sparse = after.cropped(box).every((i, j, k))
@@ -101,9 +101,9 @@ def largest_places(difference: Volume, inside: Volume) -> list[Place]:
     Parameters
     ----------
     difference : Volume
-        What is looked through.
+        Difference of two images.
     inside : Volume
-        Mask on the same grid; its rim of a few millimetres is left out.
+        Mask on the same grid; its outer 3 mm are left out.
 
     Returns
     -------

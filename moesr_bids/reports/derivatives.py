@@ -1,4 +1,4 @@
-"""What an output folder says about its images: sidecars, status files and crash files, joined by image."""
+"""Facts of an output folder about its images: sidecars, status files and crash files, joined by image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moesr_bids.bids.status import NO_PATH, ImageStatus, read_status
 
 @attrs.frozen
 class ImageRecord:
-    """All that the output folder holds about one input image.
+    """Everything that the output folder holds about one input image.
 
     Attributes
     ----------
@@ -29,11 +29,11 @@ class ImageRecord:
     sidecar : pathlib.Path or None
         The main output's sidecar.
     problems : tuple of str
-        What could not be read, in words.
+        Sentences about files that could not be read.
     rating : Mapping
-        ``rating`` and ``comment`` of whoever looked at it; see `moesr_bids.reports.ratings`.
+        ``rating`` and ``comment`` of the rater; see `moesr_bids.reports.ratings`.
     outlier_in : tuple of str
-        Columns of the cohort table in which it is an outlier; see `moesr_bids.reports.plots`.
+        Columns of the cohort table in which the image is an outlier; see `moesr_bids.reports.plots`.
 
     """
 
@@ -68,7 +68,7 @@ class ImageRecord:
 
     @property
     def state(self) -> str:
-        """``done``, ``skipped``, ``failed``, ``waiting``, ``running``, or ``missing`` (no output)."""
+        """``done``, ``skipped``, ``failed``, ``waiting``, ``running``, or ``missing`` (recorded as done, no output)."""
         stated = self.status.state if self.status else "done"
         return "missing" if stated in ("done", "skipped") and not self.has_output else stated
 
@@ -97,7 +97,7 @@ class ImageRecord:
 
     @property
     def complete(self) -> bool:
-        """Whether the image went through."""
+        """Whether the image is finished: ``done`` or ``skipped``, with its output."""
         return self.state in ("done", "skipped")
 
 
@@ -106,7 +106,7 @@ def _of_participant(key: str, participant: str | None) -> bool:
 
 
 def find_images(out_dir: Path, participant: str | None = None) -> list[ImageRecord]:
-    """List the images that an output folder knows of, finished or not.
+    """List the images of an output folder, finished or not.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def crash_files(out_dir: Path, participant: str) -> list[Path]:
 
 
 def crash_file_of(out_dir: Path, record: ImageRecord) -> Path | None:
-    """Return the crash file that an image's status names, or None where it names none or the file is gone."""
+    """Return the crash file that an image's status names; None if it names none or the file is gone."""
     if record.status is None or record.status.crash_file == NO_PATH:
         return None
     path = inside(out_dir, record.status.crash_file)

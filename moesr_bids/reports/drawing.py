@@ -1,4 +1,4 @@
-"""What the still figures share: black sheets of panels at one scale, slices, outlines, labels, colour bars."""
+"""Common parts of the still figures: black sheets of panels at one scale, slices, outlines, labels, colour bars."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DPI = 110
 WIDTH = 12.0  # inches
 _TITLE, _GAP = 0.19, 0.04  # inches: above a panel, between panels
 BAR = 0.95
-"""Inches that a colour bar takes."""
+"""Width of a colour bar in inches."""
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty black figure, inches."""
+    """Return an empty black figure of this width and height in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)  # no pyplot: figures are made in worker processes without a display
     return figure
@@ -37,18 +37,18 @@ def new_figure(width: float, height: float) -> Figure:
 def panel_grid(
     widths: Sequence[float], heights: Sequence[float], *, width: float = WIDTH, right: float = 0.0
 ) -> tuple[Figure, npt.NDArray[Any]]:
-    """Return a figure with a grid of panels that have one scale.
+    """Return a figure with a grid of panels at one scale.
 
-    The panels are placed here and not by a layout engine, which draws a figure several times to find out.
+    The panels are placed here, not by a layout engine, which would draw the figure several times.
 
     Parameters
     ----------
     widths, heights : sequence of float
-        Sizes in mm of the columns and of the rows.
+        Widths of the columns and heights of the rows, mm.
     width : float
-        Width of the figure in inches.
+        Width of the figure, inches.
     right : float
-        Room for something else on the right, inches.
+        Space on the right for something else, inches.
 
     Returns
     -------
@@ -87,11 +87,11 @@ def sheet_of_planes(
     Parameters
     ----------
     volume : Volume
-        Its grid is that of the slices.
+        Volume with the grid of the slices.
     box : Box
-        What is shown of each slice.
+        Part of each slice that is shown.
     brain : Box
-        Where the slices are taken from.
+        Box that the slices are taken from.
     width, right : float
         As for `panel_grid`.
 
@@ -116,7 +116,7 @@ def slices_in_columns(volume: Volume, box: Box, brain: Box) -> tuple[list[tuple[
 
 
 def colour_bar(figure: Figure, drawn: Any, words: str, *, extend: str, bottom: float = 0.2, top: float = 0.8) -> None:
-    """Draw the bar of what `show` returned at the right edge; `bottom` and `top` are shares of the height."""
+    """Draw a colour bar at the right edge for an image of `show`; `bottom` and `top` are shares of the height."""
     width = figure.get_size_inches()[0]
     axes = figure.add_axes((1 - (BAR - 0.15) / width, bottom, 0.18 / width, top - bottom))
     bar = figure.colorbar(drawn, cax=axes, extend=extend)
@@ -125,7 +125,7 @@ def colour_bar(figure: Figure, drawn: Any, words: str, *, extend: str, bottom: f
 
 
 def save(figure: Figure, out_file: Path) -> Path:
-    """Write the figure as PNG of 256 colours, which is a third of one of all; the file appears only when whole."""
+    """Write the figure as PNG with 256 colours, a third of the size of full colour; it appears only when whole."""
     drawn = BytesIO()
     figure.savefig(drawn, format="raw", dpi=DPI, facecolor=figure.get_facecolor())
     columns, rows = (int(n) for n in figure.canvas.get_width_height())
@@ -144,25 +144,25 @@ def _extent(pixels: npt.NDArray[Any], zooms: tuple[float, float]) -> tuple[float
 
 
 def show(axes: Axes, volume: Volume, axis: int, index: int, box: Box, **style: Any) -> Any:
-    """Draw a slice with square millimetres, voxels as they are."""
+    """Draw a slice to scale in millimetres, without interpolation."""
     return show_pixels(axes, plane(volume, axis, index, box), plane_zooms(volume, axis), **style)
 
 
 def show_pixels(axes: Axes, pixels: npt.NDArray[Any], zooms: tuple[float, float], **style: Any) -> Any:
-    """Draw pixels whose rows and columns are so many mm apart."""
+    """Draw pixels to scale; ``zooms`` are the distances of rows and of columns in mm."""
     shown = axes.imshow(pixels, extent=_extent(pixels, zooms), interpolation="nearest", **style)
     axes.set_axis_off()
     return shown
 
 
 def show_inside(axes: Axes, volume: Volume, mask: Volume, axis: int, index: int, box: Box, **style: Any) -> Any:
-    """Draw the part of a slice that lies in a mask on the same grid, over what was drawn before."""
+    """Draw the part of a slice inside a mask on the same grid, over what was drawn before."""
     pixels = np.ma.masked_where(plane(mask, axis, index, box) <= 0, plane(volume, axis, index, box))
     return show_pixels(axes, pixels, plane_zooms(volume, axis), **style)
 
 
 def pixel_centres(volume: Volume, axis: int, pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the columns' and the rows' centres in mm, as `show` places them."""
+    """Return the centres of columns and of rows in mm, as `show` places them."""
     row_mm, column_mm = plane_zooms(volume, axis)
     return (np.arange(pixels.shape[1]) + 0.5) * column_mm, (np.arange(pixels.shape[0]) + 0.5) * row_mm
 
@@ -175,16 +175,16 @@ def draw_outline(axes: Axes, mask: Volume, axis: int, index: int, box: Box, colo
 
 
 def label_slice(axes: Axes, volume: Volume, axis: int, index: int, box: Box, what: str = "") -> None:
-    """Write above a slice where it lies, after what it shows, and mark left and right."""
+    """Write above a slice what it shows and where it lies, and mark left and right."""
     where = where_words(volume, axis, index, box)
     label_panel(axes, f"{what}, {where}" if what else where, axis)
 
 
 def label_panel(axes: Axes, text: str, axis: int) -> None:
-    """Write a title above a slice and mark the patient's left and right, which a sagittal slice has not."""
+    """Write a title above a slice, and mark the patient's left and right on coronal and axial slices."""
     axes.set_title(
         text, color="white", fontsize=8, pad=2, y=1.0
-    )  # without y it is measured where it fits, which is slow
+    )  # without y, matplotlib measures where it fits, which is slow
     if axis != 0:
         for x, letter, side in ((0.01, "L", "left"), (0.99, "R", "right")):
             mark = axes.text(x, 0.5, letter, transform=axes.transAxes, color="white", fontsize=9, va="center", ha=side)

@@ -1,4 +1,4 @@
-"""Figure of a mixture of experts: where the gate trusts which of them, and what each would do alone."""
+"""Figure of a mixture of experts: its gate, and the image that each expert alone would give."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moesr_bids.reports.drawing import (
 )
 from moesr_bids.reports.planes import Box, Volume, bounding_box, box_on, intensity_window, plane
 
-# Told apart also without colour vision (Okabe and Ito): blue, vermilion, green.
+# Distinct also without colour vision (Okabe and Ito): blue, vermilion, green.
 COLOURS = ("#0072b2", "#d55e00", "#009e73")
 _LEAST_LIMIT = 0.5  # % of the brightest: smaller differences are not magnified
 
@@ -34,9 +34,9 @@ def plot_experts(image_path: Path, mask_path: Path, maps: Mapping[str, Path], ou
     image_path : pathlib.Path
         Super-resolved image.
     mask_path : pathlib.Path
-        Brain mask on any grid: it is what is shown.
+        Brain mask on any grid; the figure shows the box around it.
     maps : Mapping
-        ``gate-<expert>`` (weights, 0 to 1) and ``difference-<expert>`` (the image with this expert alone, less the
+        ``gate-<expert>`` (weights, 0 to 1) and ``difference-<expert>`` (the image with this expert alone, minus the
         image, in its units), three of each in one order, on the grid of the image.
     out_file : pathlib.Path
         PNG to write.
@@ -100,7 +100,7 @@ def _grey(image: Volume, axis: int, index: int, box: Box, low: float, high: floa
 
 
 def _blend(weights: list[Any], grey: Any) -> Any:
-    """Mix the experts' colours by their weights, as bright as the image."""
+    """Mix the experts' colours by their weights, with the brightness of the image."""
     palette = [[int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)] for colour in COLOURS]
     mixed = sum(weight[..., None] * np.array(rgb) for weight, rgb in zip(weights, palette, strict=True))
     return np.clip(mixed * (0.25 + 0.75 * grey[..., None]), 0, 1)

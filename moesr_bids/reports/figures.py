@@ -1,4 +1,4 @@
-"""Still figures of the preprocessing: brain mask and bias field. NIfTI files in, one PNG out."""
+"""Still figures of brain mask, bias field, gradient nonlinearity and uncertainty. NIfTI files in, one PNG out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from moesr_bids.reports.planes import Volume, bounding_box, box_on, foreground, 
 
 _MASK_COLUMNS = 6
 _MARGIN_MM = 4.0  # around the brain
-_SHEET_WIDTH = 10.0  # inches: two pixels to a voxel of 0.7 mm, and no larger than a page that is mailed can bear
+_SHEET_WIDTH = 10.0  # inches: two pixels per voxel of 0.7 mm, and small enough for a page that is mailed
 
 
 def plot_mask(image_path: Path, mask_path: Path, out_file: Path) -> Path:
@@ -56,7 +56,7 @@ def plot_mask(image_path: Path, mask_path: Path, out_file: Path) -> Path:
     """
     image, mask = Volume.load(image_path), Volume.load(mask_path)
     require_same_grid(image, mask, names=(image_path, mask_path))
-    # slices through the mask, the whole field of view in each: a mask in the neck must be seen
+    # Slices through the mask, each with the whole head: a mask in the neck must be seen.
     field_of_view = bounding_box(foreground(image), margin_mm=5)
     brain = bounding_box(mask)
     low, high = intensity_window(image, field_of_view, mask)
@@ -189,13 +189,12 @@ def plot_uncertainty(image_path: Path, std_path: Path, out_file: Path, *, mask_p
     image_path : pathlib.Path
         Super-resolved image.
     std_path : pathlib.Path
-        Standard deviation of its error, same grid and units; shown in percent of the image's brightest (99th
-        percentile of the brain, without a mask of the foreground).
+        Standard deviation of its error, same grid and units; shown in % of the 99th percentile of the image in the
+        mask.
     out_file : pathlib.Path
         PNG to write.
     mask_path : pathlib.Path, optional
-        Brain mask on any grid: the uncertainty is shown inside of it, and the image around it; without one the
-        foreground.
+        Brain mask on any grid; by default the foreground. The uncertainty is shown inside it, the image around it.
 
     Returns
     -------
@@ -212,13 +211,13 @@ def plot_uncertainty(image_path: Path, std_path: Path, out_file: Path, *, mask_p
     require_same_grid(image, std, names=(image_path, std_path))
     mask = foreground(image) if mask_path is None else Volume.load(mask_path)
     around = box_on(mask, image, bounding_box(mask, margin_mm=_MARGIN_MM))
-    # All that is shown lies in this box: the rest of the head is left aside from here on.
+    # The figure shows only this box.
     image, std = image.cropped(around), std.cropped(around)
     inside = mask.on(image, 0)
     box, brain = whole(image), bounding_box(inside)
     low, high = intensity_window(image, box, inside)
     within = inside.data > 0
-    # As in the numbers: skin and fat are brighter than the brain.
+    # Of the brain, as in the tables: skin and fat are brighter.
     brightest = float(np.percentile(image.data[within], 99)) if within.any() else high
     percent = std.with_data(100 * std.data / brightest)
     limit = max(1.0, float(np.ceil(np.percentile(percent.data[within], 99)))) if within.any() else 1.0

@@ -31,7 +31,7 @@ _STATE_WORDS = {
 
 
 def state_words(record: ImageRecord) -> str:
-    """Return the state of an image in words, with step and reason where it failed."""
+    """Return the state of an image in words, with step and reason if it failed."""
     words = _STATE_WORDS.get(record.state, record.state)
     if record.state == "failed" and record.status:
         words += f" at step {step_words(record.status.step)}: {record.status.reason}"
@@ -39,7 +39,7 @@ def state_words(record: ImageRecord) -> str:
 
 
 def warnings_of(record: ImageRecord) -> list[str]:
-    """Return the warnings recorded for an image and what of its record could not be read."""
+    """Return the recorded warnings of an image, and sentences about files that could not be read."""
     return [*record.problems, *(record.moesr.warnings if record.moesr else ())]
 
 
@@ -49,7 +49,7 @@ def summary_html(record: ImageRecord) -> str:
     Parameters
     ----------
     record : ImageRecord
-        Facts of the image. Without an output the fragment says what happened instead.
+        Facts of the image. Without an output, the fragment says what happened instead.
 
     """
     return render(
@@ -106,7 +106,7 @@ def _crash_text(path: Path) -> str:
 
 
 def errors_html(out_dir: Path, participant: str, records: Sequence[ImageRecord]) -> str:
-    """Return what went wrong for a participant: status and crash file text of each image, escaped.
+    """Return the failures of a participant as HTML: status and text of the crash file of each image, escaped.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def methods_html(out_dir: Path, participant: str) -> str:
         return f"<p>No methods text: logs/{participant}/CITATION.md is not there.</p>"
     text = re.sub(r"\A# Methods\n", "", text)  # the section has that heading already
     html = MarkdownIt("commonmark", {"html": False}).disable("image").render(text)
-    # the page has its own first two levels of headings
+    # The page uses the first two levels of headings itself.
     html = re.sub(r"(</?h)([1-4])>", lambda found: f"{found[1]}{int(found[2]) + 2}>", html)
     html = f"<details><summary>Text for your paper, with its references</summary>{html}</details>"
     return html.encode("ascii", "xmlcharrefreplace").decode("ascii")

@@ -1,4 +1,4 @@
-"""Cohort tables and page, from the derivatives alone: ``group_<suffix>.tsv``, ``.json`` and ``group.html``."""
+"""Cohort tables and page, from the files of an output folder: ``group_<suffix>.tsv``, ``.json``, ``group.html``."""
 
 from __future__ import annotations
 
@@ -86,13 +86,13 @@ def build_group(out_dir: Path) -> tuple[Path, ...]:
     Parameters
     ----------
     out_dir : pathlib.Path
-        Output folder of the app; sidecars, ``logs/status`` and saved ratings (``*ratings*.tsv``) are all that is read.
+        Output folder of the app; only sidecars, ``logs/status`` and saved ratings (``*ratings*.tsv``) are read.
 
     Returns
     -------
     tuple of pathlib.Path
-        ``group_<suffix>.tsv`` and ``.json`` per suffix, then ``group.html``; empty, and nothing written, where the
-        folder holds neither a sidecar of a main output nor a status file.
+        ``group_<suffix>.tsv`` and ``.json`` per suffix, then ``group.html``. If the folder holds neither a sidecar of
+        a main output nor a status file, nothing is written, and the tuple is empty.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def build_group(out_dir: Path) -> tuple[Path, ...]:
         return ()
     saved = ratings_files(out_dir)
     records, stale_ratings = with_ratings(records, read_ratings(saved))
-    # What an earlier run has left of an image that failed since is not of this run.
+    # Outputs of an earlier run do not count for an image that failed since.
     records = [record if record.complete else attrs.evolve(record, moesr=None, rating={}) for record in records]
     write_dictionaries(saved)
     metrics = metrics_of(records)

@@ -1,4 +1,4 @@
-"""Report of one participant, ``sub-X.html``: assembled by nireports from files of the output folder alone."""
+"""Report of one participant, ``sub-X.html``: nireports assembles it from files of the output folder."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from moesr_bids.reports.values import NOT_AVAILABLE, duration, number, triple
 from moesr_bids.reports.verdict import reasons, verdict
 
 _PICTURE = re.compile(r'src="\./([^"]+)"')
-# What nireports puts under each picture: a link to its file, which a page alone does not have.
+# nireports puts a link to its file under each picture; a page that is moved has no such files.
 _FIGURE_LINK = re.compile(r"<small>Get figure file:.*?</small>", re.DOTALL)
 
 
 @attrs.frozen
 class Fragment:
-    """A part of the page that is no figure file, with the face of a nireports reportlet."""
+    """Part of the page that is no figure file, with the attributes of a nireports reportlet."""
 
     name: str
     components: list[tuple[str, str | None]]
@@ -39,7 +39,7 @@ class Fragment:
 
 @attrs.frozen
 class ImageBlock:
-    """What the page shows of one image.
+    """Part of the page about one image.
 
     Attributes
     ----------
@@ -48,8 +48,9 @@ class ImageBlock:
     title : str
         Entities of the image, as HTML.
     verdict : str
+        See `moesr_bids.reports.verdict.verdict`.
     shown, folded : list
-        Reportlets that are seen at once, and those that a reader unfolds.
+        Reportlets that are visible at once, and those that a reader unfolds.
 
     """
 
@@ -60,7 +61,7 @@ class ImageBlock:
     folded: list[Any]
 
 
-# What a reader came for, in this order. Of an image that did not go through, what happened comes first.
+# Visible reportlets in their order. For an image that failed, the summary of what happened comes first.
 _SHOWN = ("slider", "summary", "zooms")
 _SHOWN_OF_FAILED = ("summary", "slider", "zooms")
 _KEY = re.compile(r'data-image="([^"]+)"')
@@ -68,10 +69,10 @@ _DESC = re.compile(r"(?:^|_)desc-([a-z]+)")
 
 
 def _image_blocks(reportlets: list[Any], records: list[ImageRecord]) -> list[ImageBlock]:
-    """Group the reportlets that nireports found, one image after the other, into a block per image."""
+    """Group the reportlets that nireports found into a block per image."""
     groups: list[list[Any]] = []
     for reportlet in reportlets:
-        if reportlet.title:  # the first of an image has it
+        if reportlet.title:  # only the first of an image has one
             groups.append([])
         groups[-1].append(reportlet)
     by_key = {record.key: record for record in records}
@@ -80,7 +81,7 @@ def _image_blocks(reportlets: list[Any], records: list[ImageRecord]) -> list[Ima
         by_desc = {found[1]: reportlet for reportlet in group if (found := _DESC.search(reportlet.name))}
         key = _KEY.search(by_desc["summary"].components[0][0])
         if key is None or key[1] not in by_key:
-            continue  # figures of an image that the folder knows no more
+            continue  # figures of an image that the folder no longer has
         record = by_key[key[1]]
         order = _SHOWN if record.complete else _SHOWN_OF_FAILED
         title = group[0].title.removeprefix("Reports for: ").removesuffix(".").replace("suffix ", "")
@@ -91,7 +92,7 @@ def _image_blocks(reportlets: list[Any], records: list[ImageRecord]) -> list[Ima
 
 
 def _write_fragments(figures: Path, records: list[ImageRecord]) -> None:
-    """Write the figures that show recorded facts, so that facts are kept in one place, the sidecar."""
+    """Write the fragments with recorded facts, from the sidecars."""
     figures.mkdir(parents=True, exist_ok=True)
     for record in records:
         write_text(figures / figure_name(record.key, "summary", ".html"), summary_html(record))
@@ -132,7 +133,7 @@ def _overview(participant: str, records: list[ImageRecord]) -> str:
 
 
 def _doubtful_masks(figures: Path, records: list[ImageRecord]) -> list[SubReport]:
-    """Return a section with the contours of the brains that were found with doubts, or none."""
+    """Return a section with the outlines of brain masks that are in doubt; an empty list if none are."""
     doubtful = []
     for record in records:
         doubts = record.moesr.brain_mask.doubts if record.moesr else ()
@@ -148,12 +149,12 @@ def _doubtful_masks(figures: Path, records: list[ImageRecord]) -> list[SubReport
 
 
 def embed_figures(html: str, folder: Path) -> str:
-    """Return a page with its picture files inside it, so that it can be moved and mailed alone.
+    """Return a page with its pictures inside it, so that it can be moved or mailed alone.
 
     Parameters
     ----------
     html : str
-        Page as nireports writes it.
+        Page that nireports wrote.
     folder : pathlib.Path
         Folder of the page.
 
@@ -168,10 +169,11 @@ def embed_figures(html: str, folder: Path) -> str:
 
 
 def build_participant_report(out_dir: Path, participant: str, *, single_file: bool = False) -> Path:
-    """Write the report of a participant, whether the images went through or not.
+    """Write the report of a participant, whether the images are finished or not.
 
-    Read are the sidecars of the main outputs, ``logs/status``, ``logs/sub-X`` (``crash-*.txt``, ``CITATION.md``) and
-    ``sub-X/figures``; summary, numbers and times in that folder are written anew from the sidecars.
+    It is made from the sidecars of the main outputs, ``logs/status``, ``logs/sub-X`` (``crash-*.txt``,
+    ``CITATION.md``) and ``sub-X/figures``. Summary, numbers and times in that folder are written again from the
+    sidecars.
 
     Parameters
     ----------
@@ -213,7 +215,7 @@ def build_participant_report(out_dir: Path, participant: str, *, single_file: bo
         )
         errors_text = errors_html(out_dir, participant, records)
         errors = SubReport("Errors", reportlets=[Fragment("errors-text", [(errors_text, None)])])
-        # what failed is read first
+        # Failures come first on the page.
         failed = not records or not all(record.complete for record in records)
         for section in report.sections:
             section.reportlets = _image_blocks(section.reportlets, records)

@@ -1,4 +1,4 @@
-"""MRIQC's image quality metrics as the reports tell of them: names, meanings, values of input and output."""
+"""MRIQC's image quality metrics in the reports: names, meanings, values of input and output."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class QualityMetric:
     name : str
         MRIQC's name.
     words : str
-        For people.
+        Name on pages.
     description : str
-        For the data dictionary; n/a where it is not defined.
+        Description in the data dictionary.
     units : str or None
+        Units; None for a number without.
     of_output : bool
-        Whether the output has one of its own.
+        Whether it is measured on the output too.
 
     """
 
@@ -34,7 +35,7 @@ class QualityMetric:
 
     @property
     def short(self) -> str:
-        """MRIQC's name as it is written: abbreviations in capitals."""
+        """MRIQC's name with abbreviations in capitals."""
         head, _, tail = self.name.partition("_")
         return f"{head.upper()} {tail}".strip()
 
@@ -84,7 +85,7 @@ QUALITY_METRICS: tuple[QualityMetric, ...] = (
 
 
 def quality_rows(quality: ImageQuality | None) -> list[dict[str, str]]:
-    """Return the metrics of one image for its page: ``name``, ``words``, ``input``, ``output``; empty without any."""
+    """Return the metrics of one image for its page: ``name``, ``words``, ``input``, ``output``; empty if unknown."""
     if quality is None:
         return []
     return [

@@ -1,4 +1,4 @@
-"""The numbers of an image as small tables, one per subject."""
+"""Figures of an image as small tables, one per subject."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Table:
     Attributes
     ----------
     title : str
-        What it is about.
+        Subject.
     rows : tuple of tuple of str
-        Name of a row, then its values.
+        Name of each row, then its values.
     heads : tuple of str
-        Headings of the columns of values; none over a single one.
+        Headings of the columns of values; empty for a single column.
 
     """
 
@@ -70,7 +70,7 @@ def _sampling_words(record: Record) -> str:
 
 
 def uncertainty_words(record: SRRecord) -> str:
-    """Say how large the error is expected to be, and on what that was checked."""
+    """Return how large the error is expected to be, and how that was checked, in words."""
     if record.uncertainty is None:
         return "this model states none"
     calibration = record.uncertainty_calibration
@@ -88,7 +88,7 @@ def uncertainty_words(record: SRRecord) -> str:
 
 
 def _projection(record: Record) -> str:
-    """How far the projection moved the image; where it did not, no place is the farthest."""
+    """How far the projection moved the image, and where most; without a place if it did not move it."""
     if record.lambda_ == 0:
         return "did not change the image (lambda 0)"
     move = record.data_consistency.projection
@@ -118,7 +118,7 @@ def _scan(record: Record) -> Table:
 
 
 def _finest(record: Record) -> list[tuple[str, ...]]:
-    """Return the finest detail along each axis; what is finer than the input was acquired is inferred."""
+    """Return rows with the finest detail along each axis; detail finer than the input's was inferred."""
     sizes = record.image_quality.effective_resolution_mm if record.image_quality else None
     axes = ("left-right", "back-front", "foot-head")
     return [
@@ -144,7 +144,7 @@ def _acquisition(record: Record) -> Table:
 
 
 def _consistency(record: Record) -> Table:
-    """Residual of the model's own image, which judges it, and of the output, which the projection forces."""
+    """Residuals of the model's own image, which judge it, and of the output, which the projection forces."""
     after, model = record.data_consistency, record.data_consistency.model
     return Table(
         "Data consistency, in noise units",
@@ -215,7 +215,7 @@ def _run(record: Record) -> Table:
 
 
 def number_tables(record: Record) -> list[Table]:
-    """Return what is known of one image in figures, a table per subject."""
+    """Return the figures of one image, a table per subject."""
     parts = (_scan, _consistency, _acquisition, _model, _preprocessing, _run)
     return [part(record) for part in parts]
 

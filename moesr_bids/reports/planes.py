@@ -16,9 +16,9 @@ from scipy.ndimage import affine_transform, map_coordinates, spline_filter
 PLANES = ("sagittal", "coronal", "axial")
 """Names of the planes across the first, second and third axis of a volume in RAS order."""
 WORLD_LETTERS = ("R", "A", "S")
-"""Where the coordinates of the world grow to along these axes."""
+"""Directions in which world coordinates grow along these axes: right, anterior, superior."""
 POSITIONS = 3
-"""Slices of each plane that every figure shows, the same in all."""
+"""Number of slices of each plane in the figures; their positions are the same in all."""
 
 FloatImage = npt.NDArray[np.float32]
 
@@ -57,20 +57,21 @@ class Volume:
         return np.asarray(voxel_sizes(self.affine))
 
     def cropped(self, box: Box) -> Volume:
-        """Return the voxels of a box, which stay where they are in the world."""
+        """Return the part of the volume in a box; its voxels keep their world positions."""
         affine = self.affine.copy()
         affine[:3, 3] += self.affine[:3, :3] @ np.array(box.low)
         return Volume(self.data[box.slices], affine)
 
     def every(self, steps: tuple[int, int, int]) -> Volume:
-        """Return every so many voxels along each axis."""
+        """Return every n-th voxel along each axis, n from ``steps``."""
         i, j, k = (slice(None, None, step) for step in steps)
         return Volume(self.data[i, j, k], self.affine @ np.diag([*map(float, steps), 1.0]))
 
     def on(self, grid: Volume, order: int) -> Volume:
-        """Interpolate at the voxels of another grid; the outermost voxels go on beyond it.
+        """Interpolate at the voxels of another grid; beyond the volume its outermost voxels are repeated.
 
-        `order` is 0 for the nearest voxel, 1 for linear interpolation, and 3, of `spline_coefficients`, for splines.
+        `order` is 0 for the nearest voxel, 1 for linear interpolation, and 3 for cubic splines; for 3 this volume must
+        be one of `spline_coefficients`.
         """
         if order < 2 and self.data.shape == grid.data.shape and np.allclose(self.affine, grid.affine, atol=1e-4):
             return self
@@ -85,17 +86,17 @@ class Volume:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, changed_ns: int) -> Volume:
-    """Read a file, as `Volume.load` says; most figures of an image show the same few."""
+    """Read a file for `Volume.load`, and keep the last four; most figures of an image show the same few files."""
     image = nb.as_closest_canonical(nb.squeeze_image(nb.load(path)))
     if len(image.shape) != 3:
         raise ValueError(f"{path} has shape {image.shape}, a figure needs three dimensions: give a single volume")
     data = np.nan_to_num(image.get_fdata(dtype=np.float32, caching="unchanged"), copy=False, posinf=0, neginf=0)
-    data.flags.writeable = False  # other figures have it too
+    data.flags.writeable = False  # other figures share it
     return Volume(data, np.asarray(image.affine, dtype=np.float64))
 
 
 def forget_volumes() -> None:
-    """Give back the memory of the files that were read."""
+    """Free the memory of the files that were read."""
     _read.cache_clear()
 
 
@@ -153,7 +154,7 @@ def box_on(volume: Volume, grid: Volume, box: Box) -> Box:
 
 
 def foreground(volume: Volume) -> Volume:
-    """Return a rough mask of what is not background: above a tenth of the 99th percentile."""
+    """Return a rough mask of the foreground: above a tenth of the 99th percentile."""
     return volume.with_data(volume.data > 0.1 * np.percentile(volume.data, 99))
 
 
@@ -185,19 +186,19 @@ def plane(volume: Volume, axis: int, index: int, box: Box) -> FloatImage:
 
 
 def spline_coefficients(volume: Volume) -> Volume:
-    """Return what `plane_of_other` interpolates by cubic splines, of an image."""
+    """Return the cubic-spline coefficients of an image, for `Volume.on` and `plane_of_other` with order 3."""
     return volume.with_data(spline_filter(volume.data, order=3, output=np.float32, mode="nearest"))
 
 
 def plane_of_other(moving: Volume, grid: Volume, axis: int, index: int, box: Box, order: int) -> FloatImage:
-    """Cut the slice of ``grid`` out of another image, by world coordinates.
+    """Interpolate another image on a slice of ``grid``, by world coordinates.
 
     Parameters
     ----------
     moving : Volume
         Image to show; with order 3 its `spline_coefficients`.
     grid : Volume
-        Image whose slice is asked for.
+        Image that the slice is of.
     axis, index, box
         The slice, as for `plane`, in voxels of ``grid``.
     order : int
@@ -206,7 +207,7 @@ def plane_of_other(moving: Volume, grid: Volume, axis: int, index: int, box: Box
     Returns
     -------
     numpy.ndarray
-        As `plane` gives for ``grid``; half a voxel beyond the outermost voxel centres of ``moving`` and farther, 0.
+        Shape and orientation as `plane` returns for ``grid``; 0 outside of the field of view of ``moving``.
 
     """
     ranges = [np.array([index]) if other == axis else np.arange(box.low[other], box.high[other]) for other in range(3)]
@@ -239,10 +240,10 @@ def where_words(volume: Volume, axis: int, index: int, box: Box) -> str:
 
 
 def intensity_window(volume: Volume, box: Box, inside: Volume | None = None) -> tuple[float, float]:
-    """Return the grey-scale limits for display: percentiles 0.5 and 99.5 of the voxels above zero in the box.
+    """Return the grey-scale limits for display, black and white.
 
-    The upper one is that of the voxels in a mask on the same grid, if given: fat can be far brighter than the brain,
-    which would then be dark.
+    Black is percentile 0.5 of the voxels in the box, but at most 0. White is percentile 99.5 of the positive voxels in
+    the box, or in a mask on the same grid: fat can be far brighter than the brain, and would make it dark.
     """
     crop = volume.data[tuple(slice(low, high) for low, high in zip(box.low, box.high, strict=True))]
     chosen = crop if inside is None else volume.data[inside.data > 0]

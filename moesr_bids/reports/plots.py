@@ -1,4 +1,4 @@
-"""Distributions of the cohort's figures, one dot per image: outliers, and what a plot shows where."""
+"""Distributions of the cohort's figures, one dot per image: outliers, and positions in the plots."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from moesr_bids.reports.values import number
 
 OUTLIER_SCORE = 3.5
 LEAST_IMAGES = 8
-"""Fewer images have no outliers, and no plots: the spread of so few is not known."""
+"""With fewer images there are no outliers and no plots, since the spread of so few is not known."""
 _NORMAL = 0.6745  # median absolute deviation of a normal distribution, in standard deviations
-_MOST_NAMED = 500  # images; of more only those that stand out have a name and a link
+_MOST_NAMED = 500  # images; with more, only outliers have a name and a link
 WIDTH, HEIGHT = 300, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 6, 8, 18  # pixels around the dots
 _LINE = 10  # pixels of a line of text
-_CLOUD = 0.3  # half the width of the dots of a contrast, of its share of the width
+_CLOUD = 0.3  # half the width that the dots of a contrast spread over, as a share of its column
 
 
 @attrs.frozen
@@ -30,11 +30,11 @@ class Metric:
     Attributes
     ----------
     name, title : str
-        Column of the table, and what stands over the plot.
+        Column of the table, and title of the plot.
     values : tuple of float or None
         One per image.
     low, high : float
-        Range in which the verdict asks no question; infinite, or 0 below, where there is no such limit.
+        Range that the verdict accepts; infinite, or 0 for the lower end, if there is no limit.
 
     """
 
@@ -46,15 +46,15 @@ class Metric:
 
     @property
     def limits(self) -> list[float]:
-        """The ends of the range that say something."""
+        """The ends of the range that are limits."""
         return [limit for limit in (self.low, self.high) if math.isfinite(limit) and limit != 0]
 
 
 def modified_z_scores(values: Sequence[float | None]) -> list[float | None]:
     """Return how far each value is from the median: 0.6745 (x - median) / MAD.
 
-    MAD is the median absolute deviation from the median (Iglewicz & Hoaglin 1993, How to Detect and Handle Outliers);
-    where it is 0, since most values are the same, or there are fewer than `LEAST_IMAGES`, there is no score.
+    MAD is the median absolute deviation from the median (Iglewicz & Hoaglin 1993, How to Detect and Handle Outliers).
+    All scores are None if it is 0, because most values are the same, or if there are fewer than `LEAST_IMAGES` values.
     """
     known = np.array([value for value in values if value is not None], dtype=float)
     if known.size < LEAST_IMAGES:
@@ -85,17 +85,18 @@ def distributions(
     outlying: Sequence[Sequence[str]],
     links: Sequence[str | None],
 ) -> list[dict[str, Any]]:
-    """Return what the plots show, in pixels, for the template of the page; none of fewer images than `LEAST_IMAGES`.
+    """Return the content of the plots for the template of the page, in pixels; empty below `LEAST_IMAGES` images.
 
     Parameters
     ----------
     records : sequence of ImageRecord
+        The images.
     metrics : sequence of Metric
-        Those without any value are left out.
+        Figures; those without any value are left out.
     outlying : sequence of sequence of str
-        Of `outliers`.
+        From `outliers`.
     links : sequence of str or None
-        Where a click on an image's dot leads.
+        Target of a click on an image's dot.
 
     """
     if len(records) < LEAST_IMAGES:
@@ -129,7 +130,7 @@ def distributions(
 def _plot(
     metric: Metric, dots: list[dict[str, Any]], names: list[dict[str, Any]], *, all_named: bool
 ) -> dict[str, Any]:
-    """Return one plot: marks of the axis, limits of the verdict, dots with a name, and those without."""
+    """Return one plot: marks of the axis, limits of the verdict, dots with a name, and dots without."""
     values = [dot["value"] for dot in dots]
     ends = [*values, *metric.limits]
     low, high = min(ends), max(ends)
@@ -143,7 +144,7 @@ def _plot(
         dot |= {"y": up(dot["value"]), "text": f"{dot['key']}: {number(dot['value'], 4)}"}
     named = [dot for dot in dots if all_named or dot["far"]]
     marks = [min(values)]
-    for value in (float(np.median(values)), max(values)):  # what would be written over another is left out
+    for value in (float(np.median(values)), max(values)):  # marks that would overlap are left out
         if up(marks[-1]) - up(value) >= _LINE:
             marks.append(value)
     return {
@@ -152,7 +153,7 @@ def _plot(
         "marks": [{"y": up(value), "text": number(value, 3)} for value in marks],
         "limits": [{"y": up(value), "text": number(value, 3)} for value in metric.limits],
         "named": named,
-        # A path of dots takes a tenth of the room of elements of their own.
+        # One path of dots has a tenth of the size of single elements.
         "unnamed": "".join(f"M{dot['x']} {dot['y']}h0" for dot in dots if not (all_named or dot["far"])),
         "suffixes": names,
     }

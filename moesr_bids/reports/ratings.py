@@ -1,4 +1,4 @@
-"""Ratings that people gave on the pages and saved as tables: read back by the cohort level."""
+"""Ratings that people gave on the pages and saved as tables; the group level reads them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = {
 
 @attrs.frozen
 class Rating:
-    """What someone said of an image."""
+    """Rating of an image: ``keep`` or ``exclude``, a comment, the digest of its settings, and the time."""
 
     rating: str
     comment: str
@@ -36,17 +36,17 @@ class Rating:
 
 
 def ratings_files(out_dir: Path) -> list[Path]:
-    """Return the tables that the pages save, where they were put into the output folder."""
+    """Return the tables of ratings in the output folder."""
     return sorted(out_dir.glob("*ratings*.tsv"))
 
 
 def read_ratings(paths: Iterable[Path]) -> dict[str, Rating]:
-    """Read tables of ratings: image to its latest rating.
+    """Read tables of ratings; return the latest rating of each image.
 
     Raises
     ------
     ValueError
-        If a file is no such table.
+        If a file is no table of ratings.
 
     """
     found: dict[str, Rating] = {}
@@ -73,7 +73,7 @@ def write_dictionaries(paths: Iterable[Path]) -> None:
 
 
 def with_ratings(records: Iterable[ImageRecord], ratings: dict[str, Rating]) -> tuple[list[ImageRecord], list[str]]:
-    """Return the records with their ratings, and the images whose rating is of an output that was replaced since."""
+    """Return the records with their ratings, and the images whose rated output was replaced since."""
     rated, stale = [], []
     for record in records:
         rating = ratings.get(record.key)

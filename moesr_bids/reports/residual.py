@@ -1,4 +1,4 @@
-"""Figure of the residual: what the output leaves of the input, in noise units."""
+"""Figure of the residual, input minus A(output), in noise units."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MARGIN_MM = 4.0
 
 
 def plot_residual(residual_path: Path, mask_path: Path, out_file: Path, *, noise_alone: float = 1.0) -> Path:
-    """Show what the output leaves of the input inside the brain, in noise units, as a map and as a histogram.
+    """Show the residual inside the brain, in noise units, as a map and as a histogram.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def plot_residual(residual_path: Path, mask_path: Path, out_file: Path, *, noise
     out_file : pathlib.Path
         PNG to write.
     noise_alone : float
-        Standard deviation that noise alone would have in the map: below 1 in a zero-filled scan.
+        Standard deviation that noise alone has in the map: below 1 in a zero-filled scan.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def plot_residual(residual_path: Path, mask_path: Path, out_file: Path, *, noise
 
 
 def _histogram(axes: Axes, values: npt.NDArray[np.float32], noise_alone: float) -> None:
-    """Draw the residual's density on a logarithmic scale against that of noise alone."""
+    """Draw the density of the residual on a logarithmic scale, with that of noise alone."""
     axes.set_facecolor("white")
     edges = np.linspace(-6, 6, 97)
     if values.size:

@@ -70,7 +70,7 @@ def _data_uri(
         for contour in contours:
             draw.line([(float(column), float(row)) for row, column in contour], fill=CONTOUR_COLOR, width=1)
     buffer = io.BytesIO()
-    if magnified:  # each voxel is seen, and so would be what JPEG does to it
+    if magnified:  # each voxel is visible, and so would be artefacts of JPEG
         picture.save(buffer, format="PNG", optimize=True)
     else:
         picture.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
@@ -80,18 +80,18 @@ def _data_uri(
 
 @attrs.frozen(slots=False)
 class Comparison:
-    """How two images are shown.
+    """Comparison of two images by a slider.
 
     Attributes
     ----------
     before, after : Side
-        The slices are those of ``after``.
+        The two images; slices are those of ``after``.
     shown : tuple of str
         Interpolations of ``before`` that the reader can choose from.
     outline : Volume or None
-        Mask whose edge is drawn on both.
+        Mask whose edge is drawn on both images.
     magnified : bool
-        Small windows, shown voxel by voxel.
+        Whether small windows are shown voxel by voxel.
 
     """
 
@@ -103,7 +103,7 @@ class Comparison:
 
     @cached_property
     def _shown_as(self) -> dict[str, Volume]:
-        """What is interpolated in each of the ways."""
+        """Volume to interpolate for each interpolation: spline coefficients, or the image."""
         volume = self.before.volume
         return {name: spline_coefficients(volume) if name == "cubic" else volume for name in self.shown}
 
@@ -120,7 +120,7 @@ class Comparison:
         )
 
     def panel(self, axis: int, index: int, box: Box, what: str = "") -> dict[str, Any]:
-        """Return one picture of the slice ``index`` across ``axis``, for the template; ``what`` names what it shows."""
+        """Return one panel of the slice ``index`` across ``axis``, for the template; ``what`` is its name."""
         grid = self.after.volume
         contours: list[np.ndarray] = []
         if self.outline is not None:
@@ -155,7 +155,22 @@ class Comparison:
         choice: str,
         caption: str,
     ) -> Path:
-        """Write the fragment: ``levels`` are named groups of panels of which one is seen, ``choice`` what they are."""
+        """Write the HTML fragment.
+
+        Parameters
+        ----------
+        out_html : pathlib.Path
+            File to write.
+        levels : sequence of tuple
+            Named groups of panels, of which one is visible.
+        start : int
+            Group that is visible first.
+        choice : str
+            Label of the choice between the groups.
+        caption : str
+            Text below the pictures.
+
+        """
         html = render(
             "slider.html.j2",
             levels=levels,
@@ -172,7 +187,7 @@ class Comparison:
         return out_html
 
     def write_slices(self, out_html: Path, box: Box, brain: Box, caption: str) -> Path:
-        """Write the fragment of slices through the brain in each plane; `box` is what is shown of them."""
+        """Write the fragment with slices through ``brain`` in each plane; `box` is the part of them that is shown."""
         levels = []
         for indices in zip(*(brain.positions(axis) for axis in range(3)), strict=True):
             panels = [self.panel(axis, index, box) for axis, index in enumerate(indices)]
@@ -188,21 +203,21 @@ def size_words(volume: Volume) -> str:
 def plot_slider(input_path: Path, output_path: Path, out_html: Path, *, mask_path: Path | None = None) -> Path:
     """Compare input and output by a before/after slider: three planes, the same slices of both.
 
-    The slices are those of the output. The input is shown on them interpolated by cubic splines, the best that can be
-    done without a model, or by the nearest voxel (what the scanner measured, voxel by voxel), as the reader chooses.
-    Both images have the same grey scale, whose white is that of the brain.
+    The slices are those of the output. The reader chooses how the input is shown on them: interpolated by cubic
+    splines, the best that can be done without a model, or by the nearest voxel, as the scanner measured it. Both images
+    have the same grey scale, whose white is that of the brain.
 
     Parameters
     ----------
     input_path : pathlib.Path
-        NIfTI image that the super-resolution was given (bias-corrected, own grid).
+        Input of the super-resolution, NIfTI (bias-corrected, own grid).
     output_path : pathlib.Path
-        NIfTI image on the target grid, same world space.
+        Super-resolved image, NIfTI, same world space.
     out_html : pathlib.Path
         HTML fragment to write; everything it shows is inside it.
     mask_path : pathlib.Path, optional
-        Brain mask, any grid of the same world space: the slices are chosen and cropped around it. Without it, around
-        the foreground of the input.
+        Brain mask on any grid of the same world space; by default the foreground of the input. The slices are chosen
+        and cropped around it.
 
     Returns
     -------
@@ -239,7 +254,7 @@ def plot_registration(
     template_name: str = "template",
     rigid: bool = False,
 ) -> Path:
-    """Compare a registered image with what it was registered to by a slider; the brain's outline is drawn on both.
+    """Compare a registered image with its template or reference by a slider; a brain outline is drawn on both.
 
     Parameters
     ----------
@@ -250,11 +265,12 @@ def plot_registration(
     out_html : pathlib.Path
         HTML fragment to write; everything it shows is inside it.
     template_mask_path : pathlib.Path, optional
-        Brain mask of the template: its outline is drawn and the slices are chosen around it.
+        Brain mask of the template: its outline is drawn, and the slices are chosen around it. Without it there is no
+        outline, and the slices are chosen around the foreground.
     template_name : str
-        Shown on the template's side.
+        Name on the template's side.
     rigid : bool
-        Whether both are of the same person, so that everything should stay in place.
+        Whether both images are of the same person, so that everything should stay in place.
 
     Returns
     -------
@@ -280,7 +296,7 @@ def plot_registration(
         caption += f" The line is the brain outline of {template_name}, the same on both sides."
     same_grid = outline if outline is not None and outline.data.shape == warped.data.shape else None
     compared = Comparison(
-        # the participant's image is shown on the template's slices, so the template is the side with the grid
+        # The participant's image is shown on the template's slices, so the template is the side with the grid.
         Side(warped, intensity_window(warped, box_on(template, warped, box), same_grid), "this image"),
         Side(template, intensity_window(template, box, outline), template_name),
         shown=("linear",),

@@ -1,4 +1,4 @@
-"""Figure of the power spectra: which frequencies were measured along each axis, and which were inferred."""
+"""Figure of the power spectra, with the frequencies along each axis that were measured and those inferred."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def measured_up_to(image: Path, psf: Sequence[AxisProfile]) -> tuple[float, ...]
     image : pathlib.Path
         Acquired image.
     psf : sequence of AxisProfile
-        Kind and width per axis of its array. A k-space window ends at half a cycle per FWHM, which is before the
-        Nyquist frequency of the voxels where the scan was zero-filled.
+        Kind and width per array axis. A k-space window ends at half a cycle per FWHM; in a zero-filled scan this is
+        below the Nyquist frequency of the voxels.
 
     """
     source = nb.load(image)
@@ -54,7 +54,7 @@ def plot_spectrum(
     out_file : pathlib.Path
         PNG to write.
     psf : sequence of AxisProfile
-        Point-spread function of the input, as its sidecar tells: see `measured_up_to`.
+        Point-spread function of the input, see `measured_up_to`.
 
     Returns
     -------

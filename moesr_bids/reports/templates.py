@@ -1,4 +1,4 @@
-"""Templates of the reports: where they are and how they are filled."""
+"""Templates of the reports: their folder, and how they are filled."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def render(template: str, **values: Any) -> str:
     template : str
         File name in the package's ``data/reports``.
     **values
-        Names used by the template. Text is escaped; a name that the template uses and that is missing is an error.
+        Values of the names in the template. Text is escaped; a missing name is an error.
 
     Returns
     -------
     str
-        HTML in plain ASCII (other characters as numeric references), so that any reader's locale can decode it.
+        HTML in plain ASCII (other characters as numeric references), so that it can be read in any encoding.
 
     """
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""Recorded values as text: units, rounding, and ``n/a`` for what was not recorded."""
+"""Recorded values as text: units, rounding, and ``n/a`` for values that were not recorded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from moesr_bids.bids.record import AxisProfile
 
 NOT_AVAILABLE = "n/a"
-_NOUGHT = 1e-9  # what is smaller is what rounding left
+_NOUGHT = 1e-9  # smaller values are left by rounding
 
 
 def _is_number(value: Any) -> bool:
@@ -17,7 +17,7 @@ def _is_number(value: Any) -> bool:
 
 
 def stated(value: Any) -> str:
-    """Return a value as text; ``n/a`` for None, empty text and what is not finite.
+    """Return a value as text; ``n/a`` for None, empty text and numbers that are not finite.
 
     Examples
     --------
@@ -31,7 +31,7 @@ def stated(value: Any) -> str:
 
 
 def number(value: Any, digits: int) -> str:
-    """Return a number with so many significant digits, never in powers of ten.
+    """Return a number with ``digits`` significant digits, never with an exponent.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def number(value: Any, digits: int) -> str:
 
 
 def percent(share: Any) -> str:
-    """Return a share as per cent.
+    """Return a share in per cent.
 
     Examples
     --------

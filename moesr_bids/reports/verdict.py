@@ -1,7 +1,7 @@
-"""Verdict on an image: ok, look at it, or failed; from thresholds on the recorded figures.
+"""Verdict on an image, from thresholds on the recorded figures: ok, look, failed, or unfinished.
 
 The thresholds are wide: they say where to look first, not whether an image is good. Those on the agreement with the
-scan were chosen on training people, and docs/trust.md shows on others what they see.
+scan were chosen mostly on training people; docs/trust.md shows what they see on others, and names an exception.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from moesr_bids.reports.values import NOT_AVAILABLE, number
 
 @attrs.frozen
 class Rule:
-    """A figure and the range in which it raises no question.
+    """A figure, and the range in which it is accepted.
 
     Attributes
     ----------
     name : str
-        What the figure is, in words.
+        The figure in words.
     value : Callable
-        Gives the figure of an image, or None.
+        Function that returns the figure of an image, or None.
     low, high : float
         Range, ends included.
     meaning : str
-        What a figure outside may mean.
+        Possible meaning of a figure outside of the range.
     column : str
         Column of the cohort tables that holds the figure.
     title : str
-        Short name, that stands over its distribution.
+        Short name, the title of its plot.
 
     """
 
@@ -47,7 +47,7 @@ class Rule:
     title: str
 
     def problem(self, record: Record) -> str | None:
-        """Say that the figure is outside of its range; None where it is inside or unknown."""
+        """Return a sentence if the figure is outside of its range; None if it is inside or unknown."""
         value = self.value(record)
         if value is None or self.low <= value <= self.high:
             return None
@@ -56,11 +56,11 @@ class Rule:
 
 
 MODEL_ERROR_PERCENT = 1.0
-"""What a model may err by beside the noise, in % of the brain's brightest, however little noise a scan has."""
+"""Error that is tolerated beside the noise, in % of the brain's 99th percentile, however little noise a scan has."""
 
 
 def tolerated(record: Record, noise_units: float) -> float | None:
-    """Return a residual in units of the noise and of the error that models may have; None where contrasts differ."""
+    """Return a residual in units of what is tolerated: sqrt(noise^2 + 1 %^2). None for a synthesis."""
     if record.synthesis:
         return None
     return noise_units * record.noise_percent / math.hypot(record.noise_percent, MODEL_ERROR_PERCENT)
@@ -161,13 +161,13 @@ RULES: tuple[Rule, ...] = (
 
 
 def doubts(record: Record) -> list[str]:
-    """Return why the step that found the brain was not sure of it, and that an image is a synthesis."""
+    """Return the doubts of the brain mask step, and a sentence if the image is a synthesis."""
     translated = ["the contrast was translated by the model: a synthesis cannot be held against the scan"]
     return [*(translated if record.synthesis else []), *(f"{d}; see the brain mask" for d in record.brain_mask.doubts)]
 
 
 def reasons(record: ImageRecord) -> list[str]:
-    """Return what asks for a look: figures outside of their range, or why an image has no output."""
+    """Return the reasons of the verdict: figures outside of their range and doubts, or why there is no output."""
     if record.complete and record.moesr is not None:
         return doubts(record.moesr) + [problem for rule in RULES if (problem := rule.problem(record.moesr))]
     status = record.status
@@ -177,7 +177,7 @@ def reasons(record: ImageRecord) -> list[str]:
 
 
 def verdict(record: ImageRecord) -> str:
-    """Return ``ok``, ``look``, ``failed``, or ``unfinished`` while nothing is decided."""
+    """Return ``ok``, ``look``, ``failed``, or ``unfinished`` (the image waits or runs)."""
     if record.state in ("waiting", "running"):
         return "unfinished"
     if not record.complete:

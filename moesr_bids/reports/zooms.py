@@ -1,4 +1,4 @@
-"""Zooms of the before/after picture where a reader looks first: cortex, deep white matter, grey-white junction."""
+"""Magnified before/after windows in cortex, deep white matter and at the grey-white junction."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from moesr_bids.reports.planes import PLANES, Box, Volume, bounding_box, intensi
 from moesr_bids.reports.slider import Comparison
 
 WINDOW_MM = 36.0
-RIM_MM = 8.0  # cortex: grey matter no deeper under the brain's surface than this
-DEEP_MM = 5.0  # deep white matter: no nearer to other tissue than this
-LOWER_SHARE = 0.4  # of the brain's height: cerebellum and temporal poles, whose folds are finer or disturbed
-_BLOCK_MM = 2.0  # where to look is decided on blocks of about this size
+RIM_MM = 8.0  # cortex: grey matter at most this deep under the brain's surface
+DEEP_MM = 5.0  # deep white matter: at least this far from other tissue
+LOWER_SHARE = 0.4  # of the brain's height, left out: cerebellum and temporal poles have finer or disturbed folds
+_BLOCK_MM = 2.0  # windows are chosen on a grid of about this spacing
 
 BoolArray = npt.NDArray[np.bool_]
 
 
 @attrs.frozen(eq=False)
 class Region:
-    """A kind of place to look at.
+    """A kind of region to look at.
 
     Attributes
     ----------
     name : str
-        Shown over the picture.
+        Name over the picture.
     interest : numpy.ndarray of bool
-        Where it is.
+        Voxels of the region.
 
     """
 
@@ -42,8 +42,8 @@ class Region:
 def plot_zooms(input_path: Path, output_path: Path, tissue_path: Path, out_html: Path) -> Path:
     """Compare input and output, magnified, in cortex, deep white matter and at the grey-white junction.
 
-    Of all windows of `WINDOW_MM` in a plane the one is shown that holds most of what it is to show; the same image
-    gives the same windows.
+    In each plane, the window of `WINDOW_MM` that holds most of a region is shown. The same image always gives the same
+    windows.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def plot_zooms(input_path: Path, output_path: Path, tissue_path: Path, out_html:
 
 
 def _grey_scale(image: Volume, labels: Volume) -> tuple[float, float]:
-    """Return black and white: half the 2nd percentile of grey and white matter, and their 99.5th percentile."""
+    """Return black and white: half of the 2nd percentile, and the 99.5th percentile, of grey and white matter."""
     tissue = image.data[(labels.data == WHITE) | (labels.data == GREY)]
     if tissue.size == 0:
         return intensity_window(image, bounding_box(labels))
@@ -123,9 +123,9 @@ def regions(labels: Volume) -> list[Region]:
 
 
 def best_window(interest: BoolArray, axis: int, zooms: npt.NDArray[np.float64]) -> tuple[int, int, int]:
-    """Return the centre of the window of `WINDOW_MM` across ``axis`` that holds most of the voxels of interest.
+    """Return the centre of the window of `WINDOW_MM` across ``axis`` that holds most voxels of interest.
 
-    Of several as good the first in the order of the voxels; the middle of the volume where there are none.
+    Of several equal ones, it is the first in the order of the voxels; without any such voxel, the middle of the volume.
     """
     if not interest.any():
         i, j, k = (n // 2 for n in interest.shape)
@@ -137,14 +137,14 @@ def best_window(interest: BoolArray, axis: int, zooms: npt.NDArray[np.float64]) 
 
 
 def _blocks(labels: Volume) -> Volume:
-    """Take every so many voxels, so that they are about `_BLOCK_MM` apart."""
+    """Take every n-th voxel, so that voxels are about `_BLOCK_MM` apart."""
     steps = [max(1, round(_BLOCK_MM / float(zoom))) for zoom in labels.zooms]
     i, j, k = (slice(None, None, step) for step in steps)
     return Volume(labels.data[i, j, k], labels.affine @ np.diag([*map(float, steps), 1.0]))
 
 
 def _on(grid: Volume, blocks: Volume, centre: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return the voxel of ``grid`` that a block lies on."""
+    """Return the voxel of ``grid`` nearest to a voxel of ``blocks``."""
     place = np.linalg.inv(grid.affine) @ blocks.affine @ np.array([*centre, 1.0])
     i, j, k = (int(n) for n in np.clip(np.rint(place[:3]).astype(int), 0, np.array(grid.data.shape) - 1))
     return i, j, k
@@ -155,7 +155,7 @@ def window_around(grid: Volume, middle: tuple[int, int, int], axis: int) -> tupl
     low, high = [], []
     for other, zoom in enumerate(grid.zooms):
         half = max(1, round(WINDOW_MM / 2 / float(zoom)))
-        # Moved, not cut, at the edge of the volume: all windows have one size where the volume has it.
+        # At the edge of the volume the window is moved, not cut, so that all windows have one size.
         first = max(0, min(middle[other] - half, grid.data.shape[other] - 2 * half))
         low.append(first)
         high.append(min(first + 2 * half, grid.data.shape[other]))
@@ -163,7 +163,7 @@ def window_around(grid: Volume, middle: tuple[int, int, int], axis: int) -> tupl
 
 
 def plane_showing_slices(before: Volume) -> int:
-    """Return the axis across the plane that holds the input's coarsest axis, upright; axial for isotropic voxels."""
+    """Return the axis across the plane to show first: coronal if slices are thick and axial, else axial."""
     zooms = before.zooms
     thick = zooms.max() > 1.1 * zooms.min()
     return 1 if thick and int(np.argmax(zooms)) == 2 else 2

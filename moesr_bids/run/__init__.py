@@ -1,1 +1,1 @@
-"""Running participants: what is done of a data set, in which order, and what is told of it."""
+"""Running participants: which images are processed, in which order, and messages about them."""

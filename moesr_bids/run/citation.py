@@ -17,7 +17,7 @@ def _bibliography() -> dict[str, dict[str, str]]:
 
 
 def methods_markdown(description: str) -> str:
-    """Turn a workflow's description with keys such as ``[@n4; @ants]`` into text with a list of references.
+    """Turn a workflow's description with citation keys such as ``[@n4; @ants]`` into text with references.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The dry run: what would be done, on which grids, with how much memory and time."""
+"""Dry run: print what would be done, on which grids, with how much memory and time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def print_plans(images: Sequence[RawImage], plans: Mapping[RawImage, ImagePlan],
     images : sequence of RawImage
         All images that were found.
     plans : Mapping
-        Plans of those that can be processed.
+        Plans of the images that can be processed.
     settings : Settings
         Settings of the run.
 

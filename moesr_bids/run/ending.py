@@ -1,4 +1,4 @@
-"""The end of a run that is stopped: its workers, and what they run, end with it."""
+"""End of a run that is stopped: its workers, and the processes that they started, end with it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PATIENCE_SECONDS = 5.0
 
 @contextmanager
 def ended_with_its_children() -> Iterator[None]:
-    """Take SIGTERM, which schedulers and containers send, as an exit, and leave no process behind on any early end."""
+    """Treat SIGTERM, which schedulers and containers send, as an exit, and end all child processes on an early end."""
     run = os.getpid()
 
     def leave(number: int, frame: FrameType | None) -> None:
         del frame
-        if os.getpid() != run:  # a worker has this handler from the run
+        if os.getpid() != run:  # a worker inherits this handler from the run
             os._exit(128 + number)
         sys.exit(128 + number)
 
@@ -36,7 +36,7 @@ def ended_with_its_children() -> Iterator[None]:
 
 
 def end_children() -> None:
-    """Ask all processes that come from this one to end, and end those that do not."""
+    """Send SIGTERM to all descendants of this process, and SIGKILL to those still alive after 5 s."""
     children = psutil.Process().children(recursive=True)
     for child in children:
         _signal(child, signal.SIGTERM)

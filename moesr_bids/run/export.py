@@ -1,6 +1,6 @@
-"""A raw data set of the super-resolved images, for software that reads no derivatives (``--export-raw``).
+"""Raw data set of the super-resolved images, for software that reads no derivatives (``--export-raw``).
 
-It is made of finished outputs alone, in the run that makes them or any time later.
+It is made from finished outputs, at the end of a run or any time later.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from moesr_bids.nifti import open_image
 from moesr_bids.sr.storage import stored_part
 
 LARGEST_MM = 256.0
-"""Field of view that FreeSurfer and FastSurfer take without further options."""
+"""Largest field of view that FreeSurfer and FastSurfer take without further options."""
 _DESCRIPTION = "dataset_description.json"
 _MAIN = "*_desc-moesr_*.json"
 _RAW = "bids:raw:"
@@ -37,7 +37,7 @@ _LABEL = "moesr"
 _EVERYTHING = (slice(None), slice(None), slice(None))
 # Entities that come before rec in a name; all others come after it.
 _BEFORE = ("sub", "ses", "sample", "acq", "ce", "trc", "stain")
-# What is still true of the image once it is super-resolved, and names neither person nor place.
+# Keys that stay true of a super-resolved image, and identify neither a person nor a place.
 _KEPT = (
     *("Manufacturer", "ManufacturersModelName", "MagneticFieldStrength", "SoftwareVersions", "ReceiveCoilName"),
     *("PulseSequenceType", "ScanningSequence", "SequenceVariant", "SequenceName"),
@@ -55,7 +55,7 @@ dataset_description.json links to.
 
 
 def target_problem(target: Path, output_dir: Path, bids_dir: Path | None = None) -> str:
-    """Say why a folder cannot take the raw data set, if it cannot."""
+    """Return why a folder cannot take the raw data set; empty if it can."""
     for other, what in ((output_dir, "the outputs"), (bids_dir, "the scans")):
         here, there = target.resolve(), other.resolve() if other else None
         if there and (here.is_relative_to(there) or there.is_relative_to(here)):
@@ -70,17 +70,17 @@ def target_problem(target: Path, output_dir: Path, bids_dir: Path | None = None)
 def export_raw(
     output_dir: Path, target: Path, participants: Iterable[str] = (), *, extension: str = ".nii.gz"
 ) -> list[Path]:
-    """Lay the super-resolved images of an output folder out as a raw data set.
+    """Copy the super-resolved images of an output folder into a raw data set.
 
-    Each is named as its scan with ``rec-moesr``. Its voxels are those of the output, where they were; a field of view
-    of more than `LARGEST_MM` is cut to that around the brain. Images that are there already are left as they are.
+    Each image is named as its scan, with ``rec-moesr``. Voxels keep the values and world positions of the output; a
+    field of view of more than `LARGEST_MM` is cut to that around the brain. Images that were copied before are kept.
 
     Parameters
     ----------
     output_dir : pathlib.Path
         Output folder of ``moesr-bids``.
     target : pathlib.Path
-        Folder of the raw data set, made where missing; `target_problem` says which cannot be.
+        Folder of the raw data set, made if missing; `target_problem` must accept it.
     participants : iterable of str
         Labels without ``sub-``; by default all.
     extension : str
@@ -107,7 +107,7 @@ def export_raw(
 
 
 def raw_name(sidecar: str | Path, extension: str) -> str:
-    """Return the name in the raw data set of the image with this sidecar.
+    """Return the name in the raw data set for the image with this sidecar.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def _export(sidecar: Path, output_dir: Path, target: Path, extension: str) -> Pa
     if any(n > _most_voxels(zoom) for n, zoom in zip(image.shape, image.header.get_zooms(), strict=True)):
         box = _around_brain(open_image(_mask_of(record, output_dir))[0], image)
     path.parent.mkdir(parents=True, exist_ok=True)
-    told.unlink(missing_ok=True)  # a sidecar tells of a whole image
+    told.unlink(missing_ok=True)  # a sidecar without a whole image must not exist
     with atomic.temporary_beside(path) as temporary:
         stored_part(image, box).to_filename(temporary)
     atomic.write_text(told, json.dumps(facts, indent=2) + "\n")
@@ -147,7 +147,7 @@ def _most_voxels(zoom: float) -> int:
 
 
 def _around_brain(mask: nib.Nifti1Image, image: nib.Nifti1Image) -> tuple[slice, slice, slice]:
-    """Return the box of at most `LARGEST_MM` along each axis whose centre is nearest to that of the brain's box."""
+    """Return the box of at most `LARGEST_MM` along each axis, centred on the brain's box as far as possible."""
     inside_brain = np.asanyarray(mask.dataobj) > 0
     box = []
     for axis, (n, zoom) in enumerate(zip(image.shape, image.header.get_zooms(), strict=True)):

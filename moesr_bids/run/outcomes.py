@@ -1,4 +1,4 @@
-"""What became of the images of a run, as rows of the status table."""
+"""Outcomes of the images of a run, as rows of the status table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moesr_bids.config import SUFFIXES, Settings
 
 
 def image_status(image: RawImage, **fields: Any) -> ImageStatus:
-    """Return a status with the names of an image filled in."""
+    """Return a status with participant, session and path of an image filled in."""
     session = f"ses-{image.session}" if image.session else "n/a"
     return ImageStatus(
         participant_id=f"sub-{image.participant}", session_id=session, image=inner_path(image.relative), **fields
@@ -37,11 +37,11 @@ def outcome(plan: ImagePlan, crash: Crash | None, error: Exception | None) -> Im
     Parameters
     ----------
     plan : ImagePlan
-        Plan of the image that was to be processed.
+        Plan of the image.
     crash : Crash or None
         First step of the image that failed.
     error : Exception or None
-        Error with which the run as a whole ended.
+        Error that ended the run as a whole.
 
     """
     if crash is not None:
@@ -64,9 +64,9 @@ def rejected_status(image: RawImage) -> ImageStatus:
 
 
 def statuses_without_images(images: Iterable[RawImage], settings: Settings) -> list[ImageStatus]:
-    """Return a failed status for each participant without any anatomy that this app knows.
+    """Return a failed status for each selected participant without any T1w, T2w or FLAIR image.
 
-    A participant who has some, only not what the options select, has not failed.
+    A participant whose images the options do not select has not failed.
     """
     have = {image.participant for image in images}
     return [
@@ -83,7 +83,7 @@ def _has_anatomy(folder: Path) -> bool:
 
 
 def forget_what_is_gone(settings: Settings, images: Iterable[RawImage]) -> None:
-    """Remove what earlier runs said of these participants as a whole, and of images that they had and have no more."""
+    """Remove status files of earlier runs: of these participants as a whole, and of images that no longer exist."""
     participants = {f"sub-{image.participant}" for image in images}
     for path in (settings.output_dir / "logs" / "status").glob("sub-*.json"):
         participant = f"sub-{entities_of(path)['sub']}"
@@ -94,12 +94,12 @@ def forget_what_is_gone(settings: Settings, images: Iterable[RawImage]) -> None:
 
 
 def _is_gone(status: Path, bids_dir: Path) -> bool:
-    """Whether the image of a status file is there no more; one that cannot be read tells of no image."""
+    """Whether the image of a status file no longer exists; true too if the status file cannot be read."""
     try:
         image = read_status(status).image
     except RecordError:
         return True
-    # A dangling link is still there: what it lacks is told of it.
+    # A dangling link still exists: the header check reports it.
     return image != NO_PATH and not os.path.lexists(bids_dir / image)
 
 

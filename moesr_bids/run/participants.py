@@ -1,4 +1,4 @@
-"""The participant level: collect, plan, run, and tell what became of every image."""
+"""Participant level: collect, plan and run, then report on every image."""
 
 from __future__ import annotations
 
@@ -43,7 +43,12 @@ def run_participants(settings: Settings) -> int:
     Returns
     -------
     int
-        0 when every image is done, 1 when anything failed.
+        0 if nothing failed, else 1.
+
+    Raises
+    ------
+    UsageError
+        If the run cannot begin.
 
     """
     if settings.reports_only:
@@ -95,7 +100,7 @@ def _prepare(found: Sequence[RawImage], settings: Settings) -> None:
 
 
 def _process(found: Sequence[RawImage], plans: Sequence[ImagePlan], settings: Settings) -> int:
-    """Run what is not complete, tell what became of it, and return the exit code."""
+    """Run the images that are not complete, report on all, and return the exit code."""
     finished, todo = _skip_finished(found, plans, settings)
     images = [plan.image for plan in plans]
     runs = run_with_references(todo, images, settings)
@@ -124,7 +129,7 @@ def _skip_finished(
         record = records.get(plan.image)
         waiting = image_status(plan.image, state="waiting")
         write_status(settings.output_dir, skipped_status(plan.image, record) if record else waiting)
-    # A run that is killed leaves this table behind. The tasks of an array begin at once.
+    # This table remains if the run is killed. Tasks of an array begin together, so a young table is kept.
     tabulate(settings, unless_younger_s=10)
     finished = [plan for plan in plans if plan.image in records]
     todo = [plan for plan in plans if plan.image not in records]
@@ -138,7 +143,7 @@ def _skip_finished(
 
 
 def _outdated(finished: Sequence[ImagePlan], runs: Runs) -> list[ImagePlan]:
-    """Return the plans of complete images whose better reference is finished only since this run."""
+    """Return the plans of complete images whose better reference was finished in this run."""
     done = {plan.image for plan in runs.plans}
     return [
         plan
@@ -148,7 +153,7 @@ def _outdated(finished: Sequence[ImagePlan], runs: Runs) -> list[ImagePlan]:
 
 
 def _conclude(found: Sequence[RawImage], statuses: Sequence[ImageStatus], settings: Settings, *, skipped: int) -> int:
-    """Write statuses and reports, say what failed, and return the exit code."""
+    """Write statuses and reports, print failures, and return the exit code."""
     for status in statuses:
         write_status(settings.output_dir, status)
     table = tabulate(settings) or f"moesr status {settings.output_dir}"
@@ -181,7 +186,7 @@ def _validate(settings: Settings) -> None:
 
 
 def _refuse_second_resolution(plans: Iterable[ImagePlan]) -> None:
-    """Refuse to mix resolutions: residual, figures and status have one name whatever the resolution."""
+    """Refuse to mix resolutions: names of residual, figures and status do not depend on it."""
     for plan in plans:
         for path in plan.outputs_of_other_resolutions():
             raise UsageError(
@@ -199,7 +204,7 @@ def _tell_unselected(settings: Settings, shown: set[str]) -> None:
 
 
 def _clean(settings: Settings, images: Sequence[RawImage]) -> None:
-    """Remove the intermediate files of these images; other runs may have theirs beside them."""
+    """Remove the intermediate files of these images; files of other runs may be beside them."""
     from moesr_bids.workflows.base import WORKFLOW_NAME, participant_workflow_name
 
     folder = settings.work_dir / WORKFLOW_NAME

@@ -1,4 +1,4 @@
-"""Lines for the person who waits: what runs, what is done, what failed, how long it will still take."""
+"""Progress of a run in lines: what runs, what is done, what failed, and the time left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moesr_bids.run.timeleft import TimeLeft
 if TYPE_CHECKING:
     from moesr_bids.bids.plan import ImagePlan
 
-# Steps too short to be worth a line.
+# Steps too short for a line.
 _QUIET_STEPS = frozenset({"files", "records"})
 
 
@@ -29,17 +29,17 @@ class _Running:
 
 
 class Progress:
-    """Nipype status callback that prints a line when a step begins and when it ends, and what goes on in between.
+    """Nipype status callback that prints a line when a step begins and ends, and lines in between.
 
     Parameters
     ----------
     plans : sequence of ImagePlan
-        Images of the run; the references that they are aligned to have lines too.
+        Images of the run; their references have lines too.
     began : callable
-        Called with the plan of each image of which a step starts for the first time.
+        Called with the plan of an image when its first step starts.
     ended : callable
-        Called with the plan of each image whose outputs are in place, and, once Nipype has written why, with that of
-        each of which a step failed.
+        Called with the plan of an image when its outputs are published; and when one of its steps failed, after Nipype
+        has written the crash file.
 
     """
 
@@ -61,17 +61,17 @@ class Progress:
         self._left, self._line = TimeLeft(plans), StandingLine()
 
     def close(self) -> None:
-        """Tell of the images that failed last, and leave the terminal as it was."""
+        """Report the images that failed last, and leave the terminal as it was."""
         self._line.close()
         self._tell_of_failures()
 
     def beat(self) -> None:
-        """Tell what goes on, if nothing was told for a while; to be called again and again while steps run."""
+        """Print what goes on, after a while of silence; call this repeatedly while steps run."""
         if self._running:
             self._line.tell(self._now)
 
     def __call__(self, node: Any, status: str) -> None:
-        """Take note of ``start``, ``end`` or ``exception`` of a node."""
+        """Handle ``start``, ``end`` or ``exception`` of a node."""
         self._tell_of_failures()
         if node.name in _QUIET_STEPS:
             return
@@ -91,7 +91,7 @@ class Progress:
             self._failed.append(plan)
 
     def _begin(self, node: Any, image: str, plan: ImagePlan | None) -> None:
-        """Say that a step begins."""
+        """Print that a step begins."""
         if plan is not None and image not in self._begun:
             self._begun.add(image)
             self._began(plan)
@@ -99,12 +99,12 @@ class Progress:
         self._say(image, f"{step_words(node.name)} started")
 
     def _tell_of_failures(self) -> None:
-        """Tell of the images that failed before: Nipype tells of a failure before it writes the crash file."""
+        """Report the images that failed before this call; Nipype calls back before it writes the crash file."""
         while self._failed:
             self._ended(self._failed.pop())
 
     def _end(self, running: _Running | None, image: str, step: str, status: str) -> None:
-        """Say that a step ended, or failed, or had been done before."""
+        """Print that a step ended, failed, or was done by an earlier run."""
         self._left.ended(image, step, ran=running is not None)
         if status == "exception" or step == "publish":
             self._left.image_ended(image)
@@ -140,7 +140,7 @@ class Progress:
 
 
 def _log_of(node: Any) -> Path | None:
-    """Return the file in which a step tells how far it is, if it does."""
+    """Return the file with the progress of a step, if it writes one."""
     from moesr_bids.interfaces.sr import SR_LOG  # with Nipype, which takes a second to import
 
     return Path(node.output_dir()) / SR_LOG if node.name == SUPER_RESOLUTION else None

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: status files and table, and the reports of participants."""
+"""Status files, status table, and reports of participants."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from moesr_bids.console import say
 from moesr_bids.errors import UsageError
 from moesr_bids.run.outcomes import image_status, outcome
 
-_FEW_IMAGES = 100  # a table of more is not made anew for each: it takes a read of every status file
+_FEW_IMAGES = 100  # with more, the table is not written for each image, since it needs every status file
 _SECONDS_BETWEEN_TABLES = 60.0
 
 
 class Reporter:
-    """Writes the status and the report of an image as soon as it begins and ends: a long run shows what it has.
+    """Writes status and report of an image when it begins and ends, so that a long run shows its results.
 
     Parameters
     ----------
@@ -37,12 +37,12 @@ class Reporter:
         self._table_seconds = 0.0 if len(plans) <= _FEW_IMAGES else _SECONDS_BETWEEN_TABLES
 
     def began(self, plan: ImagePlan) -> None:
-        """Note that the first step of an image runs."""
+        """Write that the first step of an image runs."""
         write_status(self._settings.output_dir, image_status(plan.image, state="running"))
         tabulate(self._settings, unless_younger_s=self._table_seconds)
 
     def ended(self, plan: ImagePlan) -> None:
-        """Note that an image is published, or that one of its steps failed."""
+        """Write that an image is published, or that one of its steps failed, and write the report."""
         logs = self._settings.output_dir / "logs"
         crash = crashes_by_image(logs, [plan.image], earlier=self._earlier).get(plan.image)
         write_status(self._settings.output_dir, outcome(plan, crash, None))
@@ -51,14 +51,18 @@ class Reporter:
 
 
 def tabulate(settings: Settings, *, unless_younger_s: float = 0.0) -> Path | None:
-    """Write the table of statuses; in a large cohort the group level does, or every task would read those of all."""
+    """Write the status table and return its path.
+
+    In a task of a large cohort it is not written, and None is returned: each task would read the status files of all
+    participants. The group level writes it.
+    """
     if settings.participant_label and more_statuses_than(_FEW_IMAGES, settings.output_dir):
         return None
     return write_table(settings.output_dir, unless_younger_s=unless_younger_s)
 
 
 def write_reports(settings: Settings, participants: Sequence[str], *, quiet: bool = False) -> bool:
-    """Write the reports; False when one could not be written."""
+    """Write the reports of participants; return False if one could not be written."""
     from moesr_bids.reports.individual import build_participant_report
 
     written = True

@@ -1,4 +1,4 @@
-"""How long a run will still take: what the plans say, corrected by how long the steps so far took."""
+"""Time left in a run: the estimates of the plans, corrected by the times of the steps so far."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moesr_bids.console import duration_words
 if TYPE_CHECKING:
     from moesr_bids.bids.plan import ImagePlan
 
-_TRUSTED_SECONDS = 60.0  # so much of the plan weighs as much as what was measured
+_TRUSTED_SECONDS = 60.0  # weight of the estimates, in seconds of measured time
 
 
 class TimeLeft:
@@ -33,7 +33,7 @@ class TimeLeft:
         self._worked = 0.0  # planned seconds of the steps that ran
 
     def ended(self, image: str, step: str, *, ran: bool = True) -> None:
-        """Take note of the end of a step of an image; `ran` is False for one that an earlier run had done."""
+        """Note the end of a step of an image; `ran` is False if an earlier run had done it."""
         planned = self._planned(image, step)
         if image in self._left:
             self._left[image] = max(0.0, self._left[image] - planned)
@@ -41,12 +41,12 @@ class TimeLeft:
             self._worked += planned
 
     def image_ended(self, image: str) -> None:
-        """Take note that nothing more is to be done for an image."""
+        """Note that an image is finished or has failed."""
         if image in self._left:
             self._left[image] = 0.0
 
     def seconds(self, running: Iterable[tuple[str, str, float]] = ()) -> float:
-        """Return the seconds that are left.
+        """Return the time left in seconds.
 
         Parameters
         ----------
@@ -60,7 +60,7 @@ class TimeLeft:
         return pace * max(0.0, sum(self._left.values()) - part)
 
     def words(self, running: Iterable[tuple[str, str, float]] = ()) -> str:
-        """Return the time that is left in words."""
+        """Return the time left in words."""
         seconds = self.seconds(running)
         return "less than 2 min left" if seconds < 100 else f"about {duration_words(seconds)} left"
 

@@ -1,4 +1,4 @@
-"""Running the workflow, and again for images that the reference of their session has kept from being done."""
+"""Running the workflow, and again for images that failed because of the reference of their session."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from moesr_bids.run.ending import end_children
 from moesr_bids.run.progress import Progress
 from moesr_bids.run.reporting import Reporter
 
-# Steps after which an image serves as a reference, and those in which another image meets it.
+# Steps that an image needs to serve as a reference, and steps in which other images are aligned to it.
 _REFERENCE_STEPS = ("conform", "gradunwarp", "brain_mask", "n4", "register_")
 _ALIGNMENT_STEPS = ("coregister", "register_")
 
 
 @attrs.frozen
 class Runs:
-    """What became of images that were run.
+    """Result of running images.
 
     Attributes
     ----------
     plans : tuple of ImagePlan
-        Their plans, with the references that they had at last.
+        Plans of the images, with their last references.
     crashes : Mapping
-        What failed, by image.
+        First failure by image.
     error : Exception or None
-        Error with which the last run ended.
+        Error that ended the last run of the workflow.
 
     """
 
@@ -45,16 +45,16 @@ class Runs:
 
 
 def run_with_references(todo: Sequence[ImagePlan], images: Sequence[RawImage], settings: Settings) -> Runs:
-    """Run the workflow until every image is done or has failed by itself.
+    """Run the workflow until every image is done, or has failed for a reason of its own.
 
-    Images whose reference failed get the next one, or none; those that could not be aligned to theirs get none.
+    Images whose reference failed get the next reference, or none. Images that could not be aligned to theirs get none.
 
     Parameters
     ----------
     todo : sequence of ImagePlan
         Images to process.
     images : sequence of RawImage
-        All images of the run: the references are among them.
+        All images of the run; the references are among them.
     settings : Settings
         Settings of the run.
 
@@ -85,7 +85,7 @@ def run_with_references(todo: Sequence[ImagePlan], images: Sequence[RawImage], s
 def _plan_again(
     plans: Sequence[ImagePlan], images: Sequence[RawImage], crashes: Mapping[RawImage, Crash], useless: set[RawImage]
 ) -> list[ImagePlan]:
-    """Return new plans for images that their reference has kept from being done."""
+    """Return new plans for images that failed because of their reference."""
     again = []
     replanned = {image: image for image in with_references(images, failed=useless)}
     for plan in plans:
@@ -100,7 +100,7 @@ def _plan_again(
 
 
 def run_workflow(plans: Sequence[ImagePlan], settings: Settings) -> Exception | None:
-    """Run the workflow of images once; return the error with which Nipype ended, if any."""
+    """Run the workflow of images once; return the error that ended it, if any."""
     from moesr_bids.workflows.execution import configure_nipype, make_plugin
 
     try:
@@ -123,9 +123,9 @@ def run_workflow(plans: Sequence[ImagePlan], settings: Settings) -> Exception | 
             workflow.run(plugin=make_plugin(settings, gpus=gpus, callback=progress, beat=progress.beat))
         finally:
             progress.close()
-    except Exception as error:  # What failed, and why, is read per image from the crash files.
+    except Exception as error:  # Failures of images are read from the crash files.
         if settings.stop_on_first_crash or isinstance(error, OSError):
-            end_children()  # Nipype has left its workers to themselves
+            end_children()  # Nipype does not end its workers
         return error
     return None
 
@@ -138,14 +138,14 @@ def build_workflow(plans: Sequence[ImagePlan], settings: Settings, *, use_gpu: b
     logs = settings.output_dir / "logs"
     write_citation(workflow.visit_desc(), logs)
     for participant in dict.fromkeys(plan.image.participant for plan in plans):
-        # That of the last run is not that of a participant whom it did not process.
+        # One for each participant: that of the last run is not true of participants whom it did not process.
         single = workflow.get_node(participant_workflow_name(participant))
         write_citation(workflow.__desc__ + single.visit_desc(), logs / f"sub-{participant}")
     return workflow
 
 
 def _count_gpus(settings: Settings) -> int:
-    """Count the GPUs that the run may use, and say what super-resolution runs on.
+    """Count the GPUs that the run may use, and print what super-resolution runs on.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def _count_gpus(settings: Settings) -> int:
 
 
 def _tell_cost(plans: Sequence[ImagePlan], settings: Settings, gpus: int) -> None:
-    """Say what a model that takes its time and memory will take."""
+    """Print memory and time of a mixture of experts, which needs much of both."""
     from moesr_bids.sr.models import DEFAULT_MODEL
 
     if not plans or not plans[0].card.experts:

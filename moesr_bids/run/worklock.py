@@ -1,4 +1,4 @@
-"""Images that a run works on in its work folder, so that no other run works on them there at the same time."""
+"""Locks in the work folder, so that no two runs work on the same image there at the same time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _TAKEN = (errno.EACCES, errno.EAGAIN)
 
 @contextmanager
 def working_on(images: Iterable[RawImage], settings: Settings) -> Iterator[None]:
-    """Hold images as long as the block runs; two runs that share intermediate files would publish each other's.
+    """Lock images inside the context; runs that share intermediate files could publish each other's.
 
-    Each image is a byte of one file, since a process cannot hold as many files open as a cohort has images. The kernel
-    lets go of them when the process ends, however it ends.
+    Each image is a byte of one file, since a process cannot open as many files as a cohort has images. The kernel frees
+    the locks when the process ends, however it ends.
 
     Raises
     ------
     UsageError
-        If another run holds one of them.
+        If another run has locked one of the images.
 
     """
     settings.work_dir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""From an image of any contrast, orientation and voxel size to its classes on its own grid."""
+"""Segmentation of an image of any contrast, orientation and voxel size, on its own grid."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Segmentation:
     labels : ndarray of uint8, shape (i, j, k)
         Indices of :data:`moesr_bids.segmentation.labels.STRUCTURES`, on the image's grid.
     brain : ndarray of bool, shape (i, j, k)
-        All that belongs to the brain.
+        Brain mask, on the image's grid.
     certainty : float
-        Mean probability of the class that was chosen, in the brain.
+        Mean probability of the chosen class in the brain, 0 to 1.
 
     """
 
@@ -50,7 +50,7 @@ class Segmentation:
 
 
 def scaled(image: torch.Tensor) -> torch.Tensor:
-    """Scale intensities so that the 1st and the 99.5th percentile are 0 and 1; beyond 1.5 they are cut."""
+    """Scale intensities so that the 1st and the 99.5th percentile become 0 and 1; limit them to -0.5 to 1.5."""
     some = image.flatten()[:: max(1, image.numel() // 500_000)].float()
     low, high = (float(v) for v in torch.quantile(some, torch.tensor([_LOW, _HIGH], device=some.device)))
     return ((image - low) / max(high - low, 1e-6)).clamp(-0.5, 1.5)
@@ -62,9 +62,9 @@ def segment(image: Nifti1Image, network: Segmenter) -> Segmentation:
     Parameters
     ----------
     image : Nifti1Image
-        3-D, finite; any contrast, orientation, resolution; whole head or skull-stripped.
+        3-D image of finite voxels; any contrast, orientation and resolution; whole head or skull-stripped.
     network : Segmenter
-        In evaluation mode.
+        Network in evaluation mode.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def segment(image: Nifti1Image, network: Segmenter) -> Segmentation:
     affine = image.affine @ nib.orientations.inv_ornt_aff(to_ras, data.shape)
     coarse, coarse_affine = resample_isotropic(upright, affine, network.shape.zoom)
     probabilities = class_probabilities(coarse, network)
-    # Seen once more in a cube around the brain, as in training.
+    # Once more in a cube around the brain, as in training.
     box = brain_box(probabilities)
     probabilities = class_probabilities(coarse[box], network)
     labels, brain, certainty = _on_fine_grid(probabilities, box, coarse_affine, upright.shape, affine)
@@ -110,7 +110,13 @@ def class_probabilities(data: NDArray[np.float32], network: Segmenter) -> torch.
 
 
 def brain_box(probabilities: torch.Tensor) -> Box:
-    """Return a cube of `VIEW` voxels around the brain, or more where the brain needs it."""
+    """Return a cube of `VIEW` voxels per side around the brain, larger if the brain needs it.
+
+    Raises
+    ------
+    ImageError
+        If no brain was found.
+    """
     shape = probabilities.shape[1:]
     brain = np.asarray(probabilities[list(BRAIN)].sum(dim=0).cpu()) > 0.5
     labels, count = ndimage.label(brain)
@@ -133,9 +139,9 @@ def _on_fine_grid(
     shape: tuple[int, ...],
     affine: NDArray[np.float64],
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], float]:
-    """Interpolate probabilities linearly: the surfaces lie between the voxels of the coarse grid.
+    """Interpolate probabilities linearly to the fine grid; surfaces lie between the voxels of the coarse grid.
 
-    Both grids have the same axes, so that a small matrix per axis does it.
+    Both grids have the same axes, so one small matrix per axis is enough. Returns labels, brain mask and certainty.
     """
     to_coarse = np.linalg.inv(coarse_affine) @ affine
     fine_box, parts = [], probabilities
@@ -156,7 +162,7 @@ def _on_fine_grid(
     whole = np.asarray(ndimage.binary_fill_holes(whole))
     labels = np.zeros(shape, dtype=np.uint8)
     labels[tuple(fine_box)] = np.asarray(chosen.to(torch.uint8).cpu())
-    # What the sum of the classes makes brain has one of them, and the other way round.
+    # Voxels have a class of the brain if and only if they lie in the brain mask.
     labels[~whole & (labels >= CSF)] = BACKGROUND
     labels[whole & (labels < CSF)] = CSF
     certainty = float(most[inside_brain].mean()) if bool(inside_brain.any()) else 0.0
@@ -164,7 +170,7 @@ def _on_fine_grid(
 
 
 def _linear(place: NDArray[np.float64], n: int) -> NDArray[np.float32]:
-    """Matrix that interpolates n samples linearly at some places; beyond the ends the last sample counts."""
+    """Matrix (places, n) that interpolates n samples linearly; beyond the ends the last sample is repeated."""
     place = np.clip(place, 0, n - 1)
     below = np.minimum(place.astype(int), max(n - 2, 0))
     matrix = np.zeros((len(place), n), dtype=np.float32)

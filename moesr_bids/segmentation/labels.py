@@ -1,4 +1,4 @@
-"""Classes of the segmentation, and how the labels of FreeSurfer map to them."""
+"""Classes of the segmentation, and their mapping from FreeSurfer's labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import ndimage
 from ..sr.grid import bounding_box
 
 LEFT, RIGHT, MIDLINE = "left", "right", ""
-# How far the CSF of the sulci reaches: gaps of twice that width are closed, and a rim of it is kept (mm).
+# CSF belongs to the brain in gaps of up to twice SULCUS_MM, and in a rim of RIM_MM (mm).
 SULCUS_MM, RIM_MM = 5.0, 1.0
 _LARGEST = 14_999  # FreeSurfer number
 
@@ -28,9 +28,9 @@ class Structure:
     name : str
         Name in tables.
     side : str
-        ``left``, ``right``, or empty for the midline and what is not divided.
+        ``left``, ``right``, or empty for the midline and structures without sides.
     tissue : str
-        What both sides are together.
+        Name without the side.
 
     """
 
@@ -86,7 +86,7 @@ _PARCELS = {LEFT: (1000, 2000), RIGHT: (2000, 3000)}
 
 
 def _table() -> NDArray[np.uint8]:
-    """Index of each FreeSurfer number; what is of either side goes left."""
+    """Index of each FreeSurfer number; numbers of no side get the left one."""
     table = np.full(_LARGEST + 1, EXTRACEREBRAL, dtype=np.uint8)
     table[0] = BACKGROUND
     for tissue, numbers in _UNSIDED.items():
@@ -103,13 +103,13 @@ def _table() -> NDArray[np.uint8]:
 def from_freesurfer(labels: NDArray[np.integer], zooms: Iterable[float]) -> NDArray[np.uint8]:
     """Return the classes of a map of FreeSurfer labels.
 
-    Fluid counts as CSF where it belongs to the brain: in its sulci, and up to `RIM_MM` from it. Beyond, and in the
-    spinal canal, it is extracerebral. Where a map of a brain alone has no CSF, it is filled in.
+    Fluid in the sulci, and up to `RIM_MM` around the brain, is CSF. Other fluid, such as that of the spinal canal, is
+    extracerebral. If a map of a brain alone has no CSF, it is filled in.
 
     Parameters
     ----------
     labels : ndarray of int, shape (i, j, k)
-        The first axis runs from left to right (RAS). A map whose sides are merged is divided at its middle.
+        Map whose first axis runs from left to right (RAS). A map with merged sides is divided at its middle.
     zooms : iterable of float
         Voxel sizes, mm.
 
@@ -117,6 +117,11 @@ def from_freesurfer(labels: NDArray[np.integer], zooms: Iterable[float]) -> NDAr
     -------
     ndarray of uint8, shape (i, j, k)
         Indices of `STRUCTURES`.
+
+    Raises
+    ------
+    ValueError
+        If a value is no FreeSurfer number.
 
     """
     raw = np.asarray(labels).astype(np.int64)
@@ -135,7 +140,7 @@ def from_freesurfer(labels: NDArray[np.integer], zooms: Iterable[float]) -> NDAr
 
 
 def closed(tissue: NDArray[np.bool_], zooms: Iterable[float]) -> NDArray[np.bool_]:
-    """Return the brain of its tissue: sulci filled, and a rim of `RIM_MM` around."""
+    """Return the brain with its CSF from a mask of its tissue: sulci filled, and a rim of `RIM_MM` added."""
     sizes = tuple(zooms)
     found = np.zeros_like(tissue)
     if not tissue.any():
@@ -156,7 +161,7 @@ def closed(tissue: NDArray[np.bool_], zooms: Iterable[float]) -> NDArray[np.bool
 
 
 def _divide(classes: NDArray[np.uint8], either: NDArray[np.bool_]) -> None:
-    """Give what is of either side, and stands as left, to the right half where it lies there."""
+    """Give voxels of no certain side, which have left labels, the right ones if they lie in the right half."""
     sided = np.isin(classes, [s.index for s in STRUCTURES if s.side])
     if not sided.any():
         return
@@ -166,7 +171,7 @@ def _divide(classes: NDArray[np.uint8], either: NDArray[np.bool_]) -> None:
 
 
 def volumes_ml(classes: NDArray[np.integer], voxel_ml: float) -> Mapping[str, float]:
-    """Return the volume of each structure of the brain, mL, and of the brain as a whole."""
+    """Return the volume of each structure of the brain and of the whole brain, mL; ``voxel_ml`` is that of a voxel."""
     counts = np.bincount(classes.ravel(), minlength=len(STRUCTURES)) * voxel_ml
     found = {STRUCTURES[index].name: float(counts[index]) for index in BRAIN}
     return {**found, "brain": float(sum(found.values()))}

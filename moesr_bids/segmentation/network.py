@@ -1,7 +1,7 @@
 """The segmentation network: a small 3-D U-Net (Ronneberger et al. 2015) of MONAI on a coarse isotropic grid.
 
-What it is trained on makes it blind to contrast (Billot et al. 2023, doi:10.1016/j.media.2023.102789; Hoopes et al.
-2022, doi:10.1016/j.neuroimage.2022.119474), not its shape.
+Its training data, not its shape, make it independent of contrast (Billot et al. 2023, doi:10.1016/j.media.2023.102789;
+Hoopes et al. 2022, doi:10.1016/j.neuroimage.2022.119474).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .labels import STRUCTURES
 
 _LEVELS = 5
 FACTOR = 2 ** (_LEVELS - 1)
-"""The sides of what the network is given are multiples of this."""
+"""Sides of the network's input are multiples of this."""
 
 
 def _features(values: Sequence[int]) -> tuple[int, ...]:
@@ -33,9 +33,9 @@ class SegmenterShape:
     features
         Channels of the five levels, and of the last layer.
     zoom
-        Voxel size that it sees, mm.
+        Isotropic voxel size of its grid, mm.
     classes
-        Number of classes; those of :data:`moesr_bids.segmentation.labels.STRUCTURES`.
+        Number of classes, that of :data:`moesr_bids.segmentation.labels.STRUCTURES`.
     """
 
     features: tuple[int, ...] = field(
@@ -52,9 +52,9 @@ class SegmenterShape:
 
 
 class Segmenter(nn.Module):
-    """From an image to the logit of each class.
+    """Network from an image to the logit of each class.
 
-    Takes float tensors (batch, 1, i, j, k) in the orientation RAS, with sides that are multiples of `FACTOR` and
+    The input is float (batch, 1, i, j, k) in the orientation RAS, with sides that are multiples of `FACTOR` and
     intensities of about 0 to 1 (see :func:`moesr_bids.segmentation.inference.scaled`).
     """
 

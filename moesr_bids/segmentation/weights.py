@@ -1,4 +1,4 @@
-"""Weights of the segmentation: safetensors with a card, as of all networks here."""
+"""Weights of the segmentation: safetensors with a card, as for all networks here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .network import Segmenter, SegmenterShape
 
 
 def read_segmenter(path: Path) -> tuple[Segmenter, Weights]:
-    """Read a network, in evaluation mode, float32, and its card.
+    """Read a network (evaluation mode, float32) and its card.
 
     Raises
     ------
