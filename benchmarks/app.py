@@ -1,4 +1,4 @@
-"""What the benchmarks that run the app share: its command line, and what it took of the processors."""
+"""Shared by the benchmarks that run the app: its command line, and its processor time."""
 
 from __future__ import annotations
 

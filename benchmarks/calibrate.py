@@ -1,4 +1,4 @@
-"""How often the predicted intervals hold the truth, and the factor in the card that makes them do so."""
+"""Calibration: how often the predicted intervals hold the truth, and the factor in the card that corrects this."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from .tables import Row, groups, sample_figures
 
 
 def coverage_table(model: str, rows: Sequence[Row]) -> str:
-    """Share of the brain's voxels inside the predicted intervals, per contrast: as calibrated, and left out.
+    """Return a table: share of the brain's voxels inside the predicted intervals, per contrast.
 
-    Left out means that the factor of the standard deviation is that of the other participants with this contrast.
+    The rows "left out" take for each participant the factor of the standard deviation of the other participants with
+    this contrast.
     """
     if not rows:
         return f"\n{model}: no uncertainty"
@@ -41,7 +42,7 @@ def _mean_coverage(some: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _left_out_coverage(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Coverage per contrast of scans with the factor of the other participants: of one alone nothing can be said."""
+    """Return the coverage of scans with the factor of the other participants, per contrast with two or more of them."""
     found: dict[str, list[dict[str, float]]] = {}
     for participant, suffix in dict.fromkeys((row.participant, row.suffix) for row in rows):
         same = [row for row in rows if row.suffix == suffix]
@@ -54,10 +55,10 @@ def _left_out_coverage(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def detail_of(rows: Sequence[Row], temperature: float) -> float:
-    """Share of the variance, as predicted with this factor of the standard deviation, that a sample gets as detail.
+    """Return the share of the error's variance that a sample gets as detail.
 
-    The lower fifth of the scans, in each acquisition that there is of them: four of five images get no more detail than
-    they lack.
+    ``temperature`` is the factor of the predicted standard deviation. The share is the lower fifth over scans and
+    acquisitions, so four of five images get no more detail than they lack.
     """
     names = groups()
     found: dict[tuple[str, str, str], list[float]] = {}
@@ -70,7 +71,7 @@ def detail_of(rows: Sequence[Row], temperature: float) -> float:
 def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
     """Write the factors of the standard deviation, the coverage and the gains over cubic into a card.
 
-    Into that of a mixture also the share of the variance, as it will be predicted, that samples have as detail.
+    The card of a mixture also gets the share of the predicted variance that samples have as detail.
     """
     path = weights.with_suffix(".json")
     card = json.loads(path.read_text(encoding="utf-8"))
@@ -84,7 +85,7 @@ def write_calibration(weights: Path, rows: Sequence[Row]) -> None:
         for suffix, held in _left_out_coverage(rows).items()
     }
     if card["kind"] == "moediff":
-        # The samples had the shares of the former calibration, which are told beside their figures.
+        # The samples had the shares of the former calibration, which stand beside their figures.
         card["sample"] = {"images": len(rows), "detail": card.get("detail", {}), **sample_figures(rows)}
         card["detail"] = {name: detail_of(some, card["temperature"][name]) for name, some in pools.items()}
     names = groups()

@@ -1,6 +1,6 @@
 """A cohort of thousands: how long status, group page, submission and the start of a task take.
 
-A few participants are processed; what they left is copied under the names of all others. The last ones of the list are
+A few participants are processed. Their outputs are copied under the names of all others. The last ones of the list are
 not done: some have failed, some ran out of memory, some are missing.
 
     python -m benchmarks.cohort FOLDER [--participants 5000] [--slurm-minutes 20]
@@ -61,7 +61,7 @@ def process(raw: Path, out: Path, work: Path, chosen: Sequence[str]) -> float:
 
 
 def copy_derivatives(out: Path, participants: int) -> None:
-    """Copy what the processed participants left under the names of the others, and set states of the last ones."""
+    """Copy the outputs of the processed participants under the names of the others; set the states of the last ones."""
     done = labels(participants)[: -(FAILED + OUT_OF_MEMORY + MISSING)]
     sources = [_files_of(out, label) for label in done[:PROCESSED]]
     for number, label in enumerate(done[PROCESSED:], start=PROCESSED):
@@ -96,7 +96,7 @@ def _files_of(out: Path, label: str) -> list[Path]:
 
 
 def timed(command: Sequence[str]) -> float:
-    """Run a command and return its seconds; what it says goes to this one's output."""
+    """Run a command and return its seconds; its lines go to the output of this program."""
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print("\n".join((done.stdout + done.stderr).strip().splitlines()[-12:]), flush=True)
@@ -104,7 +104,7 @@ def timed(command: Sequence[str]) -> float:
 
 
 def seconds_to_first_step(raw: Path, out: Path, work: Path, label: str) -> float:
-    """Start a task of one participant and return the seconds until its image is taken up."""
+    """Start a task of one participant and return the seconds until the first step of its image."""
     command = [*APP, str(raw), str(out), "participant", "--participant-label", label, "-w", str(work), *OPTIONS]
     start = time.monotonic()
     status = out / "logs" / "status" / f"sub-{label}_T1w.json"
@@ -120,7 +120,7 @@ def seconds_to_first_step(raw: Path, out: Path, work: Path, label: str) -> float
 
 
 def run_tasks(raw: Path, out: Path, minutes: float) -> str:
-    """Submit who is not done to a SLURM of this machine for some minutes; tell how many images were made."""
+    """Submit those who are not done to a SLURM of this machine for some minutes; return how many images were made."""
     before = read_cohort(out).counts()
     command = [*MOESR, "slurm", str(raw), str(out), "--only-failed", "--submit", "--chunk", "1", "--nprocs", "1"]
     with slurm_site(Path(tempfile.mkdtemp()), cpus=2, memory_mb=16000) as site:

@@ -1,12 +1,12 @@
-"""What the data consistency sees: figures of the right output beside those of wrong ones.
+"""Data consistency of right and of wrong outputs.
 
     python -m benchmarks.consistency --data BIDS_DIR --splits splits.tsv [--role ROLE] [--masks DIR] [scans ...]
 
-The model's own image, before the projection, is compared with the scan. Wrong outputs are made of it: nothing but
-zeros; left and right swapped; shifted by one input voxel, in plane and across slices; blurred to 2 mm; the head of
-somebody else, its centre and intensities brought to this one; a lesion of 5 mm painted in, or what is there painted
-over. With a wrong slice profile (half and twice the thickness) the model itself is told wrong. Scans are taken as they
-are, and degraded (:mod:`benchmarks.degrade`) where they are isotropic.
+The model's own image, before the projection, is compared with the scan. Wrong outputs are made from it: zeros; left and
+right swapped; shifted by one input voxel, in plane and across slices; blurred to 2 mm; another head, with its centre
+and intensities brought to this one; a lesion of 5 mm painted in, or painted over. Two rows have a wrong slice profile
+(half and twice the thickness): once the model gets it too, once only the comparison. Isotropic scans are degraded
+(:mod:`benchmarks.degrade`), all others are used as they are.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Scan:
 
 @frozen(eq=False)
 class Seen:
-    """What the engine prepares: the problem of a model, and the mask as an array."""
+    """A scan as the engine prepares it: the problem of a model, and the mask as an array."""
 
     problem: Problem
     mask: NDArray[np.bool_]
@@ -87,7 +87,7 @@ class Seen:
 def wrong_images(
     image: torch.Tensor, seen: Seen, other: tuple[Seen, torch.Tensor] | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield wrong images by what is wrong with them; ``other`` is somebody else's head, if there is one yet."""
+    """Yield wrong images with the name of their fault; ``other`` is the head of another person, if there is one yet."""
     operator = seen.problem.operator
     target, zooms = operator.target_grid, operator.input_grid.zooms
     yield "zeros", torch.zeros_like(image)
@@ -115,7 +115,7 @@ def wrong_images(
 
 
 def _laid_over(theirs: NDArray[np.float32], other: Seen, seen: Seen) -> NDArray[np.float32]:
-    """Bring another head to this grid: its brain's centre, and its 99th percentile."""
+    """Bring another head to this grid, with the centre of the brain and the 99th percentile of this one."""
     here, there = seen.problem.operator.target_grid, other.problem.operator.target_grid
     centres = [
         nib.affines.apply_affine(s.problem.operator.input_grid.affine, np.argwhere(s.mask).mean(axis=0))
@@ -180,7 +180,7 @@ def phantoms() -> Iterator[Scan]:
 
 
 def rows(scan: Scan, model: str, heads: dict[str, tuple[Seen, torch.Tensor]]) -> list[str]:
-    """Lines of the table for a scan; ``heads`` holds those of the people so far, and gets this one."""
+    """Return the lines of the table for a scan; ``heads`` has the heads of the people before, and gets this one."""
     seen = Seen.of(scan)
     image = seen.image(model)
     noise = 100 * seen.problem.sigma

@@ -1,9 +1,9 @@
-"""What an image costs: CPU time, files and disk of a run of the app on real scans, and of a thousand like it.
+"""The cost of an image: CPU time, files and disk of a run of the app on real scans, and of a thousand like it.
 
     python -m benchmarks.cost FOLDER --data BIDS_DIR --participants native2mm fernando [--options ...]
 
-Each participant is a run of its own, with the app's defaults but for the options; the CPU time is that of the run and
-of all that it started. FOLDER must be new; work folders are removed once they are measured.
+Each participant is a run of its own, with the app's defaults and the options given. CPU time is that of the run and
+of all processes that it started. FOLDER must be new. Work folders are removed once they are measured.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _SECONDS_PER_HOUR = 3600
 
 @frozen
 class Cost:
-    """What a run took and left.
+    """Time, files and disk of a run.
 
     Parameters
     ----------
     images
         Images that were made.
     cpu_seconds
-        Of the run and all that it started, user and system.
+        Of the run and all processes that it started, user and system.
     output_files, output_bytes
-        Of these images and their participant, without what the data set has once.
+        Of these images and their participant, without files that a data set has once.
     work_bytes
-        Intermediate files, which may go after the run.
+        Of intermediate files, which may be deleted after the run.
     """
 
     images: int
@@ -74,14 +74,14 @@ def _files(folder: Path, part: str) -> list[Path]:
 
 
 def _size(files: Sequence[Path]) -> int:
-    """Return what files take of a disk in bytes; a file with two names once."""
+    """Return the bytes that files take on the disk; a file with two names counts once."""
     found = {(found.st_dev, found.st_ino): found.st_blocks for found in map(os.lstat, files)}
     return 512 * sum(found.values())
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description="Measure what images cost.")
+    parser = argparse.ArgumentParser(description="Measure the cost of images.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="BIDS data set")
     parser.add_argument("--participants", nargs="+", required=True, metavar="LABEL")

@@ -1,6 +1,6 @@
-"""Forward models of the benchmark: code of its own, so that no model is judged by the operator it inverts.
+"""Forward models of the benchmark. They share no code with the app, so no model is judged by the operator it inverts.
 
-Truth is an image padded so that every factor divides it; degraded images share its field of view edges.
+The truth is padded so that every factor divides its shape. Degraded images have the edges of its field of view.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Case:
         return self.name.rstrip("ijk")
 
     def along(self, axes: Sequence[bool]) -> Case | None:
-        """Return the case that degrades some of the axes alone; None if it degrades none of them."""
+        """Return the case that degrades only the axes marked True; None if it degrades none of them."""
         i, j, k = (factor if wanted else 1 for factor, wanted in zip(self.factors, axes, strict=True))
         return None if max(i, j, k) == 1 else evolve(self, factors=(i, j, k))
 
 
 def all_cases() -> list[Case]:
-    """k-space x2 and slices of 3, 4 and 5 mm along each axis."""
+    """Return the main cases: k-space x2, and slices of 3, 4 and 5 mm along each axis."""
     cases = [Case("kspace2", (2, 2, 2), "kspace")]
     for thickness in (3, 4, 5):
         cases += _slices(f"slices{thickness}", thickness, "gaussian")
@@ -60,9 +60,9 @@ def all_cases() -> list[Case]:
 
 
 def other_cases() -> list[Case]:
-    """k-space x1.5 and x3; noise of 1 and 4 % instead of 2; slice profiles that the app does not take for granted.
+    """Return further cases: k-space x1.5 and x3; noise of 1 and 4 % instead of 2; profiles unlike the app's guess.
 
-    The last are 4 mm slices with a rectangular profile, or 3 mm thick with gaps.
+    The last are slices every 4 mm with a rectangular profile, or 3 mm thick with gaps.
     """
     cases = [Case("kspace1.5", (1.5, 1.5, 1.5), "kspace"), Case("kspace3", (3, 3, 3), "kspace")]
     for percent in (1, 4):
@@ -72,13 +72,13 @@ def other_cases() -> list[Case]:
 
 
 def _slices(name: str, spacing: int, profile: str, share: float = 1.0) -> list[Case]:
-    """Slices along each axis."""
+    """Return a case of slices along each axis."""
     factors = ((spacing, 1, 1), (1, spacing, 1), (1, 1, spacing))
     return [Case(f"{name}{axis}", along, profile, share) for axis, along in zip("ijk", factors, strict=True)]
 
 
 def crop_kspace(volume: FloatArray, axis: int, factor: float) -> FloatArray:
-    """Keep the middle ``1 / factor`` of k-space along an axis; samples at the centres of ``factor`` voxels."""
+    """Keep the middle ``1 / factor`` of k-space along an axis; samples lie at the centres of ``factor`` voxels."""
     n = volume.shape[axis]
     m = round(n / factor)
     spectrum = np.moveaxis(np.fft.fft(volume.astype(np.float64), axis=axis), axis, -1)
@@ -98,9 +98,9 @@ def crop_kspace(volume: FloatArray, axis: int, factor: float) -> FloatArray:
 def thick_slices(
     volume: FloatArray, axis: int, spacing: int, *, profile: str = "gaussian", share: float = 1.0
 ) -> FloatArray:
-    """Slices every ``spacing`` voxels, ``share`` times as thick, with a Gaussian or rectangular profile.
+    """Return slices every ``spacing`` voxels, ``share`` times as thick, with a Gaussian or rectangular profile.
 
-    Outside of the image is zero.
+    The volume is zero outside its grid.
     """
     moved = np.moveaxis(volume, axis, -1)
     n, width = moved.shape[-1], share * spacing
@@ -115,14 +115,14 @@ def thick_slices(
 
 
 def rician(volume: FloatArray, sigma: float, seed: int) -> FloatArray:
-    """Magnitude of the image with Gaussian noise of ``sigma`` in both channels."""
+    """Return the magnitude of the image with Gaussian noise of ``sigma`` in both channels."""
     rng = np.random.default_rng(seed)
     real, imaginary = (rng.normal(scale=sigma, size=volume.shape) for _ in range(2))
     return np.hypot(volume + real, imaginary).astype(np.float32)
 
 
 def degrade(truth: nib.Nifti1Image, case: Case, sigma: float, seed: int) -> nib.Nifti1Image:
-    """Degraded image of a case with Rician noise; same field of view as ``truth``."""
+    """Return the degraded image of a case, with Rician noise and the field of view of ``truth``."""
     volume = np.asanyarray(truth.dataobj, dtype=np.float32)
     for axis, factor in enumerate(case.factors):
         if factor > 1:

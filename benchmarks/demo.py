@@ -22,8 +22,8 @@ from moesr_bids.sr.metrics import psnr, ssim
 def compare(out_dir: Path, truth_dir: Path, participant: str, seed: int) -> tuple[float, float, float, float]:
     """Compare the output and cubic interpolation of the same input with the truth, inside the brain.
 
-    Both start from the bias-corrected input, so the truth gets the true bias field and loses the estimated one:
-    what is left to compare is the resolution.
+    Both start from the bias-corrected input. So the truth is multiplied by the true bias field and divided by the
+    estimated one: only the resolution is compared.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Interpolation onto the grid of another image: the opponents of every model."""
+"""Interpolation onto the grid of another image, with which every model is compared."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _LANCZOS_RADIUS = 5
 
 
 def interpolate(image: nib.Nifti1Image, grid: nib.Nifti1Image, order: int) -> NDArray[np.float32]:
-    """Spline interpolation by SciPy onto the grid of another image."""
+    """Interpolate by SciPy's splines onto the grid of another image."""
     to_source = np.linalg.inv(image.affine) @ grid.affine
     volume = np.asanyarray(image.dataobj, dtype=np.float32)
     return ndimage.affine_transform(volume, to_source, output_shape=grid.shape, order=order, mode="nearest")
 
 
 def windowed_sinc(image: nib.Nifti1Image, grid: nib.Nifti1Image) -> NDArray[np.float32]:
-    """Lanczos-windowed sinc of radius 5 onto the grid of another image with the same axes; edges are repeated."""
+    """Interpolate by a Lanczos-windowed sinc of radius 5 onto a grid with the same axes; edge voxels are repeated."""
     to_source = np.linalg.inv(image.affine) @ grid.affine
     volume = np.asanyarray(image.dataobj, dtype=np.float32)
     for axis in range(3):

@@ -2,11 +2,12 @@
 
     python -m benchmarks.join --data BIDS_DIR --splits splits.tsv [--participants NAME ...] [--cases CASE ...]
 
-Sharp scans are moved by what nobody tells (up to 5 mm and 5 degrees; splines of order 5), degraded with the forward
+Sharp scans are moved by an unknown amount (up to 5 mm and 5 degrees; splines of order 5), degraded with the forward
 models of :mod:`benchmarks.degrade`, and joined. The first stack is not moved, so that the truth is in its frame.
-Compared with: the best of the scans alone by the same model, the mean of these at their true positions, and the least
-squares image of all scans (Tikhonov, from the mean of the cubic splines, at the positions that were found).
-With ``--crop`` a cube around the middle of the brain is cut out first: quicker, and its faces count as air does not.
+The joined image is compared with three others: the best of the scans alone, by the same model; the mean of these at
+their true positions; and the least squares image of all scans (Tikhonov, from the mean of the cubic splines, at the
+positions that were found). ``--crop`` cuts out a cube around the middle of the brain first, which is faster. Voxels
+near its faces do not count.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from .truths import Truth, load_truths
 
 _NOISE = 0.02
 _MOST_MM, _MOST_DEGREES = 5.0, 5.0
-# Chosen on two heads of training, as its competitor's were.
+# Chosen on two heads of training, like the constants of the joined image.
 _TIKHONOV = Prior(0.2, 0.1)
 
 
 @frozen
 class Setting:
-    """A simulated examination: the voxels of each scan in those of the truth, and what is wrong with the last one."""
+    """A simulated examination: the voxel size of each scan in voxels of the truth, and the fault of the last scan."""
 
     name: str
     factors: tuple[tuple[float, float, float], ...]
@@ -57,7 +58,7 @@ class Setting:
 
     @property
     def profile(self) -> str:
-        """Of the degradation."""
+        """Profile of the degradation."""
         return "kspace" if min(self.factors[0]) > 1 else "gaussian"
 
 
@@ -93,7 +94,7 @@ class Row:
 
 
 def moved(truth: nib.Nifti1Image, position: NDArray[np.float64]) -> nib.Nifti1Image:
-    """Return the head of an image as a scanner sees it that it has moved in."""
+    """Return the image of a head that has moved in the scanner."""
     back = np.linalg.inv(position @ truth.affine) @ truth.affine
     volume = ndimage.affine_transform(
         np.asanyarray(truth.dataobj, dtype=np.float32), back[:3, :3], back[:3, 3], order=5, mode="nearest"
@@ -102,7 +103,7 @@ def moved(truth: nib.Nifti1Image, position: NDArray[np.float64]) -> nib.Nifti1Im
 
 
 def positions_of(count: int, centre: NDArray[np.float64], seed: int, *, known: bool) -> list[NDArray[np.float64]]:
-    """Draw positions of scans; the first lies as its header says, and all of them if they are known."""
+    """Draw positions of scans. The first lies where its header says; if positions are known, all do."""
     rng = np.random.default_rng(seed)
     found = [np.eye(4)]
     for _ in range(count - 1):
@@ -131,7 +132,7 @@ def simulate(
 
 
 def _spoil(scan: nib.Nifti1Image, elsewhere: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Three slices of a head that had moved, and one of a fifth of its signal."""
+    """Spoil a scan: three slices are of a head that had moved, and one has a fifth of its signal."""
     axis = int(np.argmax(scan.header.get_zooms()))
     data = np.moveaxis(scan.get_fdata(dtype=np.float32), axis, 0).copy()
     there = np.moveaxis(elsewhere.get_fdata(dtype=np.float32), axis, 0)
@@ -143,7 +144,7 @@ def _spoil(scan: nib.Nifti1Image, elsewhere: nib.Nifti1Image) -> nib.Nifti1Image
 
 
 def examine(truth: Truth, other: Truth | None, setting: Setting, *, known: bool, options: SROptions) -> list[Row]:
-    """All methods on one examination."""
+    """Return a row of each method for one examination."""
     seed = sum(map(ord, truth.participant + setting.name))
     positions = positions_of(len(setting.factors), centre_of(truth.mask, truth.image.affine), seed, known=known)
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +195,7 @@ def _tikhonov(prepared: Prepared, found: Alternation, grid: Grid) -> torch.Tenso
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Table of PSNR and SSIM, a line for each examination."""
+    """Return a table of PSNR and SSIM, with a line for each examination."""
     methods = list(dict.fromkeys(row.method for row in rows))
     lines = ["| participant | case | positions | " + " | ".join(methods) + " | error of position, mm | used |"]
     lines.append("|---" * (len(methods) + 5) + "|")
@@ -213,12 +214,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--splits", type=Path, required=True, help="TSV with participant_id and role")
     parser.add_argument("--role", default="validation", help="(default: validation)")
     parser.add_argument("--participants", nargs="*", default=[], help="only these participants of the role")
-    parser.add_argument("--other", metavar="NAME", help="participant of the role whose stack is the foreign one")
+    parser.add_argument("--other", metavar="NAME", help="participant of the role whose scan is the foreign one")
     parser.add_argument("--cases", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--positions", nargs="*", choices=["known", "unknown"], default=["known", "unknown"])
     parser.add_argument("--model", default="student")
     parser.add_argument(
-        "--crop", type=int, metavar="N", help="cut out a cube of so many voxels first (a multiple of 60)"
+        "--crop", type=int, metavar="N", help="cut out a cube of N voxels per side first (a multiple of 60)"
     )
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (default: 2)")
     parser.add_argument("--out", type=Path, metavar="TSV", help="write all figures")

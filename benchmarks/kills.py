@@ -1,10 +1,10 @@
 """Runs that are killed at random times and started again until they are done.
 
-A small phantom data set (two participants, three images, 4 mm voxels) is processed once without a kill: its outputs are
-the reference. Then, in rounds, the output folder starts empty, the work folder as that run left it but for a few steps,
-and runs are killed: a worker (or what it runs), the run alone, or all at once. After each run what is in the output
-folder has to be whole, what was done has to be there still, and no image may have failed of which no process was
-killed. At the end of a round everything has to be as in the reference.
+A small phantom data set (two participants, three images, 4 mm voxels) is processed once without a kill. Its outputs are
+the reference. A round starts with an empty output folder, and with the work folder of that run less a few steps. Then
+runs are killed: a worker (or what it runs), the run alone, or all at once. After each run all output files have to be
+whole, images that were done have to be there, and no image may have failed of which no process was killed. At the end
+of a round everything has to be as in the reference.
 
     python -m benchmarks.kills FOLDER --kills 200
 
@@ -44,7 +44,7 @@ from moesr_bids.interfaces.processes import end_with
 
 OPTIONS = ("--skip-bids-validation", "--sloppy", "--resolution", "3", "--model", "cubic", "--device", "cpu")
 KINDS = ("worker", "run", "both")
-# Steps that a round does again, of each image, with their odds. Publication is done again in any case.
+# Steps of each image that a round does again, with their odds. Publication is always done again.
 STEPS = {None: 9, "warp_MNI152NLin2009aSym": 18, "super_resolve": 1}
 _IMPORTED = (
     *("ants", "pandas", "torch", "niworkflows.engine.workflows", "nipype.pipeline.plugins", "bids.layout"),
@@ -57,7 +57,7 @@ _STEP_FOLDER = re.compile(r"/moesr_wf/\w+?_wf/(\w+?_wf)/(?:\w+_wf/)?(\w+)")
 
 @attrs.frozen
 class Folders:
-    """Where the benchmark keeps what."""
+    """Folders of the benchmark."""
 
     root: Path
 
@@ -110,7 +110,7 @@ def prepare(folders: Folders) -> None:
 
 
 def start_round(folders: Folders, rng: random.Random) -> None:
-    """Empty the output folder, and leave out of the work folder a step of each image and what comes after it."""
+    """Empty the output folder; remove a step of each image, and the steps after it, from the work folder."""
     shutil.rmtree(folders.out, ignore_errors=True)
     shutil.rmtree(folders.work, ignore_errors=True)
     shutil.copytree(folders.prepared, folders.work, symlinks=True)
@@ -121,7 +121,7 @@ def start_round(folders: Folders, rng: random.Random) -> None:
 
 
 def half_written(out: Path) -> list[str]:
-    """Return the files under their final names that are not whole."""
+    """Return the files that have their final names but are not whole."""
     return [path.relative_to(out).as_posix() for path in _visible_files(out) if not _is_whole(path)]
 
 
@@ -160,7 +160,7 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def done_images(out: Path) -> set[str]:
-    """Return the images that the output folder has in full: the sidecar of the main output comes last."""
+    """Return the images whose outputs are complete: those with the sidecar of the main output, which comes last."""
     return {path.stem for path in out.glob("sub-*/anat/*_desc-moesr_T*w.json")}
 
 
@@ -185,7 +185,7 @@ def working(run: psutil.Process) -> dict[psutil.Process, tuple[str, str]]:
 
 
 def kill(run: psutil.Process, kind: str, rng: random.Random) -> list[str]:
-    """Kill and return whose steps were hit, as workflow/step."""
+    """Kill, and return the steps that were hit, as workflow/step."""
     at_work = working(run)
     if kind == "worker":
         if not at_work:
@@ -202,7 +202,7 @@ def kill(run: psutil.Process, kind: str, rng: random.Random) -> list[str]:
 
 
 def killed_run(folders: Folders, kind: str, wait: float, rng: random.Random) -> tuple[list[str], int]:
-    """Run, kill after a time, and return what was hit and the exit code.
+    """Run, kill after a time, and return the steps that were hit and the exit code.
 
     Half of the runs that lost a worker go on to their end; the others are killed some time later.
     """
@@ -230,7 +230,7 @@ def killed_run(folders: Folders, kind: str, wait: float, rng: random.Random) -> 
 
 
 def _run_app(arguments: list[str], parent: int) -> None:
-    """Run the app in a process that has imported it already: starting Python would take longer than the run."""
+    """Run the app in a process that has already imported it: starting Python would take longer than the run."""
     end_with(parent)
     with Path(os.devnull).open("w", encoding="utf-8") as quiet:
         os.dup2(quiet.fileno(), 1)
@@ -239,13 +239,13 @@ def _run_app(arguments: list[str], parent: int) -> None:
 
 
 def import_all() -> None:
-    """Import what a run and its steps do."""
+    """Import the modules of a run and of its steps."""
     for name in _IMPORTED:
         importlib.import_module(name)
 
 
 def campaign(folders: Folders, kills: int, seconds: float, rng: random.Random) -> None:
-    """Kill runs until there are enough of them or the time is over; a row each goes into kills.tsv."""
+    """Kill runs until there are enough of them or the time is over; each gets a row in kills.tsv."""
     expected = digests(folders.reference)
     table = folders.root / "kills.tsv"
     rows = read_rows(table)
@@ -261,7 +261,7 @@ def campaign(folders: Folders, kills: int, seconds: float, rng: random.Random) -
             wait = rng.uniform(0, span) if kind != "none" else float("inf")
             began = time.monotonic()
             victims, code = killed_run(folders, kind, wait, rng)
-            if code == 0:  # it was quicker than the kill, or a killed worker was made good
+            if code == 0:  # the run ended before the kill, or the step of the killed worker ran again
                 span = 0.8 * span + 0.2 * (time.monotonic() - began)
             faults = {
                 "half_written": half_written(folders.out),
@@ -286,7 +286,7 @@ def innocent(failed: set[str], victims: list[str]) -> list[str]:
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:
-    """Read what earlier calls found."""
+    """Read the rows of earlier calls."""
     if not table.exists():
         return []
     with table.open(encoding="utf-8", newline="") as stream:
@@ -312,7 +312,7 @@ def report(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> int:
-    """Kill runs and say what came of it; exit code 1 for any fault."""
+    """Kill runs and print the faults; exit code 1 for any fault."""
     parser = argparse.ArgumentParser(description="Kill runs at random times and repeat them until they are done.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=200, help="runs to kill, those of earlier calls included")

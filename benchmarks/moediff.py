@@ -1,13 +1,15 @@
-"""The mixture of experts against the one-step model, and what each of its parts is worth.
+"""The mixture of experts against the one-step model, and the gain by each of its parts.
 
     python -m benchmarks.moediff --data BIDS_DIR --splits splits.tsv --models student FILE [--tables ...]
 
-Scans of one role of ``splits.tsv``, degraded as in :mod:`benchmarks.quality`. ``side``: gain over cubic interpolation,
-sharpness (energy of the finest band against the truth's), coverage of the intervals, size, operations of a 0.7 mm
-head of 20 million voxels, time. ``ablation``: the mean on simulated patches without the gate, without an
-expert, without a guidance map that there is. ``gate``: mean weight of each expert in the cortical ribbon and in deep
-white matter, and how far the image would be off with it alone. ``threshold``: what leaving out experts of little weight
-saves and costs.
+Scans of one role of ``splits.tsv`` are degraded as in :mod:`benchmarks.quality`. The tables:
+
+- ``side``: gain over cubic interpolation, sharpness (energy of the finest band over the truth's), coverage of the
+  intervals, size, operations of a 0.7 mm head of 20 million voxels, time;
+- ``ablation``: the mean on simulated patches without the gate, without an expert, without a guidance map;
+- ``gate``: mean weight of each expert in the cortical ribbon and in deep white matter, and how far the image would be
+  off with it alone;
+- ``threshold``: time and PSNR if experts of little weight are left out.
 """
 
 from __future__ import annotations
@@ -64,14 +66,17 @@ _THRESHOLDS = (-1.0, 0.02, 0.1, 0.2, 0.3)
 
 
 def sharpness(image: NDArray[np.floating], truth: NDArray[np.floating], mask: NDArray[np.bool_]) -> float:
-    """Energy of what is finer than a Gaussian of 1 voxel, as a share of the truth's, inside the mask."""
+    """Return the energy of detail over the truth's, inside the mask.
+
+    Detail is what a Gaussian with a standard deviation of 1 voxel removes.
+    """
     return detail_energy(image, mask) / detail_energy(truth, mask)
 
 
 def teraflops(network: ResidualNetwork | MixtureNetwork, sampling: Sampling, averaged: bool) -> float:
     """Count the floating-point operations of a head of 20 million voxels, in 10^12; all experts are evaluated.
 
-    The context looks once; ``averaged`` is a one-step network over all flips.
+    The context is evaluated once. ``averaged`` means that a one-step network is evaluated in all eight flips.
     """
     channels = torch.zeros((1, INPUTS + len(GUIDANCE), *(_COUNTED,) * 3))
     acquisition = torch.zeros((1, CONDITIONS))
@@ -86,7 +91,7 @@ def teraflops(network: ResidualNetwork | MixtureNetwork, sampling: Sampling, ave
             network.mean(scene, acquisition)
             step = counter.get_total_flops() - looked
             flips, steps = sampling.evaluations(len(FLIPS), network.shape.schedule.steps)
-            # Here it was given one patch; those of a head overlap.
+            # The context was given one patch here; those of a head overlap.
             context = context_flops(network.shape.context, context_channels(network.shape.trunk))
     return (context + (flips * each_flip + steps * step) / _COUNTED**3) * _HEAD_VOXELS / 1e12
 
@@ -151,7 +156,7 @@ def side_table(truths: Sequence[Truth], cases: Sequence[Case], models: Sequence[
 
 
 def ablation_table(paths: Sequence[Path], weights: Weights, patches: int) -> Iterator[str]:
-    """Yield a line per part: mean gain of the mean estimate over interpolation on simulated patches."""
+    """Yield a line per part: what the mean estimate gains over interpolation on simulated patches without it."""
     volumes = [load_volume(path) for path in paths]
     plain = plain_scan()
 

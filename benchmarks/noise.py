@@ -2,10 +2,9 @@
 
     python -m benchmarks.noise --data BIDS_DIR --splits splits.tsv [--role ROLE] [participants ...]
 
-Noise of a known standard deviation is added to scans as the scanner would have: to both channels, in the part of
-k-space that was acquired. What is expected is the root of the squares of it and of the noise that the scan has already,
-as it is estimated. Degraded scans have the forward models of :mod:`benchmarks.degrade`. Figures are estimated over
-expected noise.
+Noise of a known standard deviation is added to scans as in a scanner: to both channels, in the part of k-space that was
+acquired. The expected noise is the root of the sum of the squares of it and of the scan's own estimated noise. Degraded
+scans come from the forward models of :mod:`benchmarks.degrade`. Figures are estimated over expected noise.
 """
 
 from __future__ import annotations
@@ -46,14 +45,14 @@ def add_noise(volume: FloatArray, sigma: float, shares: Sequence[float], seed: i
 
 
 def estimated(volume: FloatArray, zooms: Zooms) -> tuple[Noise, list[float]]:
-    """Noise as the engine estimates it without a mask, and the shares of the frequencies that it found."""
+    """Return the noise as the engine estimates it without a mask, and the acquired share of each axis that it found."""
     inside = foreground(volume)
     shares = measured_shares(zero_filled(PSF.from_acquisition(zooms), volume, zooms, inside), zooms)
     return estimate_noise(volume, inside, zooms=zooms, shares=shares), shares
 
 
 def flat_rows() -> Iterator[str]:
-    """Cubes of one value in a background of zeros."""
+    """Yield a line per kind of noise: cubes of one value in a background of zeros."""
     cube = np.zeros((96, 96, 96), dtype=np.float32)
     cube[8:-8, 8:-8, 8:-8] = 1000
     inside = cube > 0
@@ -83,7 +82,7 @@ def flat_rows() -> Iterator[str]:
 
 
 def scan_row(path: Path) -> str:
-    """Line of the table for a scan."""
+    """Return the line of the table for a scan."""
     image = nib.load(path)
     volume = np.clip(image.get_fdata(dtype=np.float32), 0, None)
     zooms: Zooms = tuple(float(z) for z in nib.affines.voxel_sizes(image.affine))

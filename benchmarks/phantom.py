@@ -1,7 +1,7 @@
 """A small BIDS data set with known truth, made from the MNI brain that nilearn packages.
 
-The truth is the ICBM 2009a brain at 1 mm, deformed a little for each participant. What a scanner would have seen is
-the acquisition operator applied to it, under a smooth bias field, with Rician noise.
+The truth is the ICBM 2009a brain at 1 mm, deformed a little for each participant. Its scan is the acquisition operator
+applied to it, under a smooth bias field, with Rician noise.
 
     python -m benchmarks.phantom FOLDER
 """
@@ -120,7 +120,7 @@ def bias_field(shape: tuple[int, ...], seed: int) -> FloatArray:
 
 
 def acquire(truth: nib.Nifti1Image, acquisition: Acquisition) -> nib.Nifti1Image:
-    """Return what the scanner would have seen: A(truth times bias), with Rician noise, as int16."""
+    """Return the scan of a truth: A(truth times bias), with Rician noise, as int16."""
     target = Grid.from_image(truth)
     input_grid = _input_grid(target, acquisition.zooms)
     psf = PSF.from_acquisition(input_grid.zooms, acquisition.metadata)

@@ -1,6 +1,6 @@
-"""The pictures of the documentation, all of the phantom that benchmarks/phantom.py makes from the ICBM 152 brain.
+"""Draw the pictures of the documentation, all of the phantom that benchmarks/phantom.py makes from the ICBM 152 brain.
 
-The README has a scan before and after; docs/moediff.md has a chain of the mixture of experts, and its gate and experts.
+The README shows a scan before and after. docs/moediff.md shows a chain of the mixture of experts, its gate and experts.
 
     python -m benchmarks.pictures --out docs/figures
     python -m benchmarks.pictures --out docs/figures --only before-after
@@ -149,7 +149,7 @@ def draw(names: Sequence[str], out: Path, model: str) -> list[Path]:
     Raises
     ------
     ValueError
-        If a picture shows a mixture of experts and the model is none.
+        If a picture shows a mixture of experts and the model is not one.
 
     """
     truth = make_truth(ACQUISITIONS[1].seed)
@@ -166,7 +166,7 @@ def draw(names: Sequence[str], out: Path, model: str) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw them, with few colours: a third of the bytes in the repository."""
+    """Draw the pictures with few colours, which makes the files three times smaller."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--model", default="moediff", help="name or weights of a mixture (default: moediff)")

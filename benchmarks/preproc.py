@@ -2,10 +2,12 @@
 
     python -m benchmarks.preproc --data BIDS_DIR [--labels DIR] [--tables mask bias registration]
 
-Three tables: the brain mask of every scan, with its Dice coefficient where ``--labels`` holds an aparc+aseg map of the
-participant; the error of N4 under known smooth fields, for several voxel sizes and knot spacings of N4; and how
-well the labels of different participants agree in the space of the template, after the affine transform alone and
-after SyN.
+Three tables:
+
+- ``mask``: the brain mask of every scan, with its Dice coefficient where ``--labels`` has an aparc+aseg map of it;
+- ``bias``: the error of N4 under known smooth fields, for several voxel sizes and knot spacings of N4;
+- ``registration``: how well the labels of different participants agree in the space of the template, after the affine
+  transform alone and after SyN.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def find_scans(data: Path, labels: Path | None) -> list[Scan]:
 
 
 def closed_labels(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Brain of an aparc+aseg map: its labels, the sulci between them and a voxel around."""
+    """Return the brain of an aparc+aseg map: its labels, the sulci between them and one voxel around."""
     box = bounding_box(labels > 0, 8)
     brain = np.zeros(labels.shape, bool)
     closed = ndimage.binary_closing(labels[box] > 0, iterations=_CLOSING_VOXELS)
@@ -94,7 +96,7 @@ def mask_table(scans: Sequence[Scan], folder: Path, threads: int) -> Iterator[st
 
 
 def known_field(shape: tuple[int, ...], inside: NDArray[np.bool_], order: int, spread: float) -> NDArray[np.float32]:
-    """Log field: a random polynomial over the brain, of standard deviation ``spread`` and mean 0 inside."""
+    """Return a log field: a random polynomial with standard deviation ``spread`` and mean 0 inside the brain."""
     rng = np.random.default_rng(order)
     bounds = [(axis.min(), axis.max()) for axis in np.nonzero(inside)]
     x, y, z = np.meshgrid(
@@ -111,7 +113,7 @@ def known_field(shape: tuple[int, ...], inside: NDArray[np.bool_], order: int, s
 
 
 def bias_table(scans: Sequence[Scan], folder: Path, threads: int) -> Iterator[str]:
-    """Yield lines of what N4 leaves of known fields, per voxel size; its own field of the scan is taken out first."""
+    """Yield lines: how much of known fields N4 leaves, per voxel size; the scan's own field is taken out first."""
     yield f"{'N4: field':28} {'left of it at':>16} " + " ".join(f"{f'{z:g}/{d}':>10}" for z, d in _VARIANTS)
     seconds: dict[tuple[float, int], list[float]] = {variant: [] for variant in _VARIANTS}
     left: dict[tuple[int, float], list[list[float]]] = {field: [] for field in _FIELDS}

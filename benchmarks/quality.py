@@ -3,10 +3,10 @@
     python -m benchmarks.quality --data BIDS_DIR --splits splits.tsv [--models NAME ...] [--external NAME=FOLDER]
 
 Whole scans of one role of ``splits.tsv`` are degraded with the forward models of :mod:`benchmarks.degrade` (k-space
-x1.5, x2 and x3; slices of 3, 4 and 5 mm along each axis; slice profiles that nobody tells; noise of 1, 2 and 4 %), then
-restored by interpolation (linear, cubic, windowed sinc), by the models of moesr-bids, and by whoever left results in an
-external folder. Models get the degraded image alone: they choose the point-spread function from the voxel size and
-estimate the noise. Figures are of the brain's voxels, less those whose intensity was cut off.
+x1.5, x2 and x3; slices of 3, 4 and 5 mm along each axis; slice profiles unlike the app's guess; noise of 1, 2 and 4 %).
+They are restored by interpolation (linear, cubic, windowed sinc), by the models of moesr-bids, and by other methods
+whose results lie in an external folder. Models get the degraded image alone: they choose the point-spread function from
+the voxel size and estimate the noise. Figures are of the brain's voxels, less those whose intensity was cut off.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def compare(
     save_to: Path | None,
     threads: int,
 ) -> list[Row]:
-    """All methods on one degraded scan."""
+    """Return a row of each method for one degraded scan."""
     sharp, sigma = truth.known(np.asanyarray(truth.image.dataobj)), case.noise * truth.level
     low = truth.degraded(case)
     if save_to is not None:

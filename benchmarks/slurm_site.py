@@ -1,7 +1,7 @@
 """A SLURM of one node, for tests and measurements: munge, slurmctld and slurmd of this machine.
 
-It is the real SLURM (Debian's ``slurm-wlm`` and ``munge``) and has to be started by root. Memory is limited by control
-groups, so that a task that takes too much is killed as on a cluster.
+It is the real SLURM (Debian's ``slurm-wlm`` and ``munge``) and has to be started by root. Control groups limit the
+memory, so a task that takes too much is killed as on a cluster.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ AllowedSwapSpace=0
 
 
 def missing() -> str:
-    """Return why no SLURM can be started here; empty where one can."""
+    """Return why no SLURM can be started here; empty if it can."""
     lacking = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if lacking:
         return f"{lacking[0]} is not installed"
@@ -64,14 +64,14 @@ def missing() -> str:
 
 @contextmanager
 def slurm_site(folder: Path, *, cpus: int, memory_mb: int, largest_array: int = 1001) -> Iterator[dict[str, str]]:
-    """Start SLURM, and end it with all that it runs.
+    """Start SLURM; at the end of the block stop it and all jobs.
 
     Parameters
     ----------
     folder : pathlib.Path
         New folder for its state and logs; a short path, for sockets.
     cpus, memory_mb : int
-        What the node has to give, more than the machine has if asked.
+        CPUs and memory of the node; they may be more than the machine has.
     largest_array : int
         ``MaxArraySize``.
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed [--image FILE] [--model student] [--resolution 0.7] [--runtime torch] [--threads 2]
 
-Without an image, the MNI head that nilearn packages is used. The peak is a 3 x 3 x 3 convolution of 64 channels on 64^3
-voxels in the precision and memory layout of the model, measured in the same run.
+Without an image, the MNI head that nilearn packages is used. The peak is the speed of a 3 x 3 x 3 convolution of 64
+channels on 64^3 voxels, in the precision and memory layout of the model, measured in the same run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PEAK_CHANNELS, _PEAK_SIZE, _REPEATS = 64, 64, 5
 
 
 def convolution_peak(device: torch.device) -> float:
-    """Operations per second of one large convolution, the fastest of some repetitions."""
+    """Return the operations per second of one large convolution, the fastest of some repetitions."""
     dtype, n = fast_dtype(device), _PEAK_CHANNELS
     layer = nn.Conv3d(n, n, 3, padding=1).to(device, dtype).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     volume = torch.randn((1, n, *[_PEAK_SIZE] * 3), device=device, dtype=dtype)

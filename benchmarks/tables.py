@@ -1,4 +1,4 @@
-"""Rows of the benchmark of quality, and the tables that they make.
+"""Rows of the benchmark of quality, and its tables.
 
     python -m benchmarks.tables TSV [TSV ...]
 
@@ -59,7 +59,7 @@ def groups() -> dict[str, str]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Tables: PSNR/SSIM per case, and the gain against cubic per group, mean and standard error over people."""
+    """Return the tables: PSNR/SSIM per case, and the gain over cubic per group, mean and standard error over people."""
     methods = list(dict.fromkeys(row.method for row in rows))
     cases = groups()
     lines = table_by_image(rows, lambda row: f"{row.psnr:.2f} / {row.ssim:.3f}")
@@ -73,7 +73,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def _gains(rows: Sequence[Row]) -> str:
-    """Mean gain over people, each of whom counts alike, its standard error, the worst case, and the gain of SSIM."""
+    """Return mean gain over people (who count alike), its standard error, the worst case, and the gain of SSIM."""
     people = dict.fromkeys(row.participant for row in rows)
     means = [np.mean([r.gain_psnr for r in rows if r.participant == person]) for person in people]
     similarity = np.mean([np.mean([r.gain_ssim for r in rows if r.participant == person]) for person in people])
@@ -82,7 +82,7 @@ def _gains(rows: Sequence[Row]) -> str:
 
 
 def table_by_image(rows: Sequence[Row], cell: Callable[[Row], str]) -> list[str]:
-    """Lines of a table with a row for each degraded image and a column for each method."""
+    """Return the lines of a table with a row for each degraded image and a column for each method."""
     methods = list(dict.fromkeys(row.method for row in rows))
     lines = ["| participant | case | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
     for key in dict.fromkeys((row.participant, row.suffix, row.case) for row in rows):
@@ -92,7 +92,7 @@ def table_by_image(rows: Sequence[Row], cell: Callable[[Row], str]) -> list[str]
 
 
 def lesion_table(rows: Sequence[Row]) -> str:
-    """Contrast against their rim and volume of the lesions, in % of the truth's, and their shift."""
+    """Return the table of lesions: contrast to the rim and volume, in % of the truth's, and shift in voxels."""
     some = [row for row in rows if np.isfinite(row.lesion_ratio)]
     if not some:
         return "\nno lesion masks"
@@ -110,7 +110,7 @@ def lesion_table(rows: Sequence[Row]) -> str:
 
 
 def sample_table(model: str, rows: Sequence[Row]) -> str:
-    """Gain of one sample over cubic, what it loses against the mean, and its energy of detail over the truth's."""
+    """Return the table of samples: gain over cubic, loss against the mean, energy of detail over the truth's."""
     if not rows:
         return ""
     lines = ["", f"{model}: one sample; gain over cubic, loss against the mean, dB; sharpness", ""]
@@ -122,7 +122,7 @@ def sample_table(model: str, rows: Sequence[Row]) -> str:
 
 
 def sample_figures(rows: Sequence[Row]) -> dict[str, float]:
-    """Mean and worst over all images of what :func:`sample_table` lists."""
+    """Return mean and worst over all images of the figures of :func:`sample_table`."""
     gains = np.array([row.sample_gain for row in rows])
     losses = np.array([row.gain_psnr for row in rows]) - gains
     sharpness = np.array([row.sample_sharpness for row in rows])
@@ -139,7 +139,7 @@ def sample_figures(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """Read what ``benchmarks.quality --out`` wrote; the ratios of the errors are not in it."""
+    """Read the files of ``benchmarks.quality --out``; they do not have the ratios of the errors."""
     rows = []
     for path in paths:
         with path.open(encoding="utf-8", newline="") as stream:

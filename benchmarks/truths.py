@@ -1,4 +1,4 @@
-"""Sharp scans as known truth: whole, with the brain's voxels in which a method is judged."""
+"""Sharp scans as known truth: the whole scan, and the voxels of the brain in which methods are compared."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from moesr_bids.training.volumes import too_coarse
 from .degrade import Case, FloatArray, degrade
 
 _MARGIN_VOXELS = 10
-_LCM = 60  # of all factors, so that every degraded image has the truth's field of view
+_LCM = 60  # least common multiple of all factors: every degraded image has the truth's field of view
 _RIM_VOXELS = (1, 4)  # from and to this many voxels around a lesion
-_FACE = 8  # voxels at the faces of a crop that do not count: air beyond them is no scan
+_FACE = 8  # voxels at the faces of a crop that do not count: beyond them the scan is missing
 _SHARP = 1.25  # voxels: detail of an axis that is a truth in full
 _USABLE = 1.5  # voxels: detail of an axis that can be made coarser
 _CLAMPED = 0.01  # share of the brain that one value has where intensities were cut off
@@ -32,12 +32,12 @@ _PEAK = 8.0  # times as frequent as its neighbours among the values
 
 @frozen(eq=False)
 class Truth:
-    """A sharp scan, whole and padded, and where the metrics look.
+    """A sharp scan, whole and padded, and the voxels of the metrics.
 
     Parameters
     ----------
     participant, suffix
-        Whose, and its contrast.
+        Participant and contrast.
     image
         float32, voxels that count as isotropic.
     mask
@@ -45,9 +45,9 @@ class Truth:
     level
         99th percentile in the brain.
     detail
-        Finest detail along each axis in voxels: what is finer does not count.
+        Finest detail along each axis in voxels; finer detail does not count.
     lesions
-        Mask; None where there is none.
+        Mask; None if the scan has none.
     """
 
     participant: str
@@ -60,7 +60,7 @@ class Truth:
 
     @property
     def rim(self) -> NDArray[np.bool_]:
-        """Brain around the lesions: their nearest voxels, which they share, left out."""
+        """Brain around the lesions, without the nearest voxels, which may be partly lesion."""
         near, far = (ndimage.binary_dilation(self.lesions, iterations=n) for n in _RIM_VOXELS)
         return far & ~near & self.mask
 
@@ -86,16 +86,19 @@ class Truth:
         return f"{self.participant}_{case.name}_{self.suffix}.nii.gz"
 
     def degradation(self, case: Case) -> Case | None:
-        """Return what a case does to the axes along which this is a truth; None if nothing, or not what it is about."""
+        """Return the case along the axes whose detail is fine enough to be made coarser.
+
+        None if no such axis is left, or if a case of slices would become another one.
+        """
         possible = case.along([size < _USABLE for size in self.detail])
         return None if possible is None or (case.group != case.name and possible != case) else possible
 
     def degraded(self, case: Case) -> nib.Nifti1Image:
-        """Return the scan as a case makes it; the noise is the same each time."""
+        """Return the scan degraded by a case; the noise is the same each time."""
         return degrade(self.image, case, case.noise * self.level, seed=sum(map(ord, self.participant + case.name)))
 
     def known(self, volume: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Keep of a volume what this truth knows: all but what is too fine for its axes."""
+        """Remove from a volume the frequencies that are too fine for the axes of this truth."""
         for axis, size in enumerate(self.detail):
             if size > _SHARP:
                 spectrum = np.fft.rfft(volume, axis=axis)
@@ -106,11 +109,11 @@ class Truth:
 
 
 def load_truths(data: Path, splits: Path, role: str, participants: Sequence[str]) -> Iterator[Truth]:
-    """Yield the scans of the participants of a role whose voxels may be those of a sharp target.
+    """Yield the scans of the participants of a role whose voxels are small and isotropic enough for a truth.
 
-    Voxels that are not isotropic count as if they were. The brain is the FreeSurfer segmentation (``aparcaseg``) of a
-    ``labels`` folder beside the data where there is one, otherwise as the app finds it in the sharp scan. Lesion masks
-    (``lesions``) come from there too.
+    Voxels that are nearly isotropic count as isotropic. The brain is the FreeSurfer segmentation (``aparcaseg``) in the
+    folder ``labels`` beside the data; without one the app finds it in the sharp scan. Lesion masks (``lesions``) come
+    from that folder too.
     """
     with splits.open(encoding="utf-8") as lines:
         chosen = [row["participant_id"] for row in csv.DictReader(lines, delimiter="\t") if row["role"] == role]
@@ -138,7 +141,7 @@ def _prepare(source: nib.Nifti1Image, participant: str, path: Path, labels: Path
         if drawn.shape == source.shape and np.allclose(drawn.affine, source.affine, atol=1e-3):
             masks.append(np.asanyarray(drawn.dataobj) > 0)
     detail = axis_resolution(volume, foreground(volume), nib.affines.voxel_sizes(source.affine))
-    # Air of exactly 0 holds nothing that could reach the head; all else stays, also far from the brain.
+    # Air of exactly 0 is cut off, since nothing in it could reach the head. All else stays, also far from the brain.
     box, padding = [], []
     for axis, n in enumerate(volume.shape):
         hit = np.flatnonzero(volume.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -154,7 +157,7 @@ def _prepare(source: nib.Nifti1Image, participant: str, path: Path, labels: Path
 
 
 def _isotropic(affine: NDArray[np.float64], corner: Sequence[int]) -> NDArray[np.float64]:
-    """Affine of the voxels from a corner on, as if they were isotropic: that of their mean size."""
+    """Return the affine of the voxels from a corner on, as if they were isotropic with their mean size."""
     zooms = nib.affines.voxel_sizes(affine)
     changed = affine.copy()
     changed[:3, 3] = nib.affines.apply_affine(affine, corner)
@@ -163,7 +166,7 @@ def _isotropic(affine: NDArray[np.float64], corner: Sequence[int]) -> NDArray[np
 
 
 def clamped(volume: FloatArray, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Voxels of a mask whose intensity was cut off: at the scan's maximum, or at a value of far too many voxels."""
+    """Return voxels of a mask whose intensity was cut off: at the maximum, or at a value of far too many voxels."""
     values, counts = np.unique(volume[mask], return_counts=True)
     if len(values) < 3:
         return np.zeros_like(mask)

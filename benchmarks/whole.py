@@ -1,11 +1,11 @@
-"""Time of a whole image, from raw to report, step by step, beside what ANTs takes for the same with its defaults.
+"""Time of a whole image, from raw to report, step by step, beside that of ANTs with its defaults for the same steps.
 
     python -m benchmarks.whole IMAGE [IMAGE ...] [--runs 5] [--threads 2] [--options "--model cubic"]
 
-The images become the session of one participant, and `moesr-bids` is run on it in a process of its own, each time with
-an empty work folder. After each run `antspyx` does N4 and the registration to the template (affine and SyN) of the
-first image, with the defaults of its functions and as many threads. Figures are medians over the runs; ratios are of
-times in one run. What the dry run told stands beside them.
+The images become a session of one participant. `moesr-bids` runs on it in a process of its own, each time with an empty
+work folder. After each run `antspyx` does N4 and the registration to the template (affine and SyN) of the first image,
+with the defaults of its functions and as many threads. Figures are medians over the runs; ratios are of times in one
+run. The estimates of the dry run stand beside them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Run:
     seconds, cpu_seconds : float
         Wall time and processor time of the whole command.
     records : sequence of Record
-        What each image's sidecar says.
+        Record in the sidecar of each image.
     peers : Mapping
         Wall time of ANTs, by step.
 
@@ -72,7 +72,7 @@ def build(images: Sequence[Path], folder: Path) -> Path:
 
 
 def told(bids_dir: Path, folder: Path, options: Sequence[str]) -> list[tuple[float, float]]:
-    """Return memory (GB) and time (s) of each image, as the dry run tells them."""
+    """Return memory (GB) and time (s) of each image, as the dry run estimates them."""
     text = subprocess.run(_command(bids_dir, folder, ["--dry-run", *options]), check=True, capture_output=True).stdout
     return [(float(memory), float(seconds)) for memory, seconds in _TOLD.findall(text.decode())]
 
@@ -89,7 +89,7 @@ def run_once(bids_dir: Path, folder: Path, options: Sequence[str], threads: int)
 
 
 def table(runs: Sequence[Run], costs: Sequence[tuple[float, float]]) -> Iterator[str]:
-    """Yield lines: steps with their medians, ratios to the peers, the whole, and what was told."""
+    """Yield lines: steps with their medians, ratios to the peers, the whole, and the estimate of the dry run."""
     for number, (memory, seconds) in enumerate(costs):
         records = [run.records[number] for run in runs]
         yield f"image {number + 1}: {' x '.join(map(str, records[0].output_shape))} voxels"
@@ -117,7 +117,7 @@ def _command(bids_dir: Path, folder: Path, options: Sequence[str]) -> list[str]:
 
 
 def _peers(image: Path, threads: int) -> dict[str, float]:
-    """Wall time of ANTs with the defaults of its functions, by the step that it is compared with."""
+    """Return the wall time of ANTs with the defaults of its functions, by the step that it is compared with."""
     import ants
 
     use_threads(threads)
