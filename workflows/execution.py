@@ -21,9 +21,9 @@ def configure_nipype(settings: Settings) -> None:
             "execution": {
                 "crashfile_format": "txt",
                 "create_report": "false",
-                # Or a node would be another one, and run again, whenever fewer of its outputs are asked for.
+                # Otherwise a node that has to give fewer outputs would count as another node, and run again.
                 "remove_unnecessary_outputs": "false",
-                # A queue that is asked too often, and a file system of many machines, are slow to answer.
+                # A queue answers slowly if it is asked too often, and so does a file system of many machines.
                 "poll_sleep_duration": "0.2" if here else "10",
                 "job_finished_timeout": "60",
                 "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
@@ -47,13 +47,13 @@ def make_plugin(
     Parameters
     ----------
     settings : Settings
-        CPUs, memory, or a plugin file of the user's.
+        CPUs, memory, or the user's plugin file.
     gpus : int
-        GPU slots. Nipype knows no limit at all when the number is left out and no GPU is seen.
+        GPU slots. Without this number Nipype sets no limit where it sees no GPU.
     callback : callable
         Called with each node and ``start``, ``end`` or ``exception``.
     beat : callable
-        Called again and again while steps run; not by a plugin of the user's.
+        Called several times a second while steps run; not called by a plugin of the user.
 
     """
     from moesr_bids.workflows.plugin import RobustMultiProc
@@ -84,7 +84,7 @@ def read_plugin(path: Path) -> tuple[type[Any], dict[str, Any]]:
     Raises
     ------
     ValueError
-        If the file is not such a YAML file or names no plugin of Nipype's.
+        If the file cannot be read, is not such a YAML file, or names no plugin of Nipype.
 
     """
     import nipype.pipeline.plugins as plugins

@@ -39,7 +39,7 @@ def init_image_wf(
     own = ["preproc_file", "mask_file", "initial_xfm"]
     workflow.connect([(preproc, registration, _links(own))])
     if preproc_only:
-        preproc.__desc__ = registration.__desc__ = ""  # the images that it serves tell it
+        preproc.__desc__ = registration.__desc__ = ""  # the workflows of the other images have the same text
         return workflow
     sr, report = init_sr_wf(plan=plan, use_gpu=use_gpu), init_report_wf(plan=plan)
     optional = optional_inputs(plan)
@@ -69,7 +69,7 @@ def _links(fields: list[str]) -> list[tuple[str, str]]:
 
 
 def steps_of(plan: ImagePlan) -> dict[str, str]:
-    """Return the steps that are recorded, in order: their names to those of the nodes."""
+    """Return the steps that are recorded, in order: from their names to the names of their nodes."""
     settings = plan.settings
     return {
         "conform": "conform",
@@ -87,7 +87,7 @@ def steps_of(plan: ImagePlan) -> dict[str, str]:
 
 
 def _publish(workflow: LiterateWorkflow, parts: list[LiterateWorkflow], plan: ImagePlan) -> None:
-    """Add the step that writes derivatives, sidecars and figures, and connect what it takes."""
+    """Add the step that writes derivatives, sidecars and figures, and connect its inputs."""
     steps = steps_of(plan)
     files = Node(Merge(len(plan.outputs)), name="files")
     records = Node(Merge(len(steps)), name="records")
@@ -111,7 +111,7 @@ def _publish(workflow: LiterateWorkflow, parts: list[LiterateWorkflow], plan: Im
 def connect_reference(
     subject: LiterateWorkflow, reference: LiterateWorkflow, workflow: LiterateWorkflow, plan: ImagePlan
 ) -> None:
-    """Give the workflow of an image what it needs of its reference's, both in the workflow of their participant."""
+    """Connect the workflow of an image to that of its reference, both in the workflow ``subject`` of a participant."""
     out, into = "preproc_wf.outputnode", "registration_wf.inputnode"
     links = [
         (f"{out}.preproc_file", f"{into}.reference_file"),

@@ -1,7 +1,7 @@
 """Nipype's MultiProc plugin, made to survive the death of a worker process.
 
 When the kernel kills a worker (most often for lack of memory), Nipype 1.11 waits for its result for ever. Its pool also
-ends all workers with the one that died, so that nobody knows whose step it was: here each worker is a pool of its own.
+ends all other workers, so it is unknown which step the dead worker had. Here each worker is a pool of its own.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def _start_worker(folder: str, parent: int | None) -> None:
 
 
 class Workers(Executor):
-    """Processes that take one task at a time each; the death of one is told to its own task alone.
+    """Processes that take one task at a time each; if one dies, only its own task fails.
 
     Parameters
     ----------
     folder : str
         Folder that they work in.
     context : str, optional
-        How they are started, in the words of `multiprocessing.get_context`.
+        How they are started: a name that `multiprocessing.get_context` takes.
 
     """
 
     def __init__(self, folder: str, context: str | None = None) -> None:
-        # A server that forks is the parent of its workers, and ends with this process.
+        # With forkserver the server is the parent of the workers, and ends with this process.
         parent = None if get_context(context).get_start_method() == "forkserver" else os.getpid()
         self._make: Callable[[], ProcessPoolExecutor] = lambda: ProcessPoolExecutor(
             1, mp_context=get_context(context), initializer=_start_worker, initargs=(folder, parent)
@@ -84,9 +84,9 @@ class Workers(Executor):
 
 
 class RobustMultiProc(MultiProcPlugin):
-    """MultiProc that runs a step again when its own worker died, and reports it as failed the second time.
+    """MultiProc that runs a step again if its worker died, and reports it as failed the second time.
 
-    It also takes the images one after the other, and calls ``beat`` of its arguments, if there is one, several times a
+    It also takes the images one after the other. It calls ``beat`` of its arguments, if there is one, several times a
     second while steps run.
     """
 
@@ -103,7 +103,7 @@ class RobustMultiProc(MultiProcPlugin):
         return taskid
 
     def _sort_jobs(self, jobids: Any, scheduler: str = "tsort") -> list[int]:
-        # Image by image: a run that is stopped half-way leaves finished images, not every image half finished.
+        # Image by image: a run that is stopped half-way leaves some images finished, not all of them half finished.
         return sorted(jobids, key=lambda jobid: self.procs[jobid].fullname.split(".")[:_LEVELS_OF_IMAGE])
 
     def _async_callback(self, args: Future) -> None:

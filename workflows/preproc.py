@@ -24,7 +24,7 @@ _GIVEN_TEXT = ", unless one had been made before"
 
 
 def ants_inputs(settings: Settings) -> dict[str, Any]:
-    """Return the inputs of all that runs ITK; it takes a seed of 0 for none."""
+    """Return the inputs that all ITK nodes share. The seed is raised by 1, since ITK takes 0 for no seed."""
     return {"omp_nthreads": settings.omp_nthreads, "random_seed": settings.sr.random_seed + 1}
 
 
@@ -41,13 +41,13 @@ def init_preproc_wf(*, plan: ImagePlan, name: str = "preproc_wf") -> LiterateWor
     Outputs
     -------
     preproc_file
-        Image without gradient nonlinearity, where it was corrected, and bias field, own grid.
+        Image on its own grid, corrected for the bias field, and for gradient nonlinearity where that is needed.
     bias_file
         Natural logarithm of the bias field, own grid.
     mask_file
         Brain mask, own grid.
     atlas_file
-        White matter, grey matter and CSF of the atlas, deformed to the image, 4-D.
+        Probabilities of white matter, grey matter and CSF of the atlas, deformed to the image, 4-D.
     initial_xfm
         Affine transform onto the embedded template.
     metadata_file

@@ -25,7 +25,7 @@ def transform_field(template: str, way: str) -> str:
 def init_registration_wf(*, plan: ImagePlan, name: str = "registration_wf") -> LiterateWorkflow:
     """Build the workflow that registers an image.
 
-    An image with a reference is aligned to that, and goes to the templates by way of it.
+    An image with a reference is aligned to it, and takes its transforms to the templates.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ def init_registration_wf(*, plan: ImagePlan, name: str = "registration_wf") -> L
     initial_xfm
         Affine transform onto the embedded template.
     reference_file, reference_mask, reference_xfm
-        The same of the reference; only of an image with one.
+        The same of the reference; only if the image has one.
     reference_to_<template>, reference_from_<template>
-        Transforms of the reference; only of an image with one.
+        Transforms of the reference; only if the image has one.
 
     Outputs
     -------
@@ -52,7 +52,7 @@ def init_registration_wf(*, plan: ImagePlan, name: str = "registration_wf") -> L
     warped_file, template_file, template_mask_file
         Image in the space of the first template, that template, and its brain mask.
     coregistered_file
-        Image on the grid of the reference; only of an image with one.
+        Image on the grid of the reference; only if the image has one.
 
     """
     settings = plan.settings

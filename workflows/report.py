@@ -43,15 +43,16 @@ def init_report_wf(*, plan: ImagePlan, name: str = "report_wf") -> LiterateWorkf
     preproc_file, bias_file, mask_file, atlas_file
         Bias-corrected image, logarithm of its bias field, brain mask and tissues of the atlas, own grid.
     sr_file, sr_mask_file, sr_record
-        Super-resolved image, its brain mask, and what super-resolution recorded.
+        Super-resolved image, its brain mask, and the record of super-resolution.
     residual_file, uncertainty_file, map_files
-        Residual on the own grid; uncertainty and maps of the experts, where the model has them.
+        Residual on the grid of the scan; uncertainty and maps of the experts, if the model has them.
     warped_file, template_file, template_mask_file
         Image in the space of the first template, that template and its brain mask.
     acquired_file, unwarped_file, field_file
-        Image before and after gradient nonlinearity was corrected, and the displacement field; only then.
+        Image before and after the correction of gradient nonlinearity, and the displacement field; only if it is
+        corrected.
     coregistered_file, reference_file, reference_mask_file
-        Image on the grid of its reference, the reference and its brain mask; only of an image with one.
+        Image on the grid of its reference, the reference and its brain mask; only if the image has one.
 
     Outputs
     -------

@@ -42,7 +42,7 @@ def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, name: str = "sr_wf") -> Litera
     metadata_file
         Merged sidecars as JSON.
     bias_file, log_jacobian_file
-        Natural logarithms of bias field and Jacobian determinant, own grid; of models that are guided by them.
+        Natural logarithms of bias field and Jacobian determinant, own grid; for models that take them.
     to_<template>
         Transforms to the templates of the output spaces.
 
@@ -51,13 +51,13 @@ def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, name: str = "sr_wf") -> Litera
     sr_file, sr_mask_file
         Super-resolved image and brain mask, target grid.
     residual_file
-        Input minus A(output) in units of the noise, own grid.
+        Input minus A(output) in units of the noise, grid of the scan.
     uncertainty_file
-        Standard deviation of the error, target grid; of models that know one.
+        Standard deviation of the error, target grid; of models that predict it.
     map_files
         Gate and difference maps; of mixtures of experts.
     sr_record
-        What ``moesr sr`` recorded.
+        Record that ``moesr sr`` wrote.
 
     """
     settings, card = plan.settings, plan.card
@@ -105,14 +105,14 @@ def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, name: str = "sr_wf") -> Litera
 
 
 GUIDANCE = {"bias_file": "bias_file", "log_jacobian_file": "jacobian_file"}
-"""Input of the workflow to that of the node."""
+"""From inputs of the workflow to inputs of the node."""
 
 
 def guidance_fields(plan: ImagePlan) -> list[str]:
     """Return the guidance maps that the model takes of this image."""
     told = plan.card.guidance
     fields = ["bias_file"] if "log_bias" in told else []
-    # The map tells how noise differs from place to place, which it does only if the intensities were changed.
+    # The map says how noise differs from place to place. It differs only if the intensities were changed.
     if "log_jacobian" in told and plan.gradients.corrects and not plan.settings.gradunwarp_nojac:
         fields.append("log_jacobian_file")
     return fields
@@ -124,7 +124,7 @@ def _super_resolve(plan: ImagePlan, *, use_gpu: bool) -> Node:
         options=attrs.evolve(
             settings.sr,
             contrast=plan.image.suffix,
-            # Decided for the whole run, as the scheduler counts on it; a cluster's nodes decide for themselves.
+            # Decided for the whole run, since the scheduler relies on it; nodes of a cluster decide for themselves.
             device=settings.sr.device if settings.use_plugin else "cuda" if use_gpu else "cpu",
         ),
         experts=list(card.experts),
@@ -132,7 +132,7 @@ def _super_resolve(plan: ImagePlan, *, use_gpu: bool) -> Node:
         weights_sha256=card.weights_sha256,
         omp_nthreads=settings.omp_nthreads,
         use_gpu=use_gpu,
-        # A node of a cluster knows best what it may use.
+        # On a cluster each node finds its own limit of memory.
         **({} if settings.use_plugin else {"memory_gb": settings.mem_gb}),
     )
     # A GPU node counts its processes as GPU slots: more than one would claim several GPUs.
