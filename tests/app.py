@@ -1,4 +1,4 @@
-"""Running the app as a user does, for the end-to-end tests."""
+"""Run the app as a user does, for the end-to-end tests."""
 
 from __future__ import annotations
 

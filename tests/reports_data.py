@@ -1,4 +1,4 @@
-"""A small output folder as the participant level leaves it, for the tests of the reports."""
+"""A small output folder, as the participant level writes it, for the tests of the reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""End to end on a phantom with known truth: what a newcomer gets from one command."""
+"""End to end on a phantom with known truth: the outputs that one command gives a new user."""
 
 from __future__ import annotations
 

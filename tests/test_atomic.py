@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and only what dead processes left is removed."""
+"""Files appear whole or not at all, and only files of dead processes are removed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whatever a file holds, the outcome is a right image or one sentence: never a traceback, never a wrong image.
+"""Any file gives the right image or one sentence: never a traceback, never a wrong image.
 
-Files are drawn at random: what other writers write, impossible headers, damaged files, faulty voxels. Each is read by
-`moesr sr`, by the header check of `moesr-bids`, and by what plans a run.
+Files are drawn at random: as other programs write them, with impossible headers, damaged, or with faulty voxels. Each
+is read by `moesr sr`, by the header check of `moesr-bids`, and by the planning of a run.
 """
 
 from __future__ import annotations

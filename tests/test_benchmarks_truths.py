@@ -1,4 +1,4 @@
-"""Known truth of the benchmark of quality: where and along which axes a scan is one."""
+"""Known truth of the benchmark of quality: in which voxels and along which axes a scan is a truth."""
 
 from __future__ import annotations
 

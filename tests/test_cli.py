@@ -1,4 +1,4 @@
-"""The command line of moesr-bids: what it refuses, what it saves, how fast it answers."""
+"""The command line of moesr-bids: which options it refuses, which settings it saves, how fast it answers."""
 
 from __future__ import annotations
 

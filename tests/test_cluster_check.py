@@ -1,4 +1,4 @@
-"""``moesr check``: what it finds, what it says is wrong, and its exit code."""
+"""``moesr check``: facts of the machine, faults, and the exit code."""
 
 from __future__ import annotations
 

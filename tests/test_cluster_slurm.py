@@ -1,4 +1,4 @@
-"""The SLURM arrays of a cohort: their sizes, and the scripts as the shell reads them."""
+"""The SLURM arrays of a cohort: their sizes, and that the shell reads the scripts as meant."""
 
 from __future__ import annotations
 

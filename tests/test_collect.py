@@ -1,4 +1,4 @@
-"""Finding images, their metadata, and the names of what is made of them."""
+"""Finding images, their metadata, and the names of their outputs."""
 
 from __future__ import annotations
 

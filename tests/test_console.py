@@ -1,4 +1,4 @@
-"""What the person who waits is told: lines, their log, the time that is left, help and mistakes of the command line."""
+"""The console: lines and their log, the time that is left, help, and mistakes of the command line."""
 
 from __future__ import annotations
 

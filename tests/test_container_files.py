@@ -1,6 +1,6 @@
-"""What is in ``containers/`` for other tools, tested with these tools: ``make test-tools``.
+"""The files in ``containers/`` for other tools, tested with these tools: ``make test-tools``.
 
-They have packages of their own, so they live in an environment of their own, which MOESR_TOOLS names.
+The tools need packages of their own, so they are in a separate environment, which MOESR_TOOLS names.
 """
 
 from __future__ import annotations

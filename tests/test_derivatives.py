@@ -1,4 +1,4 @@
-"""The table of derivatives: what comes from it agrees with the workflow and the documentation."""
+"""The table of derivatives: it agrees with the workflow and with the documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The raw data set of super-resolved images: valid, and voxel for voxel where the outputs are."""
+"""The raw data set of super-resolved images: it is valid, and its voxels lie where those of the outputs lie."""
 
 from __future__ import annotations
 

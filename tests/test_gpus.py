@@ -1,4 +1,7 @@
-"""GPUs are found as CUDA would see them, and each process gets one of its own. A script stands in for the driver's."""
+"""GPUs are found as CUDA would see them, and each process gets one of its own.
+
+A script takes the place of ``nvidia-smi``.
+"""
 
 from __future__ import annotations
 

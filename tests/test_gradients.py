@@ -1,4 +1,4 @@
-"""Which images get a correction of gradient nonlinearity, and what the app makes of it."""
+"""Which images get a correction of gradient nonlinearity, and the outputs of it."""
 
 from __future__ import annotations
 

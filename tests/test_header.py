@@ -1,4 +1,4 @@
-"""The header check: what is refused, with which words, and what is kept."""
+"""The header check: which files are refused, with which words, and what is kept of the others."""
 
 from __future__ import annotations
 

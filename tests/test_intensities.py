@@ -1,4 +1,4 @@
-"""A few faulty voxels, or another zero, leave the rest of an image as it is; each fault is told."""
+"""A few faulty voxels, or an offset of the background, do not change the rest of an image; each fault is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Brain masks of the user's own: which one an image gets, and what is made of it."""
+"""Brain masks of the user: which mask an image gets, and how it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outputs drop into what comes next: other software finds them by its own queries."""
+"""Other software finds the outputs by its own queries."""
 
 from __future__ import annotations
 

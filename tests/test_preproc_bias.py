@@ -1,4 +1,4 @@
-"""N4: a known field comes back, and the field is tame where nothing is known."""
+"""N4: a known field is found again, and outside the mask the field stays moderate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Brain mask: known brains are found, however stored; what is no brain is refused; real scans."""
+"""Brain mask: known brains are found, however they are stored; images without a brain are refused; real scans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alignment within a session: a known movement between contrasts comes back, also through thick slices."""
+"""Alignment within a session: a known movement between contrasts is found, also in thick slices."""
 
 from __future__ import annotations
 

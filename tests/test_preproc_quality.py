@@ -1,4 +1,4 @@
-"""Image quality metrics: closed forms on volumes that are simple enough to have them."""
+"""Image quality metrics: values on simple volumes for which a formula gives the answer."""
 
 from __future__ import annotations
 

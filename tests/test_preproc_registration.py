@@ -1,4 +1,4 @@
-"""Registration: a known transform comes back, files mean what they say, and nonsense is refused."""
+"""Registration: a known transform is found, files hold what their names say, and nonsense is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates: the embedded one, TemplateFlow's without network, and what is said when one is missing."""
+"""Templates: the embedded one, those of TemplateFlow without network, and the message if one is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The typed records: what is written is read back, and what is damaged is refused."""
+"""The typed records: a written record reads back the same, and a damaged one is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of the reports: the right voxels, the right way up, and what a reader must see in them."""
+"""Figures of the reports: the right voxels, the right way up, with all that a reader must see."""
 
 from __future__ import annotations
 

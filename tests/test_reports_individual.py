@@ -1,4 +1,4 @@
-"""The participant's report: written from files alone, whatever happened, and with nothing from other hosts."""
+"""The participant's report: made from files alone, also after a failure, and with nothing from other hosts."""
 
 from __future__ import annotations
 

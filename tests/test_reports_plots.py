@@ -1,4 +1,4 @@
-"""Distributions of the cohort: who is an outlier, and what the page draws."""
+"""Distributions of the cohort: which images are outliers, and what the page draws."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Left and right, up and down, and the position of every slice of a report, shown by voxels that say where they are.
+"""Left and right, up and down, and the position of every slice of a report, seen in voxels that encode their position.
 
-Files are stored with axes that no figure expects (inferior, left, posterior), so that each has to turn them.
+Files are stored with unusual axes (inferior, left, posterior), so each figure has to turn them.
 """
 
 from __future__ import annotations

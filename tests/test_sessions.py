@@ -1,4 +1,4 @@
-"""Sessions of several images: which is the reference, what is aligned to it, and what happens when it is broken."""
+"""Sessions of several images: which image is the reference, which are aligned to it, and what happens if it fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cohort on a real SLURM in which everything happens that happens on clusters.
+"""A cohort on a real SLURM, with the failures that happen on clusters.
 
 It takes minutes and has to run as root: ``make test-slurm``.
 """

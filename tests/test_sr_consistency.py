@@ -1,4 +1,4 @@
-"""Data consistency before the projection tells wrong images from right ones, which it does not after it."""
+"""Data consistency tells wrong images from right ones before the projection, and not after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The residual-shifting chain: its marginals, its step rules, and samples of a law that is known."""
+"""The residual-shifting chain: its marginals, its step rules, and samples of a known distribution."""
 
 from __future__ import annotations
 

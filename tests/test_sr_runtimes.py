@@ -1,4 +1,4 @@
-"""What runs the convolutions: folded weights, PyTorch, OpenVINO."""
+"""The runtimes of the convolutions: folded weights, PyTorch, OpenVINO."""
 
 from __future__ import annotations
 

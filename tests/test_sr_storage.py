@@ -1,4 +1,4 @@
-"""Storage: what 16 bits lose is far below the noise, and zero stays zero."""
+"""Storage: rounding to 16 bits is far below the noise, and zero stays zero."""
 
 from __future__ import annotations
 

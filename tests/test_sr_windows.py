@@ -1,4 +1,4 @@
-"""Windows: every voxel of the box in exactly one core, halos as wide as asked for or up to the border."""
+"""Windows: every voxel of the box is in exactly one core; halos are as wide as asked for, or reach the border."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zero-filled k-space: found where it is, and the noise that goes with it."""
+"""Zero-filled k-space: it is found, and the noise is that of the acquisition."""
 
 from __future__ import annotations
 

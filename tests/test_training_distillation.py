@@ -1,4 +1,4 @@
-"""Distillation: stages from smooth to sharp, hints by an adapter that is thrown away, and the command."""
+"""Distillation: stages from smooth to sharp, hints by an adapter that is not kept, and the command."""
 
 from __future__ import annotations
 

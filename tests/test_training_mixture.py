@@ -1,4 +1,4 @@
-"""Training of the mixture: tissue bands, losses, and that gate and experts learn what they shall."""
+"""Training of the mixture: tissue bands, losses, and that gate and experts learn their tissues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on pairs of real scans: alignment, intensities, contrasts that differ, and what the weights then say."""
+"""Training on pairs of real scans: alignment, intensities, contrasts that differ, and the facts in the weights."""
 
 from __future__ import annotations
 

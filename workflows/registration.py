@@ -25,7 +25,7 @@ def transform_field(template: str, way: str) -> str:
 def init_registration_wf(*, plan: ImagePlan, name: str = "registration_wf") -> LiterateWorkflow:
     """Build the workflow that registers an image.
 
-    An image with a reference is aligned to it, and takes its transforms to the templates.
+    An image with a reference is aligned to it. Its transforms to the templates lead over the reference.
 
     Parameters
     ----------
