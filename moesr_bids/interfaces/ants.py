@@ -1,4 +1,4 @@
-"""Brain mask and bias field as Nipype interfaces (antspyx brings no command lines to wrap)."""
+"""Brain mask and bias field as Nipype interfaces (antspyx has no command lines to wrap)."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def named(source: str, suffix: str, folder: str, extension: str | None = None) -
 
 
 class ThreadedInputSpec(BaseInterfaceInputSpec):
-    """Inputs of all that runs ITK."""
+    """Inputs of interfaces that run ITK."""
 
     omp_nthreads = traits.Range(low=1, value=1, usedefault=True, nohash=True, desc="ITK threads, set once per process")
     random_seed = traits.Int(1, usedefault=True, desc="seed of the metric's sampling")
 
 
 class MaskedInputSpec(ThreadedInputSpec):
-    """Inputs of all that looks at the brain of an image."""
+    """Inputs of interfaces that work in the brain of an image."""
 
     in_file = File(exists=True, mandatory=True, desc="3-D structural image")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on the same grid")
@@ -57,10 +57,11 @@ class _BrainMaskOutputSpec(RecordedOutputSpec):
 
 
 class BrainMask(RecordedInterface):
-    """Find the brain; fails with the reason rather than returning a bad mask.
+    """Find the brain; without a mask to trust the step fails, and says why.
 
-    It runs in a process of its own with one ITK thread. Mutual information sums over threads in the order in which they
-    come, so that with several no run repeats another, and a process that has run ITK keeps its number of threads.
+    It runs in a process of its own with one ITK thread, for two reasons. With several threads mutual information is
+    summed in a different order each time, so no run would repeat another. And a process that has run ITK keeps its
+    number of threads.
     """
 
     input_spec = _BrainMaskInputSpec
@@ -96,7 +97,7 @@ class BrainMask(RecordedInterface):
 
 
 def _extract_brain(path: str, folder: str, seed: int, given: str | None, sloppy: bool) -> tuple[Any, float]:
-    """Return the brain of an image and the peak memory of finding it, in GiB."""
+    """Return the brain of an image, and the peak memory of the search in GiB."""
     from moesr_bids.preproc.brainmask import SLOPPY, THOROUGH, extract_brain
 
     settings = SLOPPY if sloppy else THOROUGH
@@ -158,7 +159,7 @@ class N4BiasField(RecordedInterface):
         }
 
     def _field_strength(self) -> float | None:
-        """Field strength in tesla from the sidecar; None where it does not say, or nothing that can be."""
+        """Return the field strength in tesla from the sidecar; None if it is missing or impossible."""
         if not self.inputs.metadata_file:
             return None
         value = json.loads(Path(self.inputs.metadata_file).read_text(encoding="utf-8")).get("MagneticFieldStrength")

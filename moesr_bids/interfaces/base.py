@@ -1,4 +1,4 @@
-"""What all interfaces of the package share: they say what they did, how long it took and how much memory."""
+"""The base of all interfaces of the package: each records what it did, its time and its memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RecordedInterface(SimpleInterface):
     def _run_interface(self, runtime: Bunch) -> Bunch:
         with measured() as used, one_blas_thread():
             facts = self._run_recorded(runtime)
-        # A step that ran another process states that process's peak itself.
+        # A step that ran another process gives the peak of that process itself.
         peak = max(used.peak_memory_gb, facts.get("PeakMemoryGB", 0.0))
         self._results["record"] = {**facts, "Seconds": used.seconds, "PeakMemoryGB": peak}
         return runtime

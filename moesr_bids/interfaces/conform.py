@@ -14,11 +14,11 @@ from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 
 
 class _ConformInputSpec(BaseInterfaceInputSpec):
-    # Not exists=True: a dangling link must reach the check that explains it.
+    # Without exists=True: a dangling link must reach the check that explains it.
     in_file = Str(mandatory=True, desc="raw image")
-    version = Str(__version__, usedefault=True, desc="a new version of the package redoes the whole chain")
+    version = Str(__version__, usedefault=True, desc="version of the package: with a new one all steps run again")
     metadata = traits.Dict(desc="merged sidecars of the raw image")
-    warnings = traits.List(Str, desc="what was odd about the sidecars")
+    warnings = traits.List(Str, desc="warnings about the sidecars")
 
 
 class _ConformOutputSpec(RecordedOutputSpec):

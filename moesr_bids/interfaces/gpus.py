@@ -1,4 +1,4 @@
-"""The GPUs of this machine, and one of them for one process at a time."""
+"""The GPUs of this machine, each for one process at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def visible_gpus() -> dict[str, str]:
     Returns
     -------
     dict
-        From the name that ``CUDA_VISIBLE_DEVICES`` takes to the UUID of the device. Without a driver there are none.
+        From the name that ``CUDA_VISIBLE_DEVICES`` takes to the UUID of the device; empty without a driver.
 
     """
     try:
@@ -35,17 +35,17 @@ def visible_gpus() -> dict[str, str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return {uuid: uuid for uuid in uuids}
-    # CUDA sees nothing behind the first entry that is no device.
+    # CUDA ignores all entries after the first one that is no device.
     names = takewhile(lambda name: name not in ("", "-1"), map(str.strip, named.split(",")))
     known = {str(number): uuid for number, uuid in enumerate(uuids)}
     return {name: known.get(name, name) for name in names} if uuids else {}
 
 
 def gpu_problem() -> str | None:
-    """Say why no GPU can be used here, if that is so."""
+    """Return why no GPU can be used here; None if one can."""
     if not visible_gpus():
         return "nvidia-smi lists no GPU that CUDA_VISIBLE_DEVICES shows"
-    # In a process of its own: asking starts CUDA, and processes that are forked after that cannot use it.
+    # In a process of its own: the question starts CUDA, and processes that are forked after that cannot use it.
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     return "PyTorch cannot use the GPU: built without CUDA, or the driver is too old" if asked.returncode else None
@@ -53,19 +53,19 @@ def gpu_problem() -> str | None:
 
 @contextmanager
 def one_gpu(gpus: Mapping[str, str]) -> Iterator[str]:
-    """Hold a GPU that no other process of this user holds; wait for one where all are held.
+    """Hold a GPU that no other process of this user holds; wait if all are held.
 
-    The locks are files in a folder of the user's beside the temporary files.
+    The locks are files in the folder ``moesr-bids-gpus-<user id>`` in the folder for temporary files.
 
     Parameters
     ----------
     gpus : Mapping
-        Of `visible_gpus`, at least one.
+        Result of `visible_gpus`, with at least one GPU.
 
     Yields
     ------
     str
-        Its name, for ``CUDA_VISIBLE_DEVICES``.
+        Name of the GPU for ``CUDA_VISIBLE_DEVICES``.
 
     """
     folder = Path(tempfile.gettempdir()) / f"moesr-bids-gpus-{os.getuid()}"

@@ -19,8 +19,8 @@ class _GradientUnwarpInputSpec(BaseInterfaceInputSpec):
     action = traits.Enum("full", "through-plane", usedefault=True, desc="what to correct")
     slice_axis = traits.Range(low=0, high=2, value=2, usedefault=True, desc="voxel axis of the slices")
     intensity = traits.Bool(True, usedefault=True, desc="multiply by the determinant of the Jacobian")
-    facts = traits.Dict(desc="what the record says beside the result: why this is done")
-    warnings = traits.List(Str, desc="what was odd about the sidecar")
+    facts = traits.Dict(desc="further facts for the record: why the image is corrected")
+    warnings = traits.List(Str, desc="warnings about the sidecar")
     omp_nthreads = traits.Range(low=1, value=1, usedefault=True, nohash=True, desc="ITK threads, set once per process")
 
 

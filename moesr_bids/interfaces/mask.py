@@ -24,7 +24,7 @@ class _ResampleMaskOutputSpec(RecordedOutputSpec):
 
 
 class ResampleMask(RecordedInterface):
-    """Resample a mask linearly and cut at one half, which moves its surface by less than nearest neighbour does."""
+    """Resample a mask linearly and cut it at one half; nearest neighbours would move its surface more."""
 
     input_spec = _ResampleMaskInputSpec
     output_spec = _ResampleMaskOutputSpec
@@ -33,7 +33,7 @@ class ResampleMask(RecordedInterface):
         source = nib.load(self.inputs.in_file)
         reference = nib.load(self.inputs.reference_file)
         mask = nib.Nifti1Image(np.asanyarray(source.dataobj, dtype=np.float32), source.affine)
-        # Beyond the outermost voxel centres the edge value holds: a mask that touches the border must not shrink.
+        # Beyond the outermost voxel centres the edge value counts: a mask that touches the border must not shrink.
         resampled = resample_from_to(mask, (reference.shape, reference.affine), order=1, mode="nearest")
         header = reference.header.copy()
         header.set_data_dtype(np.uint8)

@@ -1,6 +1,6 @@
-"""Processes that a step starts, and their end with the process that started them.
+"""Processes that a step starts, and that end with the process that started them.
 
-A step whose process is killed is tried again in the same folder: what the first try has started may not go on there.
+If the process of a step is killed, the step runs again in the same folder. Processes of the first try must be gone.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with(parent: int) -> None:
-    """Have the kernel kill this process as soon as the one that started it ends, however that ends.
+    """Let the kernel kill this process as soon as the process that started it ends for any reason.
 
-    Linux alone knows this; elsewhere the process goes on, and ends with its work.
+    Only Linux can do this. Elsewhere the process ends when its work is done.
 
     Parameters
     ----------
     parent : int
-        Process number of the one that started it.
+        Number of the process that started it.
 
     """
     if _LIBC is None:
         return
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before it could be watched
+    if os.getppid() != parent:  # the parent ended before the call
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""Bring the finished files of an image into the output folder.
+"""Copy the finished files of an image into the output folder.
 
-niworkflows' DerivativesDataSink is not used here: it writes in place (a kill leaves half a file), drops entities that
-its patterns lack (two outputs, one name) and replaces ``Resolution``.
+niworkflows' DerivativesDataSink is not used. It writes in place, so a kill leaves half a file. It drops entities that
+its patterns lack, so two outputs may get one name. It replaces ``Resolution``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _PublishInputSpec(BaseInterfaceInputSpec):
     files = traits.List(File(exists=True), mandatory=True, desc="files to publish, in the order of the plan's outputs")
     figure_files = traits.List(File(exists=True), desc="reportlets named <desc>.<extension>")
     steps = traits.List(Str, mandatory=True, desc="step names, in the order of records")
-    records = traits.List(traits.Dict, mandatory=True, desc="what each step recorded")
+    records = traits.List(traits.Dict, mandatory=True, desc="record of each step")
 
 
 class _PublishOutputSpec(RecordedOutputSpec):
@@ -45,7 +45,7 @@ class Publish(RecordedInterface):
 
     input_spec = _PublishInputSpec
     output_spec = _PublishOutputSpec
-    # Outputs may have been removed since: whether they are there is not the cache's to know.
+    # Outputs may have been removed since, which the cache of Nipype does not see.
     _always_run = True
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
@@ -60,16 +60,16 @@ class Publish(RecordedInterface):
         record = make_record(plan, steps, output_sha256=sha256(files[0][1]), figures=list(figures))
         contents = sidecars(plan, record)
         marker = output_dir / plan.main.sidecar_path
-        # What another reference or other settings made, and this run does not, must not be taken for its own.
+        # Outputs of an earlier run that this one does not make would be taken for its own.
         for old in _earlier_outputs(marker, output_dir) - {output_dir / name for name in record.outputs}:
             old.unlink(missing_ok=True)
         marker.unlink(missing_ok=True)
         for figure, source in figures.items():
             _publish_file(source, output_dir / figure)
-        # The main output last: its sidecar says that all others are whole.
+        # The main output comes last: its sidecar says that all others are whole.
         names: dict[Path, Path] = {}
         for output, source in (*files[1:], files[0]):
-            if source in names:  # one image under two names takes its room once
+            if source in names:  # one image under two names is stored once
                 _make_room(output_dir / output.path)
                 atomic.link_file(names[source], output_dir / output.path)
             elif output.compact:
@@ -80,7 +80,7 @@ class Publish(RecordedInterface):
             try:
                 _publish_json(contents[output.key], output_dir / output.sidecar_path)
             except OSError:
-                # No file without its sidecar is left behind by a full disk.
+                # A full disk must not leave a file without its sidecar.
                 (output_dir / output.path).unlink(missing_ok=True)
                 raise
         self._results["out_files"] = [str(output_dir / output.path) for output in plan.outputs]
@@ -88,7 +88,7 @@ class Publish(RecordedInterface):
 
 
 def _earlier_outputs(marker: Path, output_dir: Path) -> set[Path]:
-    """Return what an earlier run wrote of this image; nothing where its record cannot be read."""
+    """Return the files that an earlier run wrote for this image; none if its record cannot be read."""
     if not marker.exists():
         return set()
     try:
@@ -104,7 +104,7 @@ def _publish_file(source: Path, target: Path) -> None:
 
 
 def _publish_image(source: Path, target: Path, noise: float) -> None:
-    """Write what steps before super-resolution, or after it, left as float32 in the work folder."""
+    """Write a float32 image of the work folder as 16-bit integers, if the noise allows it."""
     _make_room(target)
     with atomic.temporary_beside(target) as path:
         write_compact(nib.load(source), path, noise)

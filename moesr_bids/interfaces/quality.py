@@ -25,7 +25,7 @@ class _ImageQualityInputSpec(BaseInterfaceInputSpec):
     atlas_file = File(exists=True, mandatory=True, desc="white matter, grey matter and CSF of the atlas, 4-D")
     sr_file = File(exists=True, mandatory=True, desc="super-resolved image, target grid")
     sr_mask_file = File(exists=True, mandatory=True, desc="brain mask, target grid")
-    sr_record = traits.Dict(mandatory=True, desc="what super-resolution recorded: the noise of the input")
+    sr_record = traits.Dict(mandatory=True, desc="record of super-resolution: the noise of the input")
 
 
 class _ImageQualityOutputSpec(RecordedOutputSpec):
@@ -62,13 +62,16 @@ class ImageQuality(RecordedInterface):
         return {"Definitions": "MRIQC 24.0", "Input": before, "Output": after, "EffectiveResolutionMM": finest}
 
     def _effective_resolution(self) -> dict[str, list[float | None]]:
-        """Along right, anterior, superior, in input and output: what stands out of the noise of the input."""
+        """Return the finest detail above the noise of the input, along right, anterior and superior, in mm.
+
+        ``Input`` and ``Output`` have three values each; None if no detail is above the noise.
+        """
         from moesr_bids.sr.metrics import effective_resolution
 
         noise = make(SRRecord, self.inputs.sr_record).noise_std
         density = noise**2 * nib.affines.voxel_sizes(_canonical(self.inputs.in_file)[1])
         found = {}
-        # The spectrum of the input holds its noise as well, that of the output next to none.
+        # The spectrum of the input contains its noise too; that of the output has next to none.
         for side, file, mask_file, share in (
             ("Input", self.inputs.in_file, self.inputs.mask_file, 2.0),
             ("Output", self.inputs.sr_file, self.inputs.sr_mask_file, 1.0),
@@ -82,6 +85,6 @@ class ImageQuality(RecordedInterface):
 
 
 def _canonical(path: str) -> tuple[Any, Any]:
-    """Read an image with its axes nearest to right, anterior, superior, as MRIQC does."""
+    """Read an image without outliers, with its axes nearest to right, anterior, superior, as MRIQC does."""
     image = nib.as_closest_canonical(nib.load(path))
     return without_outliers(np.asanyarray(image.dataobj, dtype=np.float32)), image.affine

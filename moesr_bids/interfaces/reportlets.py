@@ -1,4 +1,4 @@
-"""Nipype interface of the reportlets: the figures of one image."""
+"""The figures of one image (reportlets) as a Nipype interface."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class _ImageReportletsInputSpec(BaseInterfaceInputSpec):
     mask_file = File(exists=True, mandatory=True, desc="brain mask, own grid")
     bias_file = File(exists=True, desc="natural logarithm of the bias field, own grid")
     acquired_file = File(exists=True, desc="image before gradient nonlinearity was corrected, own grid")
-    unwarped_file = File(exists=True, requires=["acquired_file"], desc="and after it")
+    unwarped_file = File(exists=True, requires=["acquired_file"], desc="image after it was corrected, own grid")
     field_file = File(exists=True, requires=["acquired_file"], desc="ITK displacement field of the correction")
     sr_file = File(exists=True, requires=["sr_record"], desc="super-resolved image, target grid")
-    sr_record = traits.Dict(desc="what super-resolution recorded: the point-spread function of the input")
+    sr_record = traits.Dict(desc="record of super-resolution: the point-spread function of the input")
     tissue_file = File(exists=True, requires=["sr_file"], desc="tissue labels of the super-resolved image")
     uncertainty_file = File(exists=True, desc="standard deviation of the error, target grid")
     expert_files = traits.List(
@@ -45,11 +45,17 @@ class _ImageReportletsOutputSpec(RecordedOutputSpec):
 class ImageReportlets(RecordedInterface):
     """Draw the figures that the given files allow.
 
-    ``brainmask.png`` always; ``gradunwarp.png`` with the image before and after its gradient nonlinearity was
-    corrected, ``bias.png`` with the field, ``registration.html`` with template and registered image,
-    ``coregistration.html`` with the reference of the session, ``slider.html``, ``departure.png`` and ``spectrum.png``
-    with the super-resolved image, ``zooms.html`` with its tissues, ``uncertainty.png`` with its uncertainty,
-    ``experts.png`` with the maps of a mixture of experts, ``residual.png`` with the residual.
+    ``brainmask.png`` is always drawn. The others need files:
+
+    - ``gradunwarp.png``: the image before and after the correction of gradient nonlinearity, and the field;
+    - ``bias.png``: the bias field;
+    - ``registration.html``: template and registered image;
+    - ``coregistration.html``: the reference of the session and the aligned image;
+    - ``slider.html``, ``departure.png``, ``spectrum.png``: the super-resolved image;
+    - ``zooms.html``: its tissues;
+    - ``uncertainty.png``: its uncertainty;
+    - ``experts.png``: the maps of a mixture of experts;
+    - ``residual.png``: the residual.
     """
 
     input_spec = _ImageReportletsInputSpec
@@ -63,7 +69,7 @@ class ImageReportlets(RecordedInterface):
         return make(SRRecord, self.inputs.sr_record)
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
-        # matplotlib takes a second to import, which no one should wait for who only builds the workflow
+        # Imported here: matplotlib takes a second, and building the workflow does not need it.
         from moesr_bids.reports.planes import forget_volumes
 
         try:
@@ -130,7 +136,7 @@ class ImageReportlets(RecordedInterface):
         return figures
 
     def _of_output(self, folder: Path, preproc: Path, mask: Path, output: Path) -> list[Path]:
-        """Draw the super-resolved image, and what the model says of it."""
+        """Draw the super-resolved image, its tissues, its uncertainty and the maps of the experts."""
         from moesr_bids.reports.departures import plot_departures
         from moesr_bids.reports.experts import plot_experts
         from moesr_bids.reports.figures import plot_uncertainty

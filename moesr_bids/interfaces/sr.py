@@ -25,7 +25,7 @@ from moesr_bids.sr.models import EXPERT_MAPS
 from moesr_bids.sr.options import SROptions
 
 SR_LOG = "moesr_sr.log"
-"""What the process prints, in the work folder of the step."""
+"""File with the lines that the process prints, in the work folder of the step."""
 
 
 class _SuperResolveInputSpec(BaseInterfaceInputSpec):
@@ -37,16 +37,16 @@ class _SuperResolveInputSpec(BaseInterfaceInputSpec):
     options = traits.Instance(SROptions, (), usedefault=True, desc="what a user may choose, threads and memory aside")
     experts = traits.List(Str, desc="experts of the model, whose maps are to be written")
     uncertainty = traits.Bool(False, usedefault=True, desc="write the standard deviation of the error")
-    weights_sha256 = Str("n/a", usedefault=True, desc="digest of the model's weights: others are another step")
+    weights_sha256 = Str("n/a", usedefault=True, desc="digest of the weights: with others the step runs again")
     omp_nthreads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
-    memory_gb = traits.Float(nohash=True, desc="memory in GiB that it shall fit into; by default what is free")
+    memory_gb = traits.Float(nohash=True, desc="largest memory in GiB; by default the free memory")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="tells the scheduler that this is a GPU node")
 
 
 class _SuperResolveOutputSpec(RecordedOutputSpec):
     out_file = File(exists=True, desc="super-resolved image on the target grid")
     residual_file = File(exists=True, desc="input minus A(output) in units of the noise, on the input grid")
-    uncertainty_file = File(desc="standard deviation of the error on the target grid, of models that know it")
+    uncertainty_file = File(desc="standard deviation of the error on the target grid, of models that predict it")
     gate_centrum = File(desc="weight of the expert for deep white matter, target grid")
     gate_cortex = File(desc="weight of the expert for the cortex, target grid")
     gate_junction = File(desc="weight of the expert for the grey-white junction, target grid")
@@ -54,7 +54,7 @@ class _SuperResolveOutputSpec(RecordedOutputSpec):
 
 
 class SuperResolve(RecordedInterface):
-    """Run ``moesr sr``: a GPU context never outlives it, and a kill for lack of memory is told as such."""
+    """Run ``moesr sr`` in a process of its own, so that the GPU is free after it and a kill has a clear message."""
 
     input_spec = _SuperResolveInputSpec
     output_spec = _SuperResolveOutputSpec
@@ -82,7 +82,7 @@ class SuperResolve(RecordedInterface):
         command = [*(sys.executable, "-m", "moesr_bids.cli.moesr", "sr", inputs.in_file, str(out_file))]
         command += options.to_argv()
         command += [part for flag, file in files.items() if file for part in (flag, file)]
-        log = cwd / SR_LOG  # the run reads from it how far this is
+        log = cwd / SR_LOG  # the run reads the progress from it
         with _environment(gpu=options.device != "cpu") as environment, log.open("w") as stream:
             done = subprocess.run(
                 command,
@@ -91,7 +91,7 @@ class SuperResolve(RecordedInterface):
                 stderr=subprocess.STDOUT,
                 check=False,
                 env=environment,
-                preexec_fn=partial(end_with, os.getpid()),  # one system call: nothing in it takes a lock
+                preexec_fn=partial(end_with, os.getpid()),  # a system call, which takes no lock
             )
         _refuse_failure(done.returncode, log.read_text(encoding="utf-8", errors="replace"), inputs.in_file)
         self._results.update(out_file=str(out_file), residual_file=str(residual_file))
@@ -106,7 +106,16 @@ class SuperResolve(RecordedInterface):
 
 
 def _refuse_failure(code: int, told: str, source: str) -> None:
-    """Raise what a process that did not end well ended of, by its exit code and what it printed."""
+    """Raise an error for an exit code other than 0, with the last lines that the process printed.
+
+    Raises
+    ------
+    MemoryError
+        If the process was killed.
+    RuntimeError
+        If it was ended by another signal, or failed.
+
+    """
     if code == -signal.SIGKILL:
         raise MemoryError(
             f"{source}: the super-resolution process was killed, most often for lack of memory; "
@@ -122,9 +131,9 @@ def _refuse_failure(code: int, told: str, source: str) -> None:
 
 @contextmanager
 def _environment(*, gpu: bool) -> Iterator[dict[str, str]]:
-    """Give the environment of the process: if it may use a GPU, with one of them, which is its own as long as it runs.
+    """Yield the environment of the process; with a GPU it names one, which no other process gets meanwhile.
 
-    The node asks the machine that it runs on, which may be another one than the scheduler's.
+    The GPUs are those of the machine on which the step runs, which may be another one than the scheduler's.
     """
     gpus = visible_gpus() if gpu else {}
     if not gpus:

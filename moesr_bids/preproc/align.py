@@ -1,7 +1,7 @@
-"""Affine and deformable alignment with ANTs, started from several positions, with fixed seeds.
+"""Affine and deformable alignment with ANTs, from given starting positions, with fixed seeds.
 
-A thin layer over antsRegistration (Avants et al. 2011, doi:10.1016/j.neuroimage.2010.09.025) that keeps its files in
-one folder, and the search for a starting position on which the robustness of everything else rests.
+A thin layer over antsRegistration (Avants et al. 2011, doi:10.1016/j.neuroimage.2010.09.025), its transform files, and
+the figures that say how well two images agree.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from ants.core.ants_image import ANTsImage
 
 HISTOGRAM_BINS = 32
-# A joint histogram of fewer voxels says nothing.
+# With fewer voxels a joint histogram is mostly chance.
 SMALLEST_SAMPLE = 1000
 SYN_UPDATE_VARIANCE = 3.0
-"""Of the smoothing of each update of SyN, voxels squared."""
-# Values of a transform above which it is a displacement field, worth compressing.
+"""Variance of the smoothing of each update of SyN, voxels squared."""
+# A transform with more values is a displacement field, and is compressed.
 _LARGE = 1000
 
 
@@ -153,7 +153,7 @@ def join_composites(parts: Sequence[Path], path: Path) -> Path:
                     first.copy(item, target)
             first.copy("TransformGroup/0", target.create_group("TransformGroup"))
         groups = target["TransformGroup"]
-        # ITK lists them as they are stacked: the first to be passed comes last.
+        # ITK lists them as a stack: the transform that a point passes first comes last.
         for part in reversed(parts):
             with h5py.File(part) as source:
                 for index in range(1, len(source["TransformGroup"])):
@@ -173,7 +173,7 @@ def _itk(matrix: NDArray[np.float64], precision: str = "double") -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what compiled code prints off the standard output."""
+    """Discard lines that compiled code prints to the standard output."""
     sys.stdout.flush()
     saved = os.dup(1)
     try:
@@ -197,7 +197,7 @@ def _schedule(levels: Sequence[tuple[int, int, float]]) -> list[str]:
 
 @attrs.frozen
 class Pair:
-    """Two images to align and the region of the fixed one that counts.
+    """Two images to align, and the region of the fixed image in which they are compared.
 
     Attributes
     ----------
@@ -207,11 +207,11 @@ class Pair:
     folder : Path
         Where transform files are written.
     seed : int
-        Seed of the metric's sampling; 0 counts as 1, since ANTs takes 0 for the clock.
+        Seed of the metric's sampling; 0 counts as 1, since with 0 ANTs takes a seed from the clock.
     depths : tuple of ANTsImage, optional
-        How deep each voxel of the fixed and of the moving image lies under the surface; aligned beside the intensities.
+        Depth under the surface in each voxel of the fixed and of the moving image; aligned beside the intensities.
     depth_weight : float
-        Weight of the depths' mean square difference relative to the information's.
+        Weight of the mean square difference of the depths, relative to that of mutual information.
 
     """
 
@@ -242,7 +242,7 @@ class Pair:
         import ants
         from ants.internal import get_pointer_string
 
-        # The C++ side takes addresses in memory: the mask must outlive the call.
+        # The C++ code takes addresses in memory, so the mask must live until the call ends.
         mask = self.mask.clone("unsigned char")
         arguments = [
             "--dimensionality", "3", "--float", "1", "--random-seed", str(max(self.seed, 1)), "-z", "1",
@@ -266,10 +266,18 @@ class Pair:
     ) -> Path:
         """Maximise Mattes mutual information over transforms of the given kinds, one after the other.
 
+        With ``depths`` their mean square difference is minimised at the same time. ``levels`` are (iterations, shrink
+        factor, smoothing in voxels), ``sampling`` is the share of the voxels that are compared.
+
         Returns
         -------
         Path
             ITK affine (.mat), fixed to moving.
+
+        Raises
+        ------
+        AlignmentError
+            If antsRegistration fails.
 
         """
         stages: list[str] = []
@@ -291,6 +299,11 @@ class Pair:
         -------
         affine, warp, inverse_warp : Path
             ITK affine (.mat) and displacement fields.
+
+        Raises
+        ------
+        AlignmentError
+            If antsRegistration fails.
 
         """
         stages = ["--transform", f"SyN[{step},{SYN_UPDATE_VARIANCE},0]"]
@@ -323,8 +336,8 @@ def agreement(
     Returns
     -------
     dice, mutual_information : float
-        Dice coefficient of the brains, and mutual information in the fixed brain, nats; 0 and 0 where next to nothing
-        of that brain was scanned.
+        Dice coefficient of the brains, and mutual information in the fixed brain, nats; 0 and 0 if fewer than
+        `SMALLEST_SAMPLE` voxels of that brain were scanned.
 
     """
     import ants
@@ -345,7 +358,10 @@ def agreement(
 
 
 def mutual_information(first: NDArray[np.floating], second: NDArray[np.floating], bins: int = HISTOGRAM_BINS) -> float:
-    """Return the mutual information of two samples, nats; the histogram spans their 1st to 99th percentiles."""
+    """Return the mutual information of two samples, nats; 0 for fewer than `SMALLEST_SAMPLE` values.
+
+    The histogram spans their 1st to 99th percentiles; values beyond count in its first and last bin.
+    """
     if first.size < SMALLEST_SAMPLE:
         return 0.0
     codes = []

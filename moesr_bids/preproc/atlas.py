@@ -1,8 +1,8 @@
 """The embedded template as a target for brain extraction: tissue maps and a head-like image around the brain.
 
-The template has no skull. Around its mask a layer of CSF, a skull and a scalp are drawn from the distance
-to the brain, so that the outline of a whole head cannot be taken for the outline of the brain. Mutual information
-does not mind which intensity a tissue has, only that it has one of its own.
+The template has no skull. A layer of CSF, a skull and a scalp are drawn around its mask, at fixed distances from the
+brain. Otherwise the outline of a whole head could be taken for the outline of the brain. Mutual information needs no
+true intensities: it is enough that each tissue has one of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CSF_MM, SKULL_MM, SCALP_MM, RIM_MM = 3.0, 9.0, 15.0, 19.0
 CSF_VALUE, SKULL_VALUE, SCALP_VALUE, BRAIN_OFFSET = 0.25, 0.0, 1.6, 0.25
 # Of the grid around the template's brain.
 MARGIN_MM = 24.0
-# Typical distance from the brain to the surface of the scalp, and the depth from which on all is "deep", mm.
+# Typical distance from the brain to the surface of the scalp, and the depth at which depth maps reach 1, mm.
 SCALP_SURFACE_MM = 13.0
 DEPTH_MM = 30.0
 
@@ -47,9 +47,9 @@ class Atlas:
     tissues : ndarray of float32, shape (3, i, j, k)
         Share of white matter, grey matter and CSF; they sum to `mask`.
     brain_depth, head_depth : ndarray of float32
-        How deep a voxel lies under the surface of the brain and of the scalp, `DEPTH_MM` and more being 1.
+        Depth of a voxel under the surface of the brain and of the scalp, from 0 to 1 at `DEPTH_MM` and more.
     brain_region, head_region : ndarray of bool
-        Where the metric is computed for a brain and for a whole head.
+        Region in which images are compared: for a brain, and for a whole head.
 
     """
 
@@ -66,7 +66,7 @@ class Atlas:
 
 @lru_cache(maxsize=2)
 def load_atlas(zoom: float = 3.0) -> Atlas:
-    """Return the atlas with voxels of `zoom` mm."""
+    """Return the atlas with voxels of `zoom` mm. It is shared: do not change its arrays."""
     template = load_template()
     if template.mask is None:
         raise RuntimeError("the embedded template has no mask")
@@ -112,7 +112,7 @@ def load_atlas(zoom: float = 3.0) -> Atlas:
 def depth_map(region: BoolArray, zoom: float) -> FloatArray:
     """Return how deep each voxel lies under the surface of a region, from 0 outside to 1 at `DEPTH_MM`.
 
-    Where the region reaches the edge of the field of view it is taken to go on.
+    A region that reaches the edge of the field of view counts as if it continued beyond.
     """
     pad = int(np.ceil(DEPTH_MM / zoom))
     depth = ndimage.distance_transform_edt(np.pad(region, pad, mode="edge"))[pad:-pad, pad:-pad, pad:-pad] * zoom
@@ -120,7 +120,7 @@ def depth_map(region: BoolArray, zoom: float) -> FloatArray:
 
 
 def _calvarium(shape: tuple[int, ...], affine: NDArray[np.float64]) -> BoolArray:
-    """Return where the vault of the skull is: above face, skull base and neck, where the drawn layers are wrong."""
+    """Return the region of the skull's vault: above face, skull base and neck, where the drawn layers are wrong."""
     indices = np.indices(shape, dtype=np.float32).reshape(3, -1)
     _, y, z = affine[:3, :3] @ indices + affine[:3, 3:]
     above: BoolArray = z > np.where(y > 0, 5 + 0.2 * y, -25)

@@ -1,7 +1,7 @@
 """Bias field of the receive coils by N4 (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908).
 
-The field is estimated inside the brain at low resolution, continued smoothly and within bounds outside of it, and
-brought to the image's grid by cubic splines; the image itself is never resampled, rescaled or clipped.
+The field is estimated inside the brain at low resolution. Outside of the brain it is continued smoothly, within bounds.
+Cubic splines bring it to the grid of the image. The image itself is never resampled, rescaled or clipped.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ class BiasSettings:
     tolerance : float
         Change of the field at which a level ends.
     reach : float
-        Distance from the mask at which the field has given way to its blurred continuation, mm.
+        Distance over which the field passes into its blurred continuation outside the mask, mm: the standard deviation
+        of the blur, and twice that of the Gaussian weight.
     largest_log : float
-        Bound of the absolute log field; beyond it the field is not that of a coil.
+        Largest difference of the log field from its mean in the mask; larger values are limited.
 
     """
 
@@ -69,11 +70,11 @@ _HIGH_FIELD_SPLINE_DISTANCE = 120
 
 
 def settings_for(field_strength: float | None) -> BiasSettings:
-    """Choose the settings for a scanner by its field strength in tesla; those of 1.5 T where it is unknown.
+    """Choose the settings for a scanner by its field strength in tesla; those of 1.5 T if it is unknown.
 
-    At 3 T standing waves of the transmit field vary faster across the head than at 1.5 T, so that finer knots correct
-    better (Boyes et al. 2008, doi:10.1016/j.neuroimage.2007.10.026; Zheng et al. 2009,
-    doi:10.1016/j.neuroimage.2009.06.039); finer still follows the anatomy.
+    At 3 T standing waves of the transmit field vary faster across the head than at 1.5 T, so finer knots correct better
+    (Boyes et al. 2008, doi:10.1016/j.neuroimage.2007.10.026; Zheng et al. 2009, doi:10.1016/j.neuroimage.2009.06.039).
+    Still finer knots would follow the anatomy.
     """
     if field_strength is not None and field_strength >= HIGH_FIELD_T:
         return BiasSettings(spline_distance=_HIGH_FIELD_SPLINE_DISTANCE)
@@ -118,7 +119,8 @@ def correct_bias(
     Raises
     ------
     ImageError
-        If the grids differ, the mask is empty or the image has no positive intensity inside it.
+        If the image or the mask cannot be used (see `image_data`), the grids differ, the image has no positive
+        intensity in the mask, the mask is too small, or N4 finds no field.
 
     """
     settings = settings or BiasSettings()
@@ -156,16 +158,21 @@ def estimate_log_field(
         Voxels to estimate from.
     settings : BiasSettings
 
+    Raises
+    ------
+    ImageError
+        If the mask is too small, or N4 finds no field.
+
     """
     import ants
 
     zoom = max(settings.zoom, float(voxel_sizes(affine).min()))
-    # Averages over the mask alone, so that the dark surroundings do not bleed into its rim.
+    # Averages over the mask alone: the dark surroundings must not enter its rim.
     weight, low_affine = resample_isotropic(inside.astype(np.float32), affine, zoom)
     low, _ = resample_isotropic(np.where(inside, without_outliers(data), np.float32(0)), affine, zoom)
     low_inside = weight > 0.5
     low = np.where(low_inside, low / np.maximum(weight, 0.5), 0)
-    # N4 works on logarithms: voxels without signal carry no information on the field.
+    # N4 works on logarithms, so voxels without signal are left out.
     usable = low_inside & (low > 1e-3 * np.percentile(low[low_inside], 95)) if low_inside.any() else low_inside
     if usable.sum() < 50:
         raise ImageError("the mask is too small to estimate a bias field from")
@@ -180,7 +187,7 @@ def estimate_log_field(
             spline_param=settings.spline_distance,
             return_bias_field=True,
         ).numpy()
-    # antspyx does not tell when N4 fails: it returns the image, which is no field.
+    # antspyx does not say that N4 failed: it returns the image in place of a field.
     if np.array_equal(field, cropped) or not np.isfinite(field).all() or (field <= 0).any():
         raise ImageError("N4 found no bias field; look at the image and its mask in a viewer")
     log_low = np.zeros(low.shape, dtype=np.float64)
@@ -192,9 +199,9 @@ def estimate_log_field(
 def continue_outside(
     field: NDArray[np.float64], inside: BoolArray, zoom: float, settings: BiasSettings
 ) -> NDArray[np.float64]:
-    """Return the field with its values outside the mask replaced by a bounded, smooth continuation.
+    """Return the field, limited to `largest_log`, with a smooth continuation outside the mask.
 
-    Far outside it is the average of the field inside, weighted by a wide Gaussian; within `reach` of the mask it
+    Far outside it is the average of the field inside, weighted by a wide Gaussian. Within about `reach` of the mask it
     passes into the field itself. Its values never leave the range of those inside.
     """
     centre = field[inside].mean()
@@ -205,7 +212,7 @@ def continue_outside(
     pad = int(np.ceil(4 * sigma))
     total = ndimage.gaussian_filter(np.pad(known, pad), sigma, mode="constant")
     share = ndimage.gaussian_filter(np.pad(inside.astype(np.float64), pad), sigma, mode="constant")
-    # A little of the mean everywhere: beyond the Gaussian's reach the quotient would be 0 / 0.
+    # A little of the mean is added everywhere: beyond the reach of the Gaussian the quotient would be 0 / 0.
     blurred = ((total + 1e-4 * centre) / (share + 1e-4))[pad:-pad, pad:-pad, pad:-pad]
     distance, nearest = ndimage.distance_transform_edt(~inside, return_indices=True)
     trust = np.exp(-0.5 * (2 * distance * zoom / settings.reach) ** 2)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
 
 WORKING_MM = 2.0
-_RIM_MM = 6.0  # around the brain: its surface tells more than its inside
-_TOUCHING = 0.5  # Dice coefficient of the masks from which a start is one
+_RIM_MM = 6.0  # around the brain, whose surface helps the alignment more than its inside
+_TOUCHING = 0.5  # least Dice coefficient of the masks after the coarse alignment from a useful start
 
 
 @attrs.frozen(eq=False)
@@ -62,7 +62,7 @@ class Coregistration:
     mutual_information: float
 
     def facts(self) -> dict[str, Any]:
-        """Return what the sidecar tells: the movement is that of the brain's centre, relative to the headers."""
+        """Return the facts of the sidecar; the movement is that of the brain's centre, relative to the headers."""
         angle = Rotation.from_matrix(self.matrix[:3, :3]).magnitude()
         moved = apply_affine(self.matrix, self.centre) - self.centre
         return {
@@ -124,15 +124,17 @@ def coregister(
     to_reference, from_reference : Path
         Files to write (.h5); they appear only when whole.
     initial : ndarray, shape (4, 4)
-        From world mm of the reference to world mm of the image, by way of a template: its rotation and the brains'
-        centres are taken.
+        From world mm of the reference to world mm of the image, found by way of a template. Its rotation is used; the
+        translation lays the centres of the brains onto each other.
     threads, seed, settings, limits
         As for `register`; only the limits of the Dice coefficient and the mutual information count.
 
     Raises
     ------
+    ImageError
+        If an image is not 3-D, not finite or sheared.
     RegistrationError
-        If the images do not come to lie on each other.
+        If a mask is empty, or the images cannot be aligned within the limits.
 
     """
     use_threads(threads)
@@ -173,11 +175,11 @@ def _align(
         start = write_affine(matrix, pair.folder / f"start{index}.mat")
         try:
             coarse = pair.affine(f"coarse{index}_", start, [(40, 4, 2)], kinds=("Rigid",))
-        except AlignmentError as error:  # the two do not even touch from there
+        except AlignmentError as error:  # from this start the two images do not overlap
             reasons.append(str(error))
             continue
         dice, mutual_information = _judge(pair, coarse, fixed, moving)
-        # Few common voxels share information by chance.
+        # With few common voxels the mutual information can be large by chance.
         found.append((dice >= _TOUCHING, mutual_information, coarse))
     if not found:
         raise AlignmentError("; ".join(reasons))
@@ -195,6 +197,6 @@ def _rigid(matrix: NDArray[np.float64], fixed: NDArray[np.float64], moving: NDAr
 
 
 def _judge(pair: Pair, transform: Path, fixed: _Side, moving: _Side) -> tuple[float, float]:
-    """Dice coefficient of the masks and mutual information in the brain (nats), where both were scanned."""
+    """Return Dice coefficient of the masks and mutual information in the brain (nats), where both were scanned."""
     brain = to_ants(moving.brain, moving.affine)
     return agreement(pair, [transform], fixed=fixed.data, fixed_brain=fixed.brain >= 0.5, moving_brain=brain)

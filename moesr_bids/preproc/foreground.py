@@ -1,4 +1,4 @@
-"""What an image shows before anything is known about it: head or brain, where it lies, where to start from."""
+"""The first look at an image: head or brain, its position, and positions from which to start an alignment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from moesr_bids.errors import ImageError
 from moesr_bids.preproc.align import Start
 from moesr_bids.preproc.images import BoolArray, FloatArray
 
-# A brain that is larger than this, mL, is a head.
+# An object that is larger than this, mL, is a head.
 LARGEST_BRAIN_ML = 2250.0
-# A head is bright at the scalp, dark in the skull: deepest such dip along the way in, in units of the brain's signal.
+# A head is bright at the scalp and dark in the skull: an object with a deeper dip than this is a head.
 LARGEST_DIP = 0.2
-# World point of the MNI brain's middle, and how far it lies under the top of an adult scalp (mm).
+# World point of the MNI brain's middle, and its distance under the top of an adult scalp (mm).
 BRAIN_CENTRE = (0.0, -18.0, 8.0)
 CENTRE_BELOW_TOP = 80.0
 TYPICAL_SCALE = 0.92
@@ -31,12 +31,13 @@ class Foreground:
     region : ndarray of bool
         The head or the brain, filled.
     signal : float
-        98th percentile of the intensity, a robust "bright".
+        98th percentile of the voxels above 2 % of the 99.9th percentile.
     volume_ml : float
     dip : float
-        Deepest dip of the 30th percentile of intensity from the surface inwards, relative to the signal 25 mm deep.
+        Deepest dip of the intensity on the way from the surface 24 mm inwards, relative to the median deeper than
+        25 mm. The intensity is the 30th percentile of shells of 2 mm.
     stripped : bool
-        Whether the skull is already gone.
+        Whether the image shows a brain without skull.
 
     """
 
@@ -87,16 +88,17 @@ def _deepest_dip(data: FloatArray, depth: NDArray[np.float64]) -> float:
         return 0.0
     shells = [data[(depth > mm) & (depth <= mm + 2)] for mm in range(0, 24, 2)]
     profile = np.array([np.percentile(shell, 30) for shell in shells if shell.size]) / max(float(np.median(core)), 1e-6)
-    # A skull is a dip: in a stripped T2w the CSF at the rim is brighter than the brain, and all falls inwards.
+    # Brighter on both sides: in a stripped T2w the CSF at the rim is bright, and the intensity only falls inwards.
     before, behind = np.maximum.accumulate(profile), np.maximum.accumulate(profile[::-1])[::-1]
     return float((np.minimum(before, behind) - profile).max())
 
 
 def starting_positions(foreground: Foreground, affine: NDArray[np.float64]) -> list[Start]:
-    """Return positions to start an affine registration of the template to this image from.
+    """Return positions from which to start an affine registration of the template to this image.
 
-    A brain is laid on the centre of the template's; for a head the centre is found from the top of the scalp (a neck
-    moves its centre of mass), from its centre of mass and from the centre of the field of view (cropped scans).
+    The centre of a stripped brain is laid onto that of the template's. The centre of the brain in a head is guessed in
+    three ways: below the top of the scalp (a neck moves the centre of mass), at the height of the centre of the field
+    of view (cropped scans), and at the centre of mass.
     """
     world = apply_affine(affine, np.argwhere(foreground.region))
     middle = world.mean(axis=0)

@@ -1,11 +1,11 @@
 """Gradient nonlinearity: the displacement of positions by imperfect gradient coils, and its correction.
 
-A scanner encodes position with fields that are not quite linear, so that what lies at x appears at x + d(x). The field
-d is fixed in scanner space. It comes from a Siemens ``.grad`` file of spherical-harmonic coefficients (Janke et al.
-2004, doi:10.1002/mrm.20122), read and evaluated by gradunwarp on a lattice in scanner space, or ready-made as an ITK
-displacement field. gradunwarp's own resampling, Jacobian and inverse are not used: they are not exact.
+A scanner encodes position with fields that are not quite linear, so tissue at x appears at x + d(x). The field d is
+fixed in scanner space. It comes from a Siemens ``.grad`` file of spherical-harmonic coefficients (Janke et al. 2004,
+doi:10.1002/mrm.20122), which gradunwarp reads and evaluates on a lattice in scanner space; or it is given as an ITK
+displacement field. gradunwarp's own resampling, Jacobian and inverse are not exact, and not used.
 
-The correction maps points of the corrected image to the acquired one, as ITK transforms do: one interpolation by ANTs.
+The correction maps points of the corrected image to the acquired one, as ITK transforms do. ANTs interpolates once.
 """
 
 from __future__ import annotations
@@ -88,13 +88,13 @@ class DisplacementField:
         Parameters
         ----------
         image : Nifti1Image
-            What the inverse is needed for: far from it a field may fold as it likes.
+            Image for which the inverse is needed. Far from it the field may fold.
 
         Returns
         -------
         inverse : DisplacementField
         left_mm : float
-            Last change in the image's field of view: not below `INVERSE_TOLERANCE_MM` where the field folds.
+            Last change in the image's field of view, mm. It is `INVERSE_TOLERANCE_MM` or more if the field folds there.
 
         """
         corners = self.corners(image)
@@ -110,7 +110,7 @@ class DisplacementField:
         return attrs.evolve(self, vectors=found), left
 
     def corners(self, image: Nifti1Image) -> NDArray[np.float64]:
-        """Return where in the lattice (indices) the centres of an image's corner voxels lie, (8, 3)."""
+        """Return the lattice indices of the centres of an image's corner voxels, (8, 3)."""
         ends = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape) - 1)
         return np.asarray(apply_affine(np.linalg.inv(self.affine) @ image.affine, ends))
 
@@ -141,12 +141,12 @@ def load_field(path: Path, patient_position: str = "HFS") -> DisplacementField:
     ----------
     path : pathlib.Path
     patient_position : str
-        DICOM Patient Position, in whose world the field is returned.
+        DICOM Patient Position; the field is returned in the world of a patient in this position.
 
     Raises
     ------
     ImageError
-        If the file is none, or for a patient position that is not one of DICOM's.
+        If the file is no displacement field of finite values, or DICOM has no such patient position.
 
     """
     image, _ = open_image(path)
@@ -169,7 +169,7 @@ def _to_scanner(patient_position: str) -> NDArray[np.float64]:
 
 
 def read_coefficients(path: Path) -> Any:
-    """Read a Siemens ``.grad`` file with gradunwarp's parser, and check that it took every coefficient.
+    """Read a Siemens ``.grad`` file with gradunwarp's parser, and check that it read every coefficient.
 
     Returns
     -------
@@ -178,7 +178,7 @@ def read_coefficients(path: Path) -> Any:
     Raises
     ------
     ImageError
-        If the file has no coefficients, no reference radius, or a line that the parser did not take.
+        If the file cannot be read, or has no coefficients, no reference radius, or a line that the parser did not read.
 
     """
     from gradunwarp.core.coeffs import get_siemens_grad
@@ -217,7 +217,7 @@ def _was_read(line: str, found: Any) -> bool:
 
 
 def evaluate(coefficients: Any, points: NDArray[np.float64], patient_position: str = "HFS") -> NDArray[np.float64]:
-    """Displacement at points.
+    """Return the displacement at points.
 
     Parameters
     ----------
@@ -235,7 +235,7 @@ def evaluate(coefficients: Any, points: NDArray[np.float64], patient_position: s
     Raises
     ------
     ImageError
-        For a patient position that is not one of DICOM's.
+        If DICOM has no such patient position.
 
     """
     from gradunwarp.core.unwarp_resample import eval_spherical_harmonics
@@ -262,6 +262,11 @@ def field_around(
         DICOM Patient Position.
     lattice : float
         Spacing in mm.
+
+    Raises
+    ------
+    ImageError
+        If DICOM has no such patient position.
 
     """
     ends = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in image.shape[:3]])).reshape(3, -1).T
@@ -290,7 +295,8 @@ class Unwarped:
     image : Nifti1Image
         Corrected image.
     jacobian : Nifti1Image
-        Determinant of the Jacobian of the map from corrected to acquired positions; 1 where nothing changes.
+        Determinant of the Jacobian of the map from corrected to acquired positions, limited to 0.1 to 10; 1 where
+        nothing changes.
     largest_mm : float
         Longest displacement in the image's field of view.
     folded_voxels : int
@@ -307,7 +313,7 @@ class Unwarped:
 def unwarp(
     image: Nifti1Image, field: DisplacementField, folder: Path, *, intensity: bool = True, threads: int = 1
 ) -> Unwarped:
-    """Move an image to where its voxels belong: one interpolation by cubic B-splines.
+    """Move the tissue of an image to its true position, with one interpolation by cubic B-splines.
 
     Parameters
     ----------
@@ -316,9 +322,9 @@ def unwarp(
     field : DisplacementField
         From corrected to acquired positions.
     folder : pathlib.Path
-        For the field's file, which ANTs reads.
+        Folder for the file of the field, which ANTs reads.
     intensity : bool
-        Multiply by the Jacobian: where the gradients squeezed tissue together, it is too bright by as much.
+        Multiply by the Jacobian: where the gradients squeezed tissue together, it is too bright by that factor.
     threads : int
         ITK threads; see `moesr_bids.preproc.images.use_threads`.
 
@@ -334,7 +340,7 @@ def unwarp(
     data = image_data(image)
     index = field.corners(image)
     if (index < -0.5).any() or (index > np.array(field.vectors.shape[:3]) - 0.5).any():
-        # ANTs would move nothing there.
+        # ANTs would leave the image as it is there.
         raise ImageError("the displacement field does not cover the image; make it over all that the scanner sees")
     path = folder / "displacement.nii.gz"
     field.to_image().to_filename(path)
@@ -342,7 +348,7 @@ def unwarp(
     moved = from_ants(
         ants.apply_transforms(source, source, [str(path)], interpolator="bSpline", defaultvalue=0), image.affine
     )
-    # Splines ring; an image without negative values gets none.
+    # Splines ring: an image without negative values must not get any.
     moved = np.clip(moved, min(0.0, float(data.min())), None)
     lattice_to_image = np.linalg.inv(field.affine) @ image.affine
     determinant = ndimage.affine_transform(

@@ -1,6 +1,6 @@
-"""Check an image's header and data, and conform it to what all later steps expect.
+"""Check an image's header and data, and bring it into the form that all later steps expect.
 
-Nothing is resampled: the conformed image has the voxels and the axes of the input, as float32, with one affine.
+Nothing is resampled. The conformed image has the voxels and the axes of the input, as float32, with one affine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from moesr_bids.nifti import MAX_SHEAR, largest_shift, open_image, read_voxels, 
 VOXEL_SIZE_MM = (0.2, 10.0)
 FIELD_OF_VIEW_MM = (60.0, 600.0)
 MIN_VOXELS = 8
-# Shears above this share of a voxel axis are no rounding: such a header cannot be told apart from a wrong one.
 
 
 @attrs.frozen
@@ -34,7 +33,7 @@ class ConformedImage:
     image : nibabel.Nifti1Image
         Three-dimensional float32 image with equal sform and qform, in millimetres.
     warnings : tuple of str
-        What was odd and what was done about it.
+        Sentences about what was odd, and how it was handled.
 
     """
 
@@ -62,7 +61,7 @@ def _finite(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndarray:
         return data
     if count == data.size:
         raise ImageError(f"{path}: no voxel is a finite number; export the image again")
-    # Some tools mark the background with NaN; a hole inside the head is damage that no fill-in can make good.
+    # Some tools mark the background with NaN. A hole inside the head is damage that cannot be repaired.
     labels, _ = ndimage.label(bad)
     edge = np.unique(np.concatenate([np.take(labels, i, axis).ravel() for axis in range(3) for i in (0, -1)]))
     inside = int((bad & ~np.isin(labels, edge[edge > 0])).sum())
@@ -137,12 +136,13 @@ def conform(path: Path) -> ConformedImage:
     Returns
     -------
     ConformedImage
-        The same voxels as float32, axes and left- or right-handedness kept.
+        The same voxels as float32 on the same axes. Two things change: NaN in the background becomes 0, and the offset
+        of a background that is not at 0 is subtracted. A slight shear is removed from the affine.
 
     Raises
     ------
     ImageError
-        If the file cannot be read or cannot be a head: one sentence with what to do.
+        If the file cannot be read or cannot be a head; the message is one sentence that says what to do.
 
     """
     source, notes = open_image(path)
@@ -151,7 +151,7 @@ def conform(path: Path) -> ConformedImage:
     _check_shape(path, shape, warnings)
     affine = _affine(path, source, warnings)
     _check_geometry(path, shape[:3], affine, warnings)
-    # Only now: what a file of few bytes unfolds to may be more than the memory.
+    # Voxels are read last: a small compressed file may hold more than the memory.
     data = _finite(path, read_voxels(source, str(path)).reshape(shape[:3]), warnings)
     _check_contrast(path, data)
     values = Intensities.of(data, str(path))

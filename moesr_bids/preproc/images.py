@@ -1,6 +1,6 @@
 """Exchange of images between NIfTI (nibabel, RAS) and ANTs (ITK, LPS), and the low-resolution working grid.
 
-Nothing here writes files or resamples more than once; arrays keep the NIfTI axis order (i, j, k) on both sides.
+Arrays have the NIfTI axis order (i, j, k) on both sides. No function writes a file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# Largest cosine between two voxel axes that ITK still takes for a rotation.
+# Largest cosine between two voxel axes that ITK accepts as a rotation.
 ITK_SHEAR = 1e-3
 
 
@@ -32,12 +32,17 @@ def use_threads(threads: int) -> None:
     """Ask ITK for a number of threads.
 
     ITK reads the number once per process, at its first filter; later calls change nothing. Results depend slightly
-    on it (order of sums), so that a repeated run should ask for the same number.
+    on it (order of sums), so a repeated run should ask for the same number.
 
     Parameters
     ----------
     threads : int
         At least 1.
+
+    Raises
+    ------
+    ValueError
+        If it is less.
 
     """
     if threads < 1:
@@ -64,7 +69,7 @@ def image_data(image: Nifti1Image) -> FloatArray:
 
 
 def check_affine(affine: NDArray[np.float64]) -> None:
-    """Refuse an affine (4 x 4, voxel to world RAS mm) that an ITK image cannot hold exactly."""
+    """Raise ImageError for an affine (4 x 4, voxel to world RAS mm) that an ITK image cannot hold exactly."""
     directions = affine[:3, :3] / voxel_sizes(affine)
     shear = np.abs(directions.T @ directions - np.eye(3)).max()
     if not np.isfinite(shear) or shear > ITK_SHEAR:
@@ -79,6 +84,11 @@ def to_ants(data: NDArray[np.generic], affine: NDArray[np.float64]) -> ANTsImage
     data : ndarray, shape (i, j, k)
     affine : ndarray, shape (4, 4)
         Voxel to world RAS mm; may be oblique or left-handed.
+
+    Raises
+    ------
+    ImageError
+        If the voxel axes are not at right angles.
 
     """
     import ants
@@ -120,7 +130,10 @@ def from_ants(image: ANTsImage, affine: NDArray[np.float64]) -> FloatArray:
 
 
 def like(data: NDArray[np.generic], image: Nifti1Image, dtype: type[np.generic]) -> Nifti1Image:
-    """Return a NIfTI image of `dtype` on the grid of `image`, keeping its sform and qform codes."""
+    """Return a NIfTI image of `dtype` on the grid of `image`, with its sform and qform codes.
+
+    A code of 0 becomes that of the other form, or 1 if both are 0.
+    """
     header = nib.nifti1.Nifti1Header()
     header.set_xyzt_units("mm")
     header.set_data_dtype(dtype)
@@ -137,8 +150,8 @@ def resample_isotropic(
 ) -> tuple[FloatArray, NDArray[np.float64]]:
     """Resample to about isotropic voxels along the same axes, with the same centre of the field of view.
 
-    Axes finer than `zoom` are smoothed first (Gaussian whose width is the missing part of the new voxel), so that
-    detail does not alias; axes coarser than `zoom` are interpolated linearly.
+    Axes finer than `zoom` are smoothed first, so that detail does not alias: by a Gaussian with a FWHM of
+    sqrt(zoom^2 - voxel size^2). Values are then interpolated linearly; beyond the outermost voxels the nearest counts.
 
     Parameters
     ----------
@@ -176,7 +189,7 @@ def resample_to(
     target_affine: NDArray[np.float64],
     order: int = 1,
 ) -> FloatArray:
-    """Interpolate `data` at the voxels of another grid; outside its field of view the nearest voxel counts.
+    """Interpolate `data` at the voxels of another grid; outside the field of view of `data` its nearest voxel counts.
 
     Parameters
     ----------

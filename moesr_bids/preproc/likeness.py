@@ -1,4 +1,4 @@
-"""Whether what was found is a brain: figures of a mask and of the alignment of the template, and their limits."""
+"""Is it a brain? Figures of a mask and of the alignment of the template, and their limits."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class MaskLimits:
     dice : float
         Dice coefficient with the template's mask after the affine transform, inside the field of view.
     likeness : float
-        Mutual information (nats) with the template well inside the brain (6 mm from its surface), of what is finer than
-        `_DETAIL_MM`, beyond that with the template upside down or back to front: what is no brain has none.
+        Mutual information (nats) with the template, of detail finer than 12 mm (standard deviation of a Gaussian), well
+        inside the brain (6 mm from its surface); less that with the template upside down or back to front, whichever
+        is larger. An image of something else has about 0.
     in_view : float
         Share of the template's brain inside the field of view.
 
@@ -40,7 +41,7 @@ class MaskLimits:
     in_view: float
 
     def problems(self, figures: Mapping[str, float]) -> list[str]:
-        """Say which figures are outside; those that are not known yet are not judged."""
+        """Return a sentence for each figure outside the limits; volume and Dice may be missing."""
         found = []
         if (likeness := figures["likeness"]) < self.likeness:
             found.append(
@@ -58,23 +59,25 @@ class MaskLimits:
 
 
 SURE = MaskLimits(volume_ml=(600.0, 2100.0), dice=0.85, likeness=0.035, in_view=0.6)
-"""A mask within these is taken as it is; the smallest volume is a toddler's, the largest a very large adult's."""
+"""A mask within these raises no doubt; the smallest volume is a toddler's, the largest a very large adult's."""
 ANYTHING = MaskLimits(volume_ml=(0.0, math.inf), dice=0.0, likeness=-math.inf, in_view=0.0)
+"""Limits that every mask fits."""
 HEAD = MaskLimits(volume_ml=(300.0, 2600.0), dice=0.5, likeness=0.02, in_view=0.2)
-"""An image beyond these shows no head."""
+"""An image outside these limits shows no head."""
 
 
 def likeness(target: FloatArray, warped: FloatArray, brain: BoolArray, within: BoolArray, zoom: float) -> float:
-    """Return how much an image has in common with a brain, see `MaskLimits`.
+    """Return how much an image has in common with a brain; see `MaskLimits`.
 
-    Smooth blobs and shells have mutual information with anything; but no more of it with a brain the right way up.
+    Smooth blobs and shells have mutual information with anything, but no more with an upright brain than with one that
+    is turned over. Without a voxel in ``within`` the result is 0.
 
     Parameters
     ----------
     target, warped : ndarray of float32, shape (i, j, k)
         Template, and the image on its grid; axes run to the right, the front and upwards.
     brain, within : ndarray of bool, shape (i, j, k)
-        The template's brain inside the field of view, and the part of it that counts.
+        The template's brain inside the field of view, and the part of it in which images are compared.
     zoom : float
         Voxel size, mm.
 

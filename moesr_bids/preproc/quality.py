@@ -1,8 +1,8 @@
 """Image quality metrics under MRIQC's names and definitions (Esteban et al. 2017, doi:10.1371/journal.pone.0184661).
 
-The definitions are those of MRIQC 24.0. Different are the sources: tissue probabilities as in
-`moesr_bids.preproc.tissues`; air is what lies farther than `CLEARANCE_MM` from the head and above the lowest point of
-the brain; the smoothness is computed here rather than by AFNI, on the image without bias field.
+The definitions are those of MRIQC 24.0. Three inputs differ. Tissue probabilities come from
+`moesr_bids.preproc.tissues`. Air is farther than `CLEARANCE_MM` from the head and above the lowest slice of the brain.
+The smoothness is computed here rather than by AFNI, on the image without bias field.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLEARANCE_MM = 6.0
 WHITE_LEVEL = 1000.0  # white matter's median, to which MRIQC scales before it rounds
 FEWEST_AIR_VOXELS = 1000
 _SQRT_8_LN_2 = math.sqrt(8 * math.log(2))
-# Regions around the brain; what is in none of them lies near the head, or beside face and neck.
+# Regions of an image. OTHER lies near the head, or below the brain beside face and neck.
 OTHER, FRAME, AIR, HEAD = range(4)
 
 
@@ -52,23 +52,23 @@ class Distribution:
 
     @property
     def snr(self) -> float:
-        """Signal-to-noise ratio, median / (std sqrt(n / (n - 1)))."""
+        """Signal-to-noise ratio: median / (std sqrt(n / (n - 1))); NaN without a deviation."""
         return self.median / (self.std * math.sqrt(self.count / (self.count - 1))) if self.std > 0 else math.nan
 
 
 def cnr(white: Distribution, grey: Distribution, air_std: float) -> float:
-    """Contrast-to-noise ratio: |white - grey| / sqrt(air std^2 + white std^2 + grey std^2)."""
+    """Return the contrast-to-noise ratio |white - grey| / sqrt(air std^2 + white std^2 + grey std^2)."""
     noise = math.sqrt(air_std**2 + white.std**2 + grey.std**2)
     return abs(white.median - grey.median) / noise if noise > 0 else math.nan
 
 
 def efc(data: FloatArray) -> float:
-    """Entropy focus criterion (Atkinson et al. 1997), 0 for all energy in one voxel, 1 for none that stands out.
+    """Return the entropy focus criterion (Atkinson et al. 1997): 0 if one voxel has all energy, 1 if all are alike.
 
     Parameters
     ----------
     data : ndarray
-        Intensities, none negative, without the frame that rotation or masking filled with zeros.
+        Intensities, none negative, without the zeros of a frame that rotation or masking left.
 
     """
     largest = math.sqrt(float(np.square(data, dtype=np.float64).sum()))
@@ -80,9 +80,9 @@ def efc(data: FloatArray) -> float:
 
 
 def fber(head: FloatArray, background: FloatArray) -> float:
-    """Foreground-background energy ratio: median of the squares inside the head over that outside.
+    """Return the foreground-background energy ratio: median of the squares inside the head over that outside.
 
-    NaN where MRIQC returns -1: no signal outside the head.
+    NaN if there is no signal outside the head, where MRIQC returns -1.
     """
     if head.size == 0 or background.size == 0:
         return math.nan
@@ -91,9 +91,10 @@ def fber(head: FloatArray, background: FloatArray) -> float:
 
 
 def fwhm(data: FloatArray, mask: BoolArray) -> tuple[float, ...]:
-    """Smoothness along each axis, full width at half maximum in voxels, from first differences (Forman et al. 1995).
+    """Return the smoothness along each axis, as full width at half maximum in voxels (Forman et al. 1995).
 
-    sqrt(8 ln 2) sqrt(-1 / (4 ln(1 - var(difference) / (2 var(image))))), NaN where neighbours are independent.
+    It is sqrt(8 ln 2) sqrt(-1 / (4 ln(1 - var(difference of neighbours) / (2 var(image))))) inside the mask, and NaN if
+    neighbours are independent.
     """
     box = bounding_box(mask)
     values, inside = data[box], mask[box]
@@ -111,7 +112,7 @@ def fwhm(data: FloatArray, mask: BoolArray) -> tuple[float, ...]:
 
 
 def regions(data: FloatArray, affine: NDArray[np.float64], mask: BoolArray) -> NDArray[np.uint8]:
-    """Tell `FRAME` (zeros that no scanner measured), `AIR` and `HEAD` apart; the rest is `OTHER`.
+    """Return the region of each voxel: `FRAME` (zeros that no scanner measured), `AIR`, `HEAD` or `OTHER`.
 
     Parameters
     ----------
@@ -131,7 +132,7 @@ def regions(data: FloatArray, affine: NDArray[np.float64], mask: BoolArray) -> N
     lowest = int(np.flatnonzero(mask.any(axis=(0, 1)))[0])
     found[..., lowest:][own[..., lowest:] > CLEARANCE_MM] = AIR
     found[own < WORKING_MM / 2] = HEAD
-    # Opened, as in MRIQC: in air single voxels are 0 by chance.
+    # Opened, as in MRIQC, since single voxels of air are 0 by chance.
     zeros = ndimage.binary_opening(np.pad(data <= 0, 1, constant_values=True), ndimage.generate_binary_structure(3, 2))
     found[zeros[1:-1, 1:-1, 1:-1] & (found != HEAD)] = FRAME
     return found
@@ -140,7 +141,7 @@ def regions(data: FloatArray, affine: NDArray[np.float64], mask: BoolArray) -> N
 def image_quality(
     data: FloatArray, mask: BoolArray, probabilities: FloatArray, around: NDArray[np.uint8]
 ) -> dict[str, float | None]:
-    """Return MRIQC's metrics of an image without bias field, None where one is not defined.
+    """Return MRIQC's metrics of an image without bias field; None for a metric that is not defined.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""The surface of the brain from tissue classes: intensity inside a band around the atlas' brain.
+"""The surface of the brain, from tissue classes in a band around the brain of the atlas.
 
-Expectation maximisation with spatial priors (Ashburner & Friston 1997, doi:10.1006/nimg.1997.0290), with a histogram
-for all that is not brain, since no Gaussian describes skull, fat, muscle and air together. No contrast is assumed:
-which class is bright is learned from where the atlas has it.
+The classes are found by expectation maximisation with spatial priors (Ashburner & Friston 1997,
+doi:10.1006/nimg.1997.0290). A histogram describes everything but brain, since no Gaussian fits skull, fat, muscle and
+air together. No contrast is assumed: the atlas says where a class is, and the image how bright it is there.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ WHITE, GREY, CSF, OUTSIDE = range(4)
 
 @attrs.frozen
 class RefineSettings:
-    """Widths in mm and numbers that steer the refinement.
+    """Settings of the refinement; lengths are in mm.
 
     Attributes
     ----------
     prior_blur : float
-        Standard deviation by which the atlas' tissue maps are blurred: how far they may be wrong.
+        Standard deviation by which the tissue maps of the atlas are blurred: as much as they may be wrong.
     outward, inward : float
-        How far the surface may move out of and into the atlas' brain.
+        Largest distance by which the surface may move out of and into the brain of the atlas.
     opening : float
         Radius of bridges that are cut (dura, optic nerves, veins).
     closing : float
@@ -36,9 +36,9 @@ class RefineSettings:
     final_blur : float
         Standard deviation of the smoothing of the surface.
     margin : float
-        How far the mask reaches beyond the tissue: the thin layer of CSF that belongs to the brain's surface voxels.
+        Distance by which the mask reaches beyond the tissue, into the thin layer of CSF at the surface.
     iterations : int
-        Of expectation maximisation.
+        Number of steps of expectation maximisation.
 
     """
 
@@ -79,7 +79,7 @@ def tissue_posteriors(
 
 
 def blurred(tissues: FloatArray, zoom: float, settings: RefineSettings) -> FloatArray:
-    """Return the atlas shares, shape (3, i, j, k), blurred by as much as the atlas may be wrong."""
+    """Return the shares of the atlas, shape (3, i, j, k), blurred by `prior_blur`."""
     sigma = settings.prior_blur / zoom
     return np.stack([ndimage.gaussian_filter(tissue, sigma) for tissue in tissues])
 
@@ -92,9 +92,9 @@ def classify(data: FloatArray, tissues: FloatArray, iterations: int) -> FloatArr
     data : ndarray, shape (voxels,)
         Intensity.
     tissues : ndarray, shape (3, voxels)
-        Prior probability of white matter, grey matter and CSF; what they leave is that of anything else.
+        Prior probability of white matter, grey matter and CSF; the rest up to 1 is that of anything else.
     iterations : int
-        Of expectation maximisation.
+        Number of steps of expectation maximisation.
 
     Returns
     -------
@@ -151,7 +151,7 @@ def refine_surface(
     Returns
     -------
     ndarray of float32
-        Soft mask, the surface being at 0.5.
+        Soft mask from 0 to 1, with the surface at 0.5; below 0.5 outside of `allowed`.
 
     """
     settings = settings or RefineSettings()
@@ -165,11 +165,11 @@ def refine_surface(
     tissue = (posterior > 0.5) & outer & allowed
     opened = _open(tissue | core, settings.opening, zoom)
     connected = largest_component(opened | core)
-    # What the opening took off the surface of the kept part comes back, the bridges do not.
+    # The opening also took voxels off the surface of the kept part: they come back, the bridges do not.
     kept = (_distance(~connected, zoom) <= zoom * 1.01) & (tissue | core)
     filled = ndimage.binary_fill_holes(_close(kept | connected, settings.closing, zoom)) & outer & allowed
     smooth = ndimage.gaussian_filter(filled.astype(np.float32), settings.final_blur / zoom) >= 0.5
-    # Signed distance to the surface, clipped: interpolates to other grids without steps.
+    # Clipped signed distance to the surface: it can be interpolated to other grids without steps.
     signed = np.where(smooth, _distance(smooth, zoom) - zoom / 2, zoom / 2 - _distance(~smooth, zoom)) + settings.margin
     soft = ndimage.gaussian_filter(np.clip(0.5 + signed / (4 * zoom), 0, 1), 0.7)
     return np.asarray(np.where(allowed, soft, np.minimum(soft, 0.49)), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Reference templates: the one that comes with the package's dependencies, and TemplateFlow's by name.
+"""Templates: the one that comes with the package's dependencies, and those of TemplateFlow by name.
 
 The embedded template is the ICBM 2009a symmetric T1w brain packaged by nilearn (Fonov et al. 2011,
 doi:10.1016/j.neuroimage.2010.07.033): brain only, without skull. Nothing here uses the network.
@@ -29,7 +29,7 @@ EMBEDDED = EMBEDDED_TEMPLATE
 
 
 class TemplateNotFoundError(FileNotFoundError):
-    """A template is not on this machine; the message says where it was looked for and how to fetch it."""
+    """A template is not on this machine; the message names the folder that was searched and the command to fetch it."""
 
 
 @attrs.frozen
@@ -63,7 +63,8 @@ def load_template(name: str = EMBEDDED, resolution: float = 1.0) -> Template:
     name : str
         `EMBEDDED`, or a TemplateFlow identifier that is present in the folder TEMPLATEFLOW_HOME.
     resolution : float
-        Voxel size in mm, along the axes of the 1 mm template; coarser ones are smoothed, then subsampled.
+        Voxel size in mm, along the axes of the 1 mm template. Coarser voxels are smoothed, then subsampled; for finer
+        ones the template is returned at 1 mm.
 
     Raises
     ------
@@ -93,7 +94,7 @@ def template_grid(space: OutputSpace, resolution: float) -> Grid:
     ----------
     space : OutputSpace
     resolution : float
-        Voxel size in mm where the space names no grid of its own; the field of view is that of the template at 1 mm.
+        Voxel size in mm if the space names no grid of its own; the field of view is that of the template at 1 mm.
 
     Raises
     ------
@@ -174,7 +175,14 @@ def _from_templateflow(name: str) -> Template:
 
 
 def _client_lookup(home: Path, name: str, resolution: int = 1, **entities: str | None) -> Path | None:
-    """Return the first file with content, or None. The client's `ls` lists; only its `get` would download."""
+    """Return the first file with content, or None. `ls` of the client lists files; only `get` would download.
+
+    Raises
+    ------
+    TemplateNotFoundError
+        If the template has several cohorts.
+
+    """
     # Importing the client fills an empty folder, so an absent template is refused before it.
     if not (home / f"tpl-{name}").is_dir():
         return None
@@ -182,10 +190,10 @@ def _client_lookup(home: Path, name: str, resolution: int = 1, **entities: str |
         warnings.simplefilter("ignore")
         from templateflow.client import TemplateFlowClient
 
-        # A client for this very folder: the module-wide one keeps the folder that was set when it was imported.
+        # The client of the module keeps the folder that was set when it was imported, so this is a new one.
         client = TemplateFlowClient(root=home, autoupdate=False)
         found = client.ls(name, resolution=resolution, atlas=None, extension=".nii.gz", **entities)
-    # The client lays out empty files as promises of a download.
+    # The client creates empty files for templates that it could download.
     files = [path for path in sorted(map(Path, found)) if path.is_file() and path.stat().st_size > 0]
     if len({path.parent for path in files}) > 1:
         raise TemplateNotFoundError(

@@ -16,18 +16,25 @@ from moesr_bids.preproc.template import Template
 
 
 def with_mask(template: Template, embedded: Template, folder: Path, *, threads: int = 1, seed: int = 1) -> Template:
-    """Return a template with a brain mask, carried over from the embedded template when it has none.
+    """Return a template with a brain mask; if it has none, with that of the embedded template, registered to it.
 
-    Both are in MNI space or close to it, so that an affine registration from where they are is enough.
+    Both are in MNI space or close to it, so an affine registration from their own positions is enough.
 
     Parameters
     ----------
     template, embedded : Template
-        The latter with a mask.
+        The second one has a mask.
     folder : Path
         For temporary files.
     threads, seed : int
         As for `register`.
+
+    Raises
+    ------
+    ValueError
+        If the embedded template has no mask.
+    AlignmentError
+        If the registration fails.
 
     """
     import ants
@@ -48,7 +55,7 @@ def with_mask(template: Template, embedded: Template, folder: Path, *, threads: 
         pair = Pair(
             fixed=to_ants(fixed, fixed_affine),
             moving=to_ants(moving / moving.max(), moving_affine),
-            # The brain alone: around it the embedded template is empty, the other is not.
+            # Compared in the brain alone: around it the embedded template is empty, and the other is not.
             mask=to_ants(share >= 0.5, fixed_affine),
             folder=Path(name),
             seed=seed,

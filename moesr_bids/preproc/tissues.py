@@ -20,10 +20,10 @@ WHITE, GREY, CSF = range(1, 4)
 def tissue_probabilities(
     data: FloatArray, affine: NDArray[np.float64], mask: BoolArray, atlas: Nifti1Image
 ) -> FloatArray:
-    """Return how probably each voxel of a mask is white matter, grey matter and CSF.
+    """Return the probability of white matter, grey matter and CSF in each voxel of a mask.
 
-    Expectation maximisation on the image's own intensities, with the atlas as prior
-    (see `moesr_bids.preproc.refine`): which class is bright is learned from where the atlas has it.
+    Found by expectation maximisation on the image's own intensities, with the atlas as prior (see
+    `moesr_bids.preproc.refine`).
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def tissue_probabilities(
     Returns
     -------
     ndarray of float32, shape (3, voxels in the mask)
-        Vessels and other tissue are in none, so that they sum to at most 1.
+        In the order of `TISSUES`. Vessels and other tissue are in none of them, so they sum to at most 1.
 
     """
     settings = RefineSettings()
