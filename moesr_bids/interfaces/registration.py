@@ -1,4 +1,4 @@
-"""Registration within a session and to templates as Nipype interfaces (antspyx brings no command lines to wrap)."""
+"""Registration within a session and to templates as Nipype interfaces (antspyx has no command lines to wrap)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _RegisterToTemplateOutputSpec(RecordedOutputSpec):
 
 
 class RegisterToTemplate(RecordedInterface):
-    """Register the brain to a template, affine and SyN; fails with the reason when the overlap is bad."""
+    """Register the brain to a template, affine and SyN; if the overlap is bad the step fails, and says why."""
 
     input_spec = _RegisterToTemplateInputSpec
     output_spec = _RegisterToTemplateOutputSpec
@@ -69,7 +69,7 @@ class RegisterToTemplate(RecordedInterface):
 
 
 def _shown(image: Nifti1Image, template: Template, to_template: Path, folder: Path) -> dict[str, str]:
-    """Write the files that the report compares: the image on the template's grid, the template, its mask."""
+    """Write the files for the report: the image on the template's grid, the template, and its mask."""
     from moesr_bids.preproc.registration import warp_to_template
     from moesr_bids.sr.grid import Grid
 
@@ -87,7 +87,7 @@ class _CoregisterInputSpec(MaskedInputSpec):
     initial_xfm = File(exists=True, mandatory=True, desc="ITK affine (.mat) that brings it onto the embedded template")
     reference_file = File(exists=True, mandatory=True, desc="bias-corrected reference image of the session")
     reference_mask = File(exists=True, mandatory=True, desc="its brain mask")
-    reference_xfm = File(exists=True, mandatory=True, desc="as initial_xfm, of the reference")
+    reference_xfm = File(exists=True, mandatory=True, desc="ITK affine (.mat) that brings the reference onto it")
     reference_name = traits.Str("reference", usedefault=True, desc="stem of the reference, for the record")
     sloppy = traits.Bool(False, usedefault=True, desc="few iterations, for tests")
 
@@ -99,7 +99,7 @@ class _CoregisterOutputSpec(RecordedOutputSpec):
 
 
 class Coregister(RecordedInterface):
-    """Align an image rigidly to the reference image of its session; fails with the reason."""
+    """Align an image rigidly to the reference image of its session; if that is impossible the step says why."""
 
     input_spec = _CoregisterInputSpec
     output_spec = _CoregisterOutputSpec
@@ -112,7 +112,7 @@ class Coregister(RecordedInterface):
 
         inputs, folder = self.inputs, Path(runtime.cwd)
         image, reference = nib.load(inputs.in_file), nib.load(inputs.reference_file)
-        # Both transforms map points from the template: from the reference to it, and on to the image.
+        # Both transforms map points of the template: the way is from the reference to it, and on to the image.
         own, others = read_affine(Path(inputs.initial_xfm)), read_affine(Path(inputs.reference_xfm))
         result = coregister(
             image,
@@ -138,14 +138,14 @@ class Coregister(RecordedInterface):
 
 class _JoinTransformsInputSpec(MaskedInputSpec):
     template = traits.Str(EMBEDDED, usedefault=True, desc="embedded template or TemplateFlow identifier")
-    to_reference = File(exists=True, mandatory=True, desc="of Coregister")
-    from_reference = File(exists=True, mandatory=True, desc="of Coregister")
-    reference_to_template = File(exists=True, mandatory=True, desc="of RegisterToTemplate, of the reference")
-    reference_from_template = File(exists=True, mandatory=True, desc="of RegisterToTemplate, of the reference")
+    to_reference = File(exists=True, mandatory=True, desc="output of Coregister")
+    from_reference = File(exists=True, mandatory=True, desc="output of Coregister")
+    reference_to_template = File(exists=True, mandatory=True, desc="output of RegisterToTemplate for the reference")
+    reference_from_template = File(exists=True, mandatory=True, desc="output of RegisterToTemplate for the reference")
 
 
 class JoinTransforms(RecordedInterface):
-    """Carry an image to a template by way of its session's reference; fails with the reason when it does not fit."""
+    """Join the transform to the reference with those of the reference to a template; fails if the result is bad."""
 
     input_spec = _JoinTransformsInputSpec
     output_spec = _RegisterToTemplateOutputSpec
@@ -159,7 +159,7 @@ class JoinTransforms(RecordedInterface):
         inputs, folder = self.inputs, Path(runtime.cwd)
         options = {"threads": inputs.omp_nthreads}
         template = with_mask(load_template(inputs.template), load_template(EMBEDDED), folder, **options)
-        # Points of the template go to the reference first, then to the image; back the other way round.
+        # A point of the template goes to the reference first, then to the image; back in the opposite order.
         to_template = join_composites(
             [Path(inputs.reference_to_template), Path(inputs.to_reference)],
             named(inputs.in_file, f"_to-{template.name}_xfm", runtime.cwd, ".h5"),

@@ -293,7 +293,7 @@ class Pair:
         """Maximise Mattes mutual information over diffeomorphisms.
 
         The algorithm is symmetric normalisation (SyN, Avants et al. 2008, doi:10.1016/j.media.2007.06.004). One
-        iteration moves a point by at most `step` voxels.
+        iteration moves a point by at most ``step`` voxels. ``levels`` are as in `affine`.
 
         Returns
         -------

@@ -23,7 +23,7 @@ from moesr_bids.sr.grid import bounding_box
 # Outer edges of the drawn layers, mm from the brain (typical adult: CSF and dura 3, bone 6, scalp 6 mm thick).
 CSF_MM, SKULL_MM, SCALP_MM, RIM_MM = 3.0, 9.0, 15.0, 19.0
 CSF_VALUE, SKULL_VALUE, SCALP_VALUE, BRAIN_OFFSET = 0.25, 0.0, 1.6, 0.25
-# Of the grid around the template's brain.
+# Margin of the grid around the template's brain.
 MARGIN_MM = 24.0
 # Typical distance from the brain to the surface of the scalp, and the depth at which depth maps reach 1, mm.
 SCALP_SURFACE_MM = 13.0
@@ -76,7 +76,7 @@ def load_atlas(zoom: float = 3.0) -> Atlas:
 
         maps = [load_mni152_wm_template(resolution=1), load_mni152_gm_template(resolution=1)]
     whole = np.asarray(template.mask.dataobj) > 0
-    # The time of an alignment goes with the size of the grid: it ends soon after the scalp.
+    # The time of an alignment grows with the grid, so the grid ends a little outside the scalp.
     box, pad = bounding_box(whole), int(np.ceil(MARGIN_MM))
     affine = template.image.affine.copy()
     affine[:3, 3] = apply_affine(affine, [part.start - pad for part in box])

@@ -1,7 +1,7 @@
 """Brain mask of any structural image: head or skull-stripped, any contrast, thin or thick slices.
 
-The embedded template is aligned from several starting positions, by the depth under the surface first and by mutual
-information then; its tissue maps, deformed to the image, give the tissue classes whose surface is the mask. A result
+The embedded template is aligned from several starting positions: first by the depth under the surface, then by mutual
+information. Its tissue maps are deformed to the image and give the tissue classes; their surface is the mask. A result
 that does not look like a brain is refused.
 """
 
@@ -54,19 +54,19 @@ from moesr_bids.sr.grid import bounding_box
 
 ATLAS_MM = 3.0
 WORKING_MM = 2.0
-# Volume ratio of a brain to the template's that an affine transform may have.
+# Least and largest volume of a brain over the template's that an affine transform may give.
 SMALLEST_RATIO, LARGEST_RATIO = 0.35, 1.25
 _COARSE_BIAS = BiasSettings(zoom=6.0, iterations=(20, 20, 20), tolerance=1e-4)
 
 
 @attrs.frozen
 class MaskSettings:
-    """How thoroughly to search for the brain.
+    """Effort of the search for the brain.
 
     Attributes
     ----------
     bias : BiasSettings
-        Of the rough bias field that is taken out before.
+        Settings of the rough bias field that is taken out first.
     starts : int, optional
         Starting positions of each round; all of them by default.
     finalists : int
@@ -96,12 +96,12 @@ SLOPPY = MaskSettings(
 
 
 class BrainMaskError(RuntimeError):
-    """No trustworthy brain mask was found; the message says why."""
+    """No brain mask within the limits was found; the message says why."""
 
 
 @attrs.frozen(eq=False)
 class BrainMask:
-    """A brain mask and how it was found.
+    """A brain mask, with its figures.
 
     Attributes
     ----------
@@ -113,17 +113,17 @@ class BrainMask:
     to_template : ndarray, shape (4, 4)
         Affine transform from world mm of the image to world mm (RAS) of the embedded template.
     stripped : bool
-        Whether the image had no skull to begin with.
+        Whether the image has no skull.
     volume_ml, dice, likeness, in_view : float
         See `MaskLimits`.
     mutual_information : float
         Mutual information with the template well inside the brain, nats.
     attempts : int
-        Rounds of starting positions that were needed.
+        Number of the round of starting positions that gave the mask.
     doubts : tuple of str
-        Why the mask should be looked at: figures outside of `SURE`.
+        Reasons to look at the mask: figures outside the limits `SURE`.
     given : bool
-        Whether the mask was given, not found.
+        Whether the user gave the mask.
 
     """
 
@@ -141,16 +141,16 @@ class BrainMask:
     given: bool = False
 
     def figures(self) -> dict[str, float]:
-        """Return what is held against `MaskLimits`."""
+        """Return the figures that `MaskLimits` judges."""
         return {name: getattr(self, name) for name in ("volume_ml", "dice", "likeness", "in_view")}
 
     @property
     def credence(self) -> tuple[int, float]:
-        """What to choose by among masks that are all in doubt."""
+        """Rank among masks that are all in doubt: fewer doubts first, then likeness times Dice."""
         return -len(self.doubts), self.likeness * self.dice
 
     def facts(self) -> dict[str, Any]:
-        """Return what the sidecar tells."""
+        """Return the facts of the sidecar."""
         kind = "skull-stripped input" if self.stripped else "whole head"
         found = f"atlas tissue classes after affine and SyN alignment, {kind}"
         return {
@@ -168,7 +168,7 @@ class BrainMask:
 
 @attrs.frozen(eq=False)
 class _Scene:
-    """The image on the working grids, with its atlas: everything the search needs."""
+    """The image on the working grids, with the atlas: all inputs of the search."""
 
     data: FloatArray
     affine: NDArray[np.float64]
@@ -227,8 +227,8 @@ def extract_brain(
 ) -> BrainMask:
     """Find the brain in a T1w, T2w or FLAIR image.
 
-    The first mask within `sure` is returned; without one, the best of those within `head`, with its doubts. A given
-    mask is the result, and the template is aligned to what lies inside of it.
+    The first mask within the limits `sure` is returned; without one the best of those within `head`, with its doubts.
+    A given mask is returned as it is, on the grid of the image; the template is then aligned to the image inside it.
 
     Parameters
     ----------
@@ -241,9 +241,9 @@ def extract_brain(
     seed : int
         Seed of the metric's sampling; with one thread the same seed gives the same mask.
     sure, head : MaskLimits
-        What raises no doubt, and what a head has at least.
+        Limits of a mask without doubt, and the least that an image of a head reaches.
     given : Nifti1Image, optional
-        Brain mask of the user's own, on any grid in the image's world space.
+        Brain mask of the user, on any grid in the image's world space.
     settings : MaskSettings
 
     Raises
@@ -251,7 +251,8 @@ def extract_brain(
     ImageError
         If the image itself cannot be used (not 3-D, not finite, constant, sheared).
     BrainMaskError
-        If there is no head in the image: no attempt gave a mask within `head`; or a given mask holds nothing of it.
+        If the image shows no head, so that no attempt gave a mask within `head`; or if a given mask is empty in the
+        image, or the template cannot be aligned inside it.
 
     """
     use_threads(threads)
@@ -293,7 +294,7 @@ def _prepare(image: Nifti1Image, bias: BiasSettings) -> _Scene:
 
 
 def _within(scene: _Scene, mask: FloatArray) -> _Scene:
-    """Return the scene with nothing but the brain of a mask, on the working grid."""
+    """Return the scene with the brain inside a mask alone, on the working grid."""
     region = mask >= 0.5
     if not region.any():
         raise BrainMaskError("the given mask holds next to nothing of the image")
@@ -329,7 +330,7 @@ def _scene(data: FloatArray, affine: NDArray[np.float64], foreground: Foreground
 def _attempts(scene: _Scene) -> Iterator[tuple[_Scene, list[Start]]]:
     yield scene, starting_positions(scene.foreground, scene.affine)
     yield scene, wider_positions(scene.foreground, scene.affine)
-    # The guess whether there is a skull may be wrong.
+    # The image may have a skull although it looked stripped, or the other way round.
     other = attrs.evolve(scene.foreground, stripped=not scene.foreground.stripped)
     yield attrs.evolve(scene, foreground=other), starting_positions(other, scene.affine)
 
@@ -375,7 +376,7 @@ def _own_mask(image: Nifti1Image, scene: _Scene, soft: FloatArray) -> BoolArray:
 
 
 def _search(scene: _Scene, starts: list[Start], folder: Path, seed: int, settings: MaskSettings) -> _Candidate:
-    """Align by depth from every start, by mutual information from the best of these, finely from the very best."""
+    """Align by depth from every start, then the finalists by mutual information, and the best of these finely."""
     by_depth = scene.pair(folder, seed, depth_weight=2.0)
     by_signal = scene.pair(folder, seed, depth_weight=0.3)
     candidates = []
@@ -403,7 +404,7 @@ def _judge(scene: _Scene, pair: Pair, transform: Path) -> _Candidate:
         warped = ants.apply_transforms(pair.fixed, pair.moving, [str(transform)], defaultvalue=-1).numpy()
     seen = warped >= 0
     brain = scene.atlas.mask >= 0.5
-    # Outlines guide the search; only what lies within tells a brain from a ball.
+    # Outlines guide the search; only the inside tells a brain from a ball.
     near = ndimage.binary_dilation(brain) & seen
     within = ndimage.binary_erosion(brain, iterations=2) & seen
     edge, inner = (mutual_information(scene.target[part], warped[part]) for part in (near, within))
@@ -415,7 +416,7 @@ def _judge(scene: _Scene, pair: Pair, transform: Path) -> _Candidate:
 def _segment(
     scene: _Scene, best: _Candidate, folder: Path, seed: int, settings: MaskSettings
 ) -> tuple[FloatArray, BoolArray, FloatArray]:
-    """Return soft mask, template's mask (after the affine transform alone) and atlas tissues on the working grid."""
+    """Return on the working grid: soft mask, template's mask (by the affine transform alone), tissues of the atlas."""
     import ants
 
     pair = scene.pair(folder, seed, depth_weight=0)
@@ -442,7 +443,7 @@ def _segment(
 
 
 def _trim(mask: BoolArray, signal: BoolArray) -> BoolArray:
-    """Take the empty background of a skull-stripped image off the rim of its mask; holes and sulci stay filled."""
+    """Remove the empty background of a skull-stripped image from the rim of its mask; holes and sulci stay filled."""
     box = bounding_box(mask)
     padded = np.pad(signal[box], 4)
     filled = ndimage.binary_fill_holes(ndimage.binary_closing(padded, iterations=3))

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
 
 WORKING_MM = 2.0
-# The deformation is sought so far around the template's brain; beyond, the transform is affine.
+# Distance from the template's brain up to which the image is deformed; farther out the transform is affine.
 MARGIN_MM = 12.0
 
 
@@ -52,7 +52,7 @@ class RegistrationError(RuntimeError):
 
 @attrs.frozen
 class RegistrationLimits:
-    """What the affine part of a registration must reach.
+    """Limits for the affine part of a registration.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class RegistrationLimits:
     volume_ratio: tuple[float, float] = (0.35, 1.25)
 
     def problem(self, dice: float, mutual_information: float) -> str:
-        """Say what is too low, with both figures; nothing if neither is."""
+        """Return a sentence with both figures if one is too low; otherwise an empty one."""
         if dice >= self.dice and mutual_information >= self.mutual_information:
             return ""
         return (
@@ -80,13 +80,13 @@ class RegistrationLimits:
 
 
 SURE = RegistrationLimits()
-# Below this the transform is of no use to anybody; what lies between is used and told.
+# Below these limits the registration fails. Between them and `SURE` it is used, with a warning.
 LEAST = RegistrationLimits(dice=0.5, mutual_information=0.02)
 
 
 @attrs.frozen
 class RegistrationSettings:
-    """How thoroughly to register.
+    """Effort of a registration.
 
     Attributes
     ----------
@@ -94,7 +94,8 @@ class RegistrationSettings:
         Levels of (iterations, shrink factor, smoothing in voxels) on a grid of `WORKING_MM`; the affine ones are those
         after the start was chosen.
     step : float
-        Of SyN, voxels: 8 iterations with this one on the finest grid do about what 15 of half of it do.
+        Largest step of an iteration of SyN, voxels. On the finest grid 8 iterations do about as much as 15 with half
+        the step.
 
     """
 
@@ -110,7 +111,7 @@ SLOPPY = RegistrationSettings(affine=((20, 3, 2),), deformation=((10, 4, 2), (0,
 
 @attrs.frozen(eq=False)
 class Registration:
-    """A registration and how good it is.
+    """A registration, with its figures.
 
     Attributes
     ----------
@@ -122,17 +123,18 @@ class Registration:
     matrix : ndarray, shape (4, 4)
         The affine part as a matrix from world mm of the image to world mm (RAS) of the template.
     jacobian : tuple of float
-        Least and largest determinant of the Jacobian of the deformation in the template's brain; positive: no fold.
+        Least and largest determinant of the Jacobian of the deformation in the template's brain. If the least is
+        positive, nothing folds.
     dice : float
         Dice coefficient of the masks, see `RegistrationLimits`.
     mutual_information : float
         Mutual information, nats.
     attempts : int
-        Rounds of starting positions that were needed.
+        Number of rounds of starting positions that were tried.
     template : str
         Name of the template.
     doubt : str
-        What the affine part is short of; empty if nothing.
+        Which figures of the affine part are below `SURE`; empty if none are.
 
     """
 
@@ -147,7 +149,7 @@ class Registration:
     doubt: str = ""
 
     def facts(self) -> dict[str, Any]:
-        """Return what the sidecar tells."""
+        """Return the facts of the sidecar."""
         facts: dict[str, Any] = {
             "Template": self.template,
             "Transform": "affine (12 parameters) and symmetric normalisation (SyN)",
@@ -210,10 +212,8 @@ def register(
 ) -> Registration:
     """Register the brain of an image to a template: affine, then a diffeomorphism (SyN).
 
-    The first affine transform within `sure` is taken; without one, the best of those within `least`, with its doubt.
-
-    Both images are masked, so that a template with a skull and one without are treated alike. A template without a
-    mask gets that of the embedded template, registered to it; see `moesr_bids.preproc.template_mask.with_mask`.
+    The first affine transform within the limits `sure` is used; without one the best of those within `least`, with its
+    doubt. Both images are masked, so templates with and without skull are treated alike.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def register(
     mask : Nifti1Image
         Its brain, on the same grid.
     template : Template
-        With a mask.
+        Must have a mask; see `moesr_bids.preproc.template_mask.with_mask`.
     to_template, from_template : Path
         Files to write (.h5); they appear only when whole.
     initial : ndarray, shape (4, 4), optional
@@ -234,14 +234,19 @@ def register(
         Seed of the metric's sampling.
     settings : RegistrationSettings
     sure, least : RegistrationLimits
-        What raises no doubt, and what is needed at least.
+        Limits of a registration without doubt, and the least ones.
 
     Raises
     ------
     ImageError
         If the image or its mask cannot be used.
+    ValueError
+        If the template has no mask.
     RegistrationError
-        If no starting position leads to an affine transform within `least`.
+        If the mask is far too small or too large for a brain, or no starting position leads to an affine transform
+        within `least`.
+    AlignmentError
+        If the deformation fails.
 
     """
     use_threads(threads)
@@ -254,7 +259,7 @@ def register(
         affine, warp, inverse_warp = aligned.pair.deform("syn_", aligned.transform, settings.deformation, settings.step)
         dice, mutual_information = _judge(task, aligned.pair, [warp, affine])
         forward = read_affine(affine)
-        # A point of the template first moves within it, then to the image; on the way back the other way round.
+        # To the image: a point of the template is first deformed, then moved. Back: in the opposite order.
         _publish([warp, forward], folder, to_template)
         _publish([inverse(forward), inverse_warp], folder, from_template)
         return Registration(
@@ -266,7 +271,7 @@ def register(
             mutual_information=mutual_information,
             attempts=attempt,
             template=template.name,
-            # A deformation would hide that the affine transform is wrong, so the limits are its own.
+            # After the deformation even a wrong affine transform has good figures, so its own are judged.
             doubt=sure.problem(aligned.dice, aligned.mutual_information),
         )
 
@@ -294,19 +299,23 @@ def warp_to_template(image: Nifti1Image, grid: Grid, transform: Path, order: str
             [str(transform)],
             interpolator=order,
         ).numpy()
-    # Interpolators with negative lobes ring into the background.
+    # Interpolators with negative lobes give values outside the range of the image.
     return nib.nifti1.Nifti1Image(np.clip(warped, data.min(), data.max()), grid.affine)
 
 
 def judge_registration(
     image: Nifti1Image, mask: Nifti1Image, template: Template, transform: Path, *, threads: int = 1
 ) -> tuple[float, float]:
-    """Return Dice coefficient and mutual information of a transform made elsewhere, as of `Registration`.
+    """Return Dice coefficient and mutual information (nats) of a transform that was made elsewhere.
 
     Raises
     ------
+    ImageError
+        If the image or its mask cannot be used.
+    ValueError
+        If the template has no mask.
     RegistrationError
-        If they are below what `register` needs at least.
+        If one of them is below `LEAST`.
 
     """
     use_threads(threads)
@@ -341,7 +350,7 @@ def _prepare(image: Nifti1Image, mask: Nifti1Image, template: Template) -> _Task
 
 
 def _check_volume(task: _Task, name: str, limits: RegistrationLimits) -> None:
-    # A cropped field of view may cut the brain, so that only far too small a mask is refused before trying.
+    # The field of view may cut the brain, so only a far too small or too large mask is refused at once.
     volumes = [float((task.brain >= 0.5).sum()), float(task.template_brain.sum())]
     ratio = volumes[0] / volumes[1]
     if not limits.volume_ratio[0] / 2 <= ratio <= limits.volume_ratio[1]:
@@ -368,7 +377,7 @@ def _attempts(task: _Task, initial: NDArray[np.float64] | None) -> list[list[Sta
 
 @attrs.frozen(eq=False)
 class _Aligned:
-    """An affine transform, and how good it is."""
+    """An affine transform, with its figures."""
 
     pair: Pair
     transform: Path
@@ -386,7 +395,7 @@ def _align(
     sure: RegistrationLimits,
     least: RegistrationLimits,
 ) -> tuple[int, _Aligned]:
-    """Return the first affine transform that raises no doubt, or the best that will do, and the rounds it took."""
+    """Return the number of rounds that were tried, and the first affine transform within `sure`, or the best of all."""
     reasons: list[str] = []
     usable: list[_Aligned] = []
     for attempt, starts in enumerate(_attempts(task, initial), 1):

@@ -16,7 +16,13 @@ _VOXEL_TOLERANCE = 0.02
 
 
 def bounding_box(mask: NDArray[np.bool_], margin: int = 0) -> tuple[slice, ...]:
-    """Return the smallest box around a mask that is not empty, so many voxels wider where the array goes on."""
+    """Return the smallest box around a mask, wider by ``margin`` voxels on each side but within the array.
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty.
+    """
     return tuple(slice(max(int(hit.min()) - margin, 0), int(hit.max()) + 1 + margin) for hit in np.nonzero(mask))
 
 
