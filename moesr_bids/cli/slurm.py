@@ -82,7 +82,7 @@ def run(options: argparse.Namespace, others: Sequence[str]) -> int:
         before = {label: (cohort.tasks[label], again[label]) for label in chosen if label in cohort.tasks}
         settings = attrs.evolve(settings, participant_label=tuple(chosen))
         if not chosen:
-            print("moesr slurm: nobody is to be run again; moesr status tells who failed for a reason of their own")
+            print("moesr slurm: no participant is to be run again; moesr status lists those with a fault of their own")
             return 0
     images = collect_images(settings)
     arrays = submission.arrays(

@@ -178,7 +178,7 @@ class SROptions:
     device: str = _option(
         DEVICES[0],
         "--device",
-        "where the model runs; cuda stops when there is no GPU, auto says what it took (default: auto)",
+        "where the model runs; cuda stops without a GPU, auto says which it chose (default: auto)",
         choices=DEVICES,
         of_app=True,
         decides=False,
