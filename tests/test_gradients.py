@@ -21,7 +21,7 @@ from moesr_bids.bids.resume import settings_hash
 from moesr_bids.cli.parser import parse_settings
 from moesr_bids.config import Settings
 from moesr_bids.preproc.images import to_ants
-from moesr_bids.sr.options import SROptions
+from moesr_bids.sr.grid import Grid
 from moesr_bids.workflows.image import init_image_wf
 from tests.app import expected_files, node_of, outputs_of, plans_of, run_app, statuses, validation_errors, work_of
 from tests.test_preproc_gradients import HEADER, LINES
@@ -113,15 +113,20 @@ def test_a_large_field_is_declared_to_the_scheduler(settings: Settings, tmp_path
     assert more * 2**30 == pytest.approx(250 * np.prod(lattice))
 
 
-@pytest.mark.parametrize(("resolution", "largest"), [(0.5, 16**3), (2.0, 8**3)])
-def test_measuring_and_publishing_declare_the_larger_grid(
-    settings: Settings, tmp_path: Path, resolution: float, largest: int
-) -> None:
-    settings = attrs.evolve(settings, sr=SROptions(resolution=resolution))
-    workflow = init_image_wf(plan=plan_image(scan(tmp_path, {}), settings), use_gpu=False)
-    declared = {name: node_of(workflow, name).mem_gb * 2**30 for name in ("quality", "publish")}
-    assert declared["quality"] == pytest.approx(2**30 + 42 * largest, abs=1)
-    assert declared["publish"] == pytest.approx(2**29 + 16 * largest, abs=1)
+def test_steps_declare_the_memory_of_the_grids_that_they_work_on(settings: Settings, tmp_path: Path) -> None:
+    """Of a head as large as usual ones, to 1 and to 0.7 mm."""
+    image = scan(tmp_path, {})
+    grids = Grid((160, 256, 256), np.eye(4)), Grid((229, 366, 366), np.diag([0.7, 0.7, 0.7, 1.0]))
+    coarse = plan_image(image, settings).cost
+    same, finer = (attrs.evolve(coarse, input=grids[0], target=target) for target in grids)
+    for step in ("conform", "brain_mask", "n4", "register:MNI152NLin2009aSym"):
+        assert finer.memory_of(step) == same.memory_of(step) > coarse.memory_of(step)
+    for step in ("target_mask", "warp:MNI152NLin2009aSym", "quality", "reportlets", "publish"):
+        assert finer.memory_of(step) > same.memory_of(step)
+    assert finer.memory_gb >= max(finer.memory_of(step) for step in ("super_resolve", "warp", "quality", "publish"))
+    workflow = init_image_wf(plan=plan_image(image, settings), use_gpu=False)
+    for name in ("conform", "quality", "reportlets", "publish"):
+        assert node_of(workflow, name).mem_gb == coarse.memory_of(name)
 
 
 def test_slices_are_found(settings: Settings, tmp_path: Path) -> None:

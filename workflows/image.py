@@ -93,7 +93,7 @@ def _publish(workflow: LiterateWorkflow, parts: list[LiterateWorkflow], plan: Im
     records = Node(Merge(len(steps)), name="records")
     for node in (files, records):
         node.inputs.no_flatten = True
-    publish = Node(Publish(plan=plan, steps=list(steps)), name="publish", mem_gb=plan.cost.publish_memory_gb)
+    publish = Node(Publish(plan=plan, steps=list(steps)), name="publish", mem_gb=plan.cost.memory_of("publish"))
     part_of = {name: part for part in parts for name in part.list_node_names()}
     for index, output in enumerate(plan.outputs, 1):
         workflow.connect(part_of[output.node], f"{output.node}.{output.field}", files, f"in{index}")

@@ -75,12 +75,12 @@ def init_preproc_wf(*, plan: ImagePlan, name: str = "preproc_wf") -> LiterateWor
             warnings=[*plan.image.warnings, *(() if decided.corrects else decided.warnings), *plan.mask.warnings],
         ),
         name="conform",
-        mem_gb=cost.preproc_memory_gb,
+        mem_gb=cost.memory_of("conform"),
     )
     brain_mask = Node(
         BrainMask(random_seed=ants["random_seed"], sloppy=settings.sloppy),
         name="brain_mask",
-        mem_gb=cost.preproc_memory_gb,
+        mem_gb=cost.memory_of("brain_mask"),
     )
     if plan.mask.file is not None:
         brain_mask.inputs.trait_set(given_file=str(plan.mask.file), given_name=plan.mask.name)
@@ -88,7 +88,7 @@ def init_preproc_wf(*, plan: ImagePlan, name: str = "preproc_wf") -> LiterateWor
         N4BiasField(sloppy=settings.sloppy, **ants),
         name="n4",
         n_procs=settings.omp_nthreads,
-        mem_gb=cost.preproc_memory_gb,
+        mem_gb=cost.memory_of("n4"),
     )
     fields = [*_FIELDS, *(_UNWARPED_FIELDS if decided.corrects else ())]
     outputnode = Node(IdentityInterface(fields=fields), name="outputnode")
@@ -130,4 +130,4 @@ def _gradunwarp(plan: ImagePlan) -> Node:
         warnings=list(decided.warnings),
         omp_nthreads=settings.omp_nthreads,
     )
-    return Node(interface, name="gradunwarp", n_procs=settings.omp_nthreads, mem_gb=plan.cost.gradunwarp_memory_gb)
+    return Node(interface, name="gradunwarp", n_procs=settings.omp_nthreads, mem_gb=plan.cost.memory_of("gradunwarp"))

@@ -73,7 +73,7 @@ def init_registration_wf(*, plan: ImagePlan, name: str = "registration_wf") -> L
     shown = ["warped_file", "template_file", "template_mask_file", *(["coregistered_file"] if aligned else [])]
     outputnode = Node(IdentityInterface(fields=[*(transform_field(*one) for one in ways), *shown]), name="outputnode")
     ants = ants_inputs(settings)
-    resources = {"n_procs": settings.omp_nthreads, "mem_gb": plan.cost.preproc_memory_gb}
+    resources = {"n_procs": settings.omp_nthreads, "mem_gb": plan.cost.memory_of("register")}
     registrations = {
         template: Node(
             JoinTransforms(template=template, **ants)

@@ -65,11 +65,11 @@ def init_report_wf(*, plan: ImagePlan, name: str = "report_wf") -> LiterateWorkf
     workflow.__desc__ = "Image quality metrics follow MRIQC [@mriqc]. "
     inputnode = Node(IdentityInterface(fields=[*_INPUTS, *optional]), name="inputnode")
     outputnode = Node(IdentityInterface(fields=["figure_files"]), name="outputnode")
-    quality = Node(ImageQuality(), name="quality", mem_gb=plan.cost.quality_memory_gb)
+    quality = Node(ImageQuality(), name="quality", mem_gb=plan.cost.memory_of("quality"))
     interface = ImageReportlets(template_name=plan.settings.templates[0])
     if plan.reference is not None:
         interface.inputs.reference_name = plan.reference.image.stem
-    reportlets = Node(interface, name="reportlets", mem_gb=plan.cost.reportlets_memory_gb)
+    reportlets = Node(interface, name="reportlets", mem_gb=plan.cost.memory_of("reportlets"))
     drawn = [field for field in _INPUTS if field not in ("atlas_file", "sr_mask_file")]
     renamed = {"map_files": "expert_files"}
     # fmt: off

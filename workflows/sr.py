@@ -75,7 +75,7 @@ def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, name: str = "sr_wf") -> Litera
         IdentityInterface(fields=["sr_file", "sr_mask_file", "residual_file", "sr_record", *more]), name="outputnode"
     )
     super_resolve = _super_resolve(plan, use_gpu=use_gpu)
-    target_mask = Node(ResampleMask(), name="target_mask", mem_gb=plan.cost.preproc_memory_gb)
+    target_mask = Node(ResampleMask(), name="target_mask", mem_gb=plan.cost.memory_of("target_mask"))
     # fmt: off
     workflow.connect([
         (inputnode, super_resolve, [("preproc_file", "in_file"), ("mask_file", "mask_file"),
@@ -93,7 +93,7 @@ def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, name: str = "sr_wf") -> Litera
             WarpToSpace(space=str(space), resolution=settings.sr.resolution, **ants_inputs(settings)),
             name=warp_name(space),
             n_procs=settings.omp_nthreads,
-            mem_gb=plan.cost.warp_memory_gb,
+            mem_gb=plan.cost.memory_of("warp"),
         )
         # fmt: off
         workflow.connect([

@@ -11,26 +11,44 @@ from moesr_bids.bids.steps import SUPER_RESOLUTION, step_kind
 from moesr_bids.sr.grid import Grid
 
 BYTES_PER_GB = 1024**3
-# Measured on whole heads: mask, bias field and registration work on grids of 2 mm and coarser, plus whole-grid copies.
-_PREPROC_BASE_GB, _PREPROC_BYTES_PER_VOXEL = 1.2, 60
 PREPROC_SECONDS = 90.0
-# Shares of the steps in the time without super-resolution, in per cent: measured on a whole head of 1 mm.
-_STEP_SHARES: Mapping[str, float] = {
-    "conform": 2,
-    "brain_mask": 24,
-    "n4": 9,
-    "register": 30,
-    "target_mask": 2,
-    "warp": 6,
-    "quality": 7,
-    "reportlets": 17,
-    "publish": 3,
+
+
+@attrs.frozen
+class _Step:
+    """What a step takes beside super-resolution.
+
+    Attributes
+    ----------
+    share : float
+        Of the time without super-resolution, per cent; measured on a whole head of 1 mm.
+    base_gb : float
+        Memory with small grids, GiB.
+    input_bytes, target_bytes : float
+        Further memory per voxel of the scan and of the output; measured on outputs of 1, 10 and 37 million voxels.
+
+    """
+
+    share: float
+    base_gb: float
+    input_bytes: float = 0.0
+    target_bytes: float = 0.0
+
+
+_STEPS: Mapping[str, _Step] = {
+    "conform": _Step(2, 0.8, input_bytes=25),
+    "gradunwarp": _Step(0, 1.2, input_bytes=60),
+    "brain_mask": _Step(24, 0.8, input_bytes=25),
+    "n4": _Step(8, 0.8, input_bytes=25),
+    "coregister": _Step(0, 0.8, input_bytes=25),
+    "register": _Step(30, 0.9, input_bytes=25),
+    "target_mask": _Step(3, 0.7, target_bytes=8),
+    "warp": _Step(8, 0.9, target_bytes=46),
+    "quality": _Step(10, 0.85, input_bytes=20, target_bytes=20),
+    "reportlets": _Step(13, 0.75, target_bytes=16),
+    "publish": _Step(2, 0.5, input_bytes=16, target_bytes=16),
 }
 _FIELD_BYTES_PER_POINT = 250  # further memory per lattice point of a displacement field
-_QUALITY_BASE_GB, _QUALITY_BYTES_PER_VOXEL = 1.0, 42
-_PUBLISH_BASE_GB, _PUBLISH_BYTES_PER_VOXEL = 0.5, 16
-_REPORTLETS_BASE_GB, _REPORTLETS_BYTES_PER_TARGET_VOXEL = 2.0, 8
-_WARP_GB = 1.0
 
 
 @attrs.frozen(kw_only=True)
@@ -65,43 +83,28 @@ class Cost:
         """Wall time of a step in seconds, by its name as a node or in a record; 0 for very short steps."""
         if step == SUPER_RESOLUTION:
             return self.sr_seconds
-        return PREPROC_SECONDS * _STEP_SHARES.get(step_kind(step), 0) / 100
+        kind = step_kind(step)
+        return PREPROC_SECONDS * _STEPS[kind].share / 100 if kind in _STEPS else 0.0
+
+    def memory_of(self, step: str) -> float:
+        """Peak memory of a step in GiB, by its name as a node or in a record.
+
+        Raises
+        ------
+        KeyError
+            If there is no such step.
+
+        """
+        if step == SUPER_RESOLUTION:
+            return self.sr_memory_gb
+        kind = step_kind(step)
+        found = _STEPS[kind]
+        size = found.input_bytes * math.prod(self.input.shape) + found.target_bytes * math.prod(self.target.shape)
+        if kind == "gradunwarp":
+            size += _FIELD_BYTES_PER_POINT * self.field_points
+        return found.base_gb + size / BYTES_PER_GB
 
     @property
     def memory_gb(self) -> float:
-        """Larger memory of super-resolution and of the correction of gradient nonlinearity, in GiB."""
-        return max(self.sr_memory_gb, self.gradunwarp_memory_gb)
-
-    @property
-    def preproc_memory_gb(self) -> float:
-        """Peak memory of a preprocessing step, in GiB."""
-        return _PREPROC_BASE_GB + self._largest_gb(_PREPROC_BYTES_PER_VOXEL)
-
-    @property
-    def gradunwarp_memory_gb(self) -> float:
-        """Peak memory of the correction of gradient nonlinearity, in GiB."""
-        return self.preproc_memory_gb + _FIELD_BYTES_PER_POINT * self.field_points / BYTES_PER_GB
-
-    @property
-    def warp_memory_gb(self) -> float:
-        """Peak memory of bringing the output into the space of a template, in GiB."""
-        return self.preproc_memory_gb + _WARP_GB
-
-    @property
-    def quality_memory_gb(self) -> float:
-        """Peak memory of the image quality metrics, in GiB."""
-        return _QUALITY_BASE_GB + self._largest_gb(_QUALITY_BYTES_PER_VOXEL)
-
-    @property
-    def reportlets_memory_gb(self) -> float:
-        """Peak memory of the figures, in GiB."""
-        of_target = _REPORTLETS_BYTES_PER_TARGET_VOXEL * math.prod(self.target.shape) / BYTES_PER_GB
-        return _REPORTLETS_BASE_GB + of_target
-
-    @property
-    def publish_memory_gb(self) -> float:
-        """Peak memory of publication, in GiB; an output space is taken to be no larger than input or target."""
-        return _PUBLISH_BASE_GB + self._largest_gb(_PUBLISH_BYTES_PER_VOXEL)
-
-    def _largest_gb(self, bytes_per_voxel: float) -> float:
-        return bytes_per_voxel * max(math.prod(self.input.shape), math.prod(self.target.shape)) / BYTES_PER_GB
+        """Largest memory of any step, in GiB."""
+        return max(map(self.memory_of, (SUPER_RESOLUTION, *_STEPS)))
