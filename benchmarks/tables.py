@@ -12,6 +12,7 @@ import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cattrs
 import numpy as np
 from attrs import field, frozen
 
@@ -143,9 +144,7 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
     rows = []
     for path in paths:
         with path.open(encoding="utf-8", newline="") as stream:
-            for facts in csv.DictReader(stream, delimiter="\t"):
-                words = {name: facts.pop(name) for name in ("participant", "suffix", "case", "method")}
-                rows.append(Row(**words, **{name: float(value) for name, value in facts.items()}))
+            rows += cattrs.structure(list(csv.DictReader(stream, delimiter="\t")), list[Row])
     return rows
 
 
