@@ -107,9 +107,9 @@ def run(options: argparse.Namespace) -> int:
     if options.residual:
         outputs[options.residual] = compact(result.residual, 1.0)
     if options.uncertainty and result.uncertainty is not None:
-        brightest = noise / result.record["NoisePercent"]
+        one_percent = noise / result.record["NoisePercent"]
         outputs[options.uncertainty] = compact_std(
-            result.uncertainty, result.record["Uncertainty"]["MedianPercent"] * brightest
+            result.uncertainty, result.record["Uncertainty"]["MedianPercent"] * one_percent
         )
     for name, image in result.maps.items():
         share = name.startswith("gate")

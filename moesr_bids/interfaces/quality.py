@@ -44,12 +44,12 @@ class ImageQuality(RecordedInterface):
         from moesr_bids.preproc.tissues import tissue_labels, tissue_probabilities
 
         atlas = nib.load(self.inputs.atlas_file)
-        data, affine = _canonical(self.inputs.in_file)
+        data, affine = _intensities(self.inputs.in_file)
         mask = _canonical(self.inputs.mask_file)[0] > 0
         around = regions(data, affine, mask)
         before = image_quality(data, mask, tissue_probabilities(data, affine, mask, atlas), around)
         before |= inu(_canonical(self.inputs.bias_file)[0], mask)
-        data, fine_affine = _canonical(self.inputs.sr_file)
+        data, fine_affine = _intensities(self.inputs.sr_file)
         mask = _canonical(self.inputs.sr_mask_file)[0] > 0
         probabilities = tissue_probabilities(data, fine_affine, mask, atlas)
         # Air, head and frame are those of the input, since the output has no exact zeros.
@@ -76,7 +76,7 @@ class ImageQuality(RecordedInterface):
             ("Input", self.inputs.in_file, self.inputs.mask_file, 2.0),
             ("Output", self.inputs.sr_file, self.inputs.sr_mask_file, 1.0),
         ):
-            data, affine = _canonical(file)
+            data, affine = _intensities(file)
             zooms = nib.affines.voxel_sizes(affine)
             brain = ndimage.find_objects((_canonical(mask_file)[0] > 0).astype(np.uint8))
             sizes = effective_resolution(data[brain[0]] if brain else data, list(zooms), list(share * density))
@@ -85,6 +85,12 @@ class ImageQuality(RecordedInterface):
 
 
 def _canonical(path: str) -> tuple[Any, Any]:
-    """Read an image without outliers, with its axes nearest to right, anterior, superior, as MRIQC does."""
+    """Read an image with its axes nearest to right, anterior, superior, as MRIQC does."""
     image = nib.as_closest_canonical(nib.load(path))
-    return without_outliers(np.asanyarray(image.dataobj, dtype=np.float32)), image.affine
+    return np.asanyarray(image.dataobj, dtype=np.float32), image.affine
+
+
+def _intensities(path: str) -> tuple[Any, Any]:
+    """Read a scan or an output in the same way, without outliers."""
+    data, affine = _canonical(path)
+    return without_outliers(data), affine

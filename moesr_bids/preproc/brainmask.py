@@ -444,6 +444,8 @@ def _segment(
 
 def _trim(mask: BoolArray, signal: BoolArray) -> BoolArray:
     """Remove the empty background of a skull-stripped image from the rim of its mask; holes and sulci stay filled."""
+    if not mask.any():
+        return mask
     box = bounding_box(mask)
     padded = np.pad(signal[box], 4)
     filled = ndimage.binary_fill_holes(ndimage.binary_closing(padded, iterations=3))
