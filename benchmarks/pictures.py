@@ -53,7 +53,7 @@ def example(truth: nib.Nifti1Image) -> Example:
     cube = data[tuple(slice(c - half, c + half) for c in _CENTRE)] / np.percentile(data[data > 0], 99)
     image = torch.from_numpy(np.ascontiguousarray(cube, np.float32))
     scan = evolve(plain_scan(), sampling=cases()[_CASE], noise=RicianNoise(0.02, 0.02, 0))
-    return simulate(torch.stack([image, *[torch.zeros_like(image)] * 2]), scan, _MARGIN)
+    return simulate(torch.stack([image, *[torch.zeros_like(image)] * 3]), scan, _MARGIN)
 
 
 @torch.inference_mode()
