@@ -40,6 +40,7 @@ from tests.app import (
 
 TEMPLATE = "MNI152NLin2009aSym"
 OPTIONS = ("--device", "cpu", "--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
+CUBIC = (*OPTIONS, "--model", "cubic")  # where it is about the reference alone
 ANAT = "sub-01/anat/sub-01"
 
 
@@ -163,8 +164,8 @@ def test_a_broken_reference_does_not_stop_the_others(session: Path, finished: Pa
     path = session / "bids/sub-01/anat/sub-01_T1w.nii.gz"
     with kept(path) as whole:
         path.write_bytes(whole[: len(whole) // 2])
-        done = run_app(session / "bids", out, *OPTIONS, "--skip-bids-validation")
-        plan = run_here(session / "bids", out, *OPTIONS, "--dry-run").stdout
+        done = run_app(session / "bids", out, *CUBIC, "--skip-bids-validation")
+        plan = run_here(session / "bids", out, *CUBIC, "--dry-run").stdout
         # As long as the reference is broken in the same way, there is nothing to do again.
         assert "sub-01_FLAIR: complete, would be skipped" in plan
     assert done.returncode == 1
@@ -192,7 +193,7 @@ def test_an_image_that_does_not_fit_its_reference_is_registered_by_itself(sessio
     small = nib.Nifti1Image(np.asarray(image.dataobj), affine)
     small.set_sform(affine, code=1)
     small.set_qform(affine, code=1)
-    options = (*OPTIONS, "--skip-bids-validation", "-w", str(work_of(finished)))
+    options = (*CUBIC, "--skip-bids-validation", "-w", str(work_of(finished)))
     with kept(path):
         small.to_filename(path)
         done = run_app(session / "bids", out, *options)
