@@ -16,6 +16,7 @@ from moesr_bids.sr.options import CONTRASTS, SROptions
 
 SUFFIXES = CONTRASTS
 GRADUNWARP_MODES = ("auto", "force", "off")
+JOIN_MODES = ("auto", "only", "off")
 REPORT_FORMATS = ("folder", "single")
 GRADIENT_EXTENSIONS = (".grad", ".nii", ".nii.gz")
 EMBEDDED_TEMPLATE = "MNI152NLin2009aSym"
@@ -96,6 +97,9 @@ class Settings:
         File of gradient coefficients or displacement field, or a folder of them named after scanners.
     gradunwarp : str
         ``auto``, ``force`` or ``off``.
+    join : str
+        ``auto``: scans of one contrast and session make a joined image beside those of each; ``only``: instead of
+        those; ``off``.
     gradunwarp_nojac : bool
         Leave the intensities as they are when gradient nonlinearity is corrected.
     export_raw : pathlib.Path, optional
@@ -122,6 +126,7 @@ class Settings:
     sloppy: bool = False
     derivatives: tuple[Path, ...] = ()
     gradient_coefficients: Path | None = None
+    join: str = JOIN_MODES[0]
     gradunwarp: str = "auto"
     gradunwarp_nojac: bool = False
     report_format: str = "folder"

@@ -83,6 +83,14 @@ def open_image(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
     return image, tuple(notes)
 
 
+def coarsest_voxel(path: Path) -> float:
+    """Return the largest voxel size of an image in mm; infinite where its header cannot be read."""
+    try:
+        return max(float(zoom) for zoom in open_image(path)[0].header.get_zooms()[:3])
+    except Exception:  # Whatever is wrong, the header check says so; here it is only the last choice.
+        return float("inf")
+
+
 def read_voxels(image: SpatialImage, name: str) -> NDArray[np.float32]:
     """Read the voxels of an image.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moesr_bids.bids.collect import collect_images
+from moesr_bids.bids.joining import with_joined
 from moesr_bids.bids.plan import ImagePlan, plan_image
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.cli.main import main
@@ -99,18 +100,22 @@ _FIGURES += ("spectrum.png", "zooms.html")
 def plans_of(bids_dir: Path, out_dir: Path, *arguments: str) -> list[ImagePlan]:
     """Plan the images of a run with these options."""
     settings = parse_settings([str(bids_dir), str(out_dir), "participant", *arguments])
-    return [plan_image(image, settings) for image in with_references(collect_images(settings)) if not image.problem]
+    images, _ = with_joined(with_references(collect_images(settings)), settings.join)
+    return [plan_image(image, settings) for image in images if not image.problem]
 
 
 def image_files(plan: ImagePlan) -> list[str]:
     """List the files that the record of an image names, sorted: derivatives by the table, sidecars, figures."""
     optional = {
         "uncertainty.png": plan.card.uncertainty,
-        "experts.png": bool(plan.card.experts),
-        "gradunwarp.png": plan.gradients.corrects,
+        "experts.png": bool(plan.card.experts) and not plan.joined,
+        "gradunwarp.png": plan.gradients.corrects and not plan.joined,
         "coregistration.html": plan.reference is not None,
+        "scans.png": plan.joined,
     }
-    figures = [*_FIGURES, *(name for name, drawn in optional.items() if drawn)]
+    of_one_scan = ("residual.png", "spectrum.png") if plan.joined else ()
+    figures = [name for name in _FIGURES if name not in of_one_scan]
+    figures += [name for name, drawn in optional.items() if drawn]
     return sorted(
         [path for output in plan.outputs for path in (output.path, output.sidecar_path)]
         + [plan.figure_path(*_parted(name)) for name in figures]

@@ -75,7 +75,8 @@ def test_names_of_all_derivatives(plan: ImagePlan) -> None:
         f"space-{TEMPLATE}:res-1": f"sub-1_space-{TEMPLATE}_res-1_desc-moesr_T2w.nii.gz",
     }
     assert plan.main.key == "moesr"
-    assert {row.when for row in DERIVATIVES} == {"always", "uncertainty", "experts", "unwarped", "aligned", "first"}
+    conditions = {"always", "uncertainty", "experts", "unwarped", "aligned", "first"}
+    assert {row.when for row in DERIVATIVES} == {*conditions, "alone", "joined"}
 
 
 def test_every_derivative_comes_from_a_node_of_the_workflow(plan: ImagePlan) -> None:
@@ -108,7 +109,7 @@ def test_sidecars_name_their_sources_and_leave_no_word_in_braces(plan: ImagePlan
 def test_the_documentation_has_the_table() -> None:
     text = Path(__file__).parents[1].joinpath("docs/outputs.md").read_text(encoding="utf-8")
     assert text.partition("<!-- derivatives -->\n")[2].partition("<!-- end of derivatives -->")[0] == documentation()
-    described = ["moesr", "preproc", "uncertainty", "gate", "residual", "corrected", "brain", "jacobian"]
+    described = ["moesr", "preproc", "uncertainty", "gate", "residual", "seen", "corrected", "brain", "jacobian"]
     assert list(descriptions()) == described
 
 

@@ -15,7 +15,7 @@ import pytest
 from moesr_bids.cluster.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("usage", "outputs", "next", "troubleshooting", "cluster", "accuracy", "api")
+PAGES = ("usage", "outputs", "next", "troubleshooting", "cluster", "accuracy", "join", "api")
 
 
 def test_the_site_builds_without_warnings_and_asks_no_other_host(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from smriprep.utils.bids import collect_derivatives
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.dataset import prepare_output_folder
+from moesr_bids.bids.joining import with_joined
 from moesr_bids.bids.plan import plan_image
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.config import OutputSpace, Settings
@@ -43,7 +44,7 @@ def named(folder: Path, *sessions: str) -> Path:
         gradient_coefficients=coefficients,
     )
     prepare_output_folder(settings)
-    for image in with_references(images):
+    for image in with_joined(with_references(images), "auto")[0]:
         for output in plan_image(image, settings).outputs:
             for name in (output.path, output.sidecar_path):
                 (folder / "out" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,8 @@ def test_a_wrong_image_is_seen_before_the_projection_and_not_after_it(scan, faul
     forced = project(wrong, acquired, operator.factors(), sigma=SIGMA, mask=torch.from_numpy(mask)).image
     assert misfit(forced, scan).std < 1.02
     std = torch.full_like(wrong, 0.01)
-    move = Move.of(wrong, forced, std, operator, sigma=SIGMA, mask=mask)
+    inside = operator.input_grid.nearest(mask, operator.target_grid)
+    move = Move.of(wrong, forced, std, operator.target_grid, sigma=SIGMA, mask=inside)
     assert move.noise_std > 0.5
     assert move.predicted_std == pytest.approx(move.noise_std * SIGMA / 0.01, rel=1e-4)
 
@@ -90,7 +91,8 @@ def test_a_lesion_of_5_mm_is_seen_where_it_is(scan, sign: int) -> None:
     assert np.linalg.norm(np.subtract(found.structure_place, world)) < 4
     forced = project(wrong, acquired, operator.factors(), sigma=SIGMA, mask=torch.from_numpy(mask)).image
     if not torch.equal(forced, wrong):
-        move = Move.of(wrong, forced, None, operator, sigma=SIGMA, mask=mask)
+        inside = operator.input_grid.nearest(mask, operator.target_grid)
+        move = Move.of(wrong, forced, None, operator.target_grid, sigma=SIGMA, mask=inside)
         assert move.predicted_std is None
         assert np.linalg.norm(np.subtract(move.place, world)) < 2 * STRUCTURE_MM
 

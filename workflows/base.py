@@ -9,10 +9,19 @@ from itertools import groupby
 from niworkflows.engine.workflows import LiterateWorkflow
 
 from moesr_bids import __version__
+from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.names import identifier
 from moesr_bids.bids.plan import ImagePlan, plan_image
 from moesr_bids.config import Settings
-from moesr_bids.workflows.image import connect_reference, init_image_wf
+from moesr_bids.workflows.image import (
+    ALL_PARTS,
+    REGISTRATION,
+    REPORT,
+    SR,
+    connect_reference,
+    connect_scans,
+    init_image_wf,
+)
 
 WORKFLOW_NAME = "moesr_wf"
 
@@ -51,21 +60,51 @@ def init_moesr_wf(*, plans: Sequence[ImagePlan], settings: Settings, use_gpu: bo
 
 
 def init_single_subject_wf(*, participant: str, plans: Sequence[ImagePlan], use_gpu: bool) -> LiterateWorkflow:
-    """Build the workflow of one participant: images side by side, each after the reference of its session, if any.
+    """Build the workflow of one participant: images side by side, each after those that it needs.
 
-    A reference that is not among ``plans``, because its outputs are complete, is preprocessed for the others.
+    These are the reference of its session, and the scans of a joined image. Where they are not among ``plans``,
+    because their outputs are complete or not wanted, they go as far as the others need them.
     """
     workflow = LiterateWorkflow(name=participant_workflow_name(participant))
-    by_image = {plan.image: init_image_wf(plan=plan, use_gpu=use_gpu) for plan in plans}
+    needed = {plan.image: (plan, ALL_PARTS) for plan in plans}
     for plan in plans:
-        if plan.reference is None:
-            continue
-        image = plan.reference.image
-        if image not in by_image:
-            of_reference = plan_image(image, plan.settings)
-            by_image[image] = init_image_wf(plan=of_reference, use_gpu=use_gpu, preproc_only=True)
+        _add_needed(plan, needed)
+    by_image = {
+        image: init_image_wf(plan=plan, use_gpu=use_gpu, parts=parts) for image, (plan, parts) in needed.items()
+    }
+    # Images that serve others are told of by those, or by one of them where no other has a text of preprocessing.
+    prepared = [(len(parts), image) for image, (plan, parts) in needed.items() if not plan.joined]
+    told = max(prepared, key=lambda one: one[0])[1]
+    for image, (_, parts) in needed.items():
+        if REPORT not in parts and image != told:
+            _silence(by_image[image])
     workflow.add_nodes(list(by_image.values()))
-    for plan in plans:
-        if plan.reference is not None:
-            connect_reference(workflow, by_image[plan.reference.image], by_image[plan.image], plan)
+    for image, (plan, parts) in needed.items():
+        if plan.joined:
+            connect_scans(workflow, [by_image[scan] for scan in plan.image.scans], by_image[image], plan)
+        if plan.reference is not None and REGISTRATION in parts:
+            connect_reference(workflow, by_image[plan.reference.image], by_image[image], plan)
     return workflow
+
+
+def _add_needed(plan: ImagePlan, needed: dict[RawImage, tuple[ImagePlan, frozenset[str]]]) -> None:
+    """Add the plans of the images that an image needs, with the parts of their workflows that it takes from."""
+    wanted = {scan: {SR} for scan in plan.image.scans}
+    if plan.joined:
+        wanted[plan.image.scans[0]] |= {REGISTRATION}
+    if plan.reference is not None:
+        wanted.setdefault(plan.reference.image, set()).add(REGISTRATION)
+    for image, parts in wanted.items():
+        known = needed.get(image)
+        of_image = known[0] if known else plan_image(image, plan.settings)
+        before = known[1] if known else frozenset()
+        needed[image] = of_image, before | parts
+        if REGISTRATION in parts - before:
+            _add_needed(of_image, needed)
+
+
+def _silence(workflow: LiterateWorkflow) -> None:
+    """Leave the parts of a workflow without a text for the methods."""
+    for part in workflow._graph.nodes():
+        if isinstance(part, LiterateWorkflow):
+            part.__desc__ = ""

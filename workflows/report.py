@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nipype.interfaces.utility import IdentityInterface
+from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline.engine import Node
 from niworkflows.engine.workflows import LiterateWorkflow
 
@@ -19,9 +19,11 @@ _INPUTS = (
 def optional_inputs(plan: ImagePlan) -> list[str]:
     """Return the inputs that not every image has."""
     fields = ["uncertainty_file"] if plan.card.uncertainty else []
-    if plan.card.experts:
+    if plan.joined:
+        fields.append("residual_files")
+    elif plan.card.experts:
         fields.append("map_files")
-    if plan.gradients.corrects:
+    if plan.gradients.corrects and not plan.joined:
         fields += ["acquired_file", "unwarped_file", "field_file"]
     if plan.reference is not None:
         fields += ["coregistered_file", "reference_file", "reference_mask_file"]
@@ -52,7 +54,10 @@ def init_report_wf(*, plan: ImagePlan, name: str = "report_wf") -> LiterateWorkf
         Image before and after the correction of gradient nonlinearity, and the displacement field; only if it is
         corrected.
     coregistered_file, reference_file, reference_mask_file
-        Image on the grid of its reference, the reference and its brain mask; only if the image has one.
+        Image on the grid of its reference, the reference and its brain mask; only of an image with one.
+    preproc_file_<n>, residual_files
+        Bias-corrected scan, from 1, and the residuals of all; only of a joined image, of which all that is told of the
+        input is told of its first scan.
 
     Outputs
     -------
@@ -63,7 +68,8 @@ def init_report_wf(*, plan: ImagePlan, name: str = "report_wf") -> LiterateWorkf
     optional = optional_inputs(plan)
     workflow = LiterateWorkflow(name=name)
     workflow.__desc__ = "Image quality metrics follow MRIQC [@mriqc]. "
-    inputnode = Node(IdentityInterface(fields=[*_INPUTS, *optional]), name="inputnode")
+    each = [f"preproc_file_{number}" for number in range(1, len(plan.scans) + 1)] if plan.joined else []
+    inputnode = Node(IdentityInterface(fields=[*_INPUTS, *optional, *each]), name="inputnode")
     outputnode = Node(IdentityInterface(fields=["figure_files"]), name="outputnode")
     quality = Node(ImageQuality(), name="quality", mem_gb=plan.cost.memory_of("quality"))
     interface = ImageReportlets(template_name=plan.settings.templates[0])
@@ -82,4 +88,8 @@ def init_report_wf(*, plan: ImagePlan, name: str = "report_wf") -> LiterateWorkf
         (reportlets, outputnode, [("out_files", "figure_files")]),
     ])
     # fmt: on
+    if plan.joined:
+        scans = Node(Merge(len(each)), name="scan_files")
+        links = [(field, f"in{number}") for number, field in enumerate(each, 1)]
+        workflow.connect([(inputnode, scans, links), (scans, reportlets, [("out", "scan_files")])])
     return workflow

@@ -23,7 +23,7 @@ def warp_name(space: object) -> str:
     return f"warp_{identifier(str(space))}"
 
 
-def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, name: str = "sr_wf") -> LiterateWorkflow:
+def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, for_others: bool = False, name: str = "sr_wf") -> LiterateWorkflow:
     """Build the workflow that super-resolves an image.
 
     Parameters
@@ -32,6 +32,8 @@ def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, name: str = "sr_wf") -> Litera
         Plan of the image.
     use_gpu : bool
         Whether super-resolution claims a GPU slot of the scheduler.
+    for_others : bool
+        Nothing but the super-resolution: for a scan of a joined image whose own outputs are complete, or not wanted.
     name : str
         Name of the workflow.
 
@@ -75,16 +77,32 @@ def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, name: str = "sr_wf") -> Litera
         IdentityInterface(fields=["sr_file", "sr_mask_file", "residual_file", "sr_record", *more]), name="outputnode"
     )
     super_resolve = _super_resolve(plan, use_gpu=use_gpu)
-    target_mask = Node(ResampleMask(), name="target_mask", mem_gb=plan.cost.memory_of("target_mask"))
     # fmt: off
     workflow.connect([
         (inputnode, super_resolve, [("preproc_file", "in_file"), ("mask_file", "mask_file"),
                                     ("metadata_file", "metadata_file"),
                                     *((field, GUIDANCE[field]) for field in guidance)]),
-        (inputnode, target_mask, [("mask_file", "in_file")]),
-        (super_resolve, target_mask, [("out_file", "reference_file")]),
         (super_resolve, outputnode, [("out_file", "sr_file"), ("residual_file", "residual_file"),
                                      ("record", "sr_record"), *((field, field) for field in more)]),
+    ])
+    # fmt: on
+    if not for_others:
+        add_other_grids(workflow, plan)
+    return workflow
+
+
+def add_other_grids(workflow: LiterateWorkflow, plan: ImagePlan) -> None:
+    """Add the brain mask on the grid of the super-resolved image, and that image in the space of each template.
+
+    Used are ``mask_file`` and ``to_<template>`` of ``inputnode`` and ``out_file`` of ``super_resolve``.
+    """
+    settings = plan.settings
+    inputnode, super_resolve, outputnode = map(workflow.get_node, ("inputnode", "super_resolve", "outputnode"))
+    target_mask = Node(ResampleMask(), name="target_mask", mem_gb=plan.cost.preproc_memory_gb)
+    # fmt: off
+    workflow.connect([
+        (inputnode, target_mask, [("mask_file", "in_file")]),
+        (super_resolve, target_mask, [("out_file", "reference_file")]),
         (target_mask, outputnode, [("out_file", "sr_mask_file")]),
     ])
     # fmt: on
@@ -101,7 +119,6 @@ def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, name: str = "sr_wf") -> Litera
             (inputnode, warp, [(transform_field(space.template, "to"), "to_template")]),
         ])
         # fmt: on
-    return workflow
 
 
 GUIDANCE = {"bias_file": "bias_file", "log_jacobian_file": "jacobian_file"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ class RawImage:
         The better reference that could not be used.
     instead_reason : str
         Why it could not be used, in words.
+    scans : tuple of RawImage
+        What it is joined from, see `moesr_bids.bids.joining`; empty for an image of the data set.
+    failed : tuple of RawImage
+        Scans that it would be joined from, too, if they could be prepared.
 
     """
 
@@ -61,11 +65,18 @@ class RawImage:
     reference: RawImage | None = attrs.field(default=None, eq=False)
     instead_of: RawImage | None = attrs.field(default=None, eq=False)
     instead_reason: str = attrs.field(default="", eq=False)
+    scans: tuple[RawImage, ...] = attrs.field(default=(), eq=False)
+    failed: tuple[RawImage, ...] = attrs.field(default=(), eq=False)
 
     @property
     def relative(self) -> str:
         """Path below the data set's root, with forward slashes."""
         return self.path.relative_to(self.root).as_posix()
+
+    @property
+    def files(self) -> tuple[RawImage, ...]:
+        """The images of the data set that it stands for: its scans, or itself."""
+        return self.scans or (self,)
 
     @property
     def stem(self) -> str:
@@ -96,6 +107,11 @@ class RawImage:
     def workflow_name(self) -> str:
         """Name of the image's workflow: letters, digits and underscores."""
         return identifier(self.stem) + "_wf"
+
+
+def with_scans(images: Iterable[RawImage]) -> list[RawImage]:
+    """Return images and, of those that are joined, their scans; each once."""
+    return list(dict.fromkeys(one for image in images for one in (image, *image.scans)))
 
 
 def participant_labels(settings: Settings) -> list[str]:
@@ -167,7 +183,7 @@ def collect_images(settings: Settings) -> list[RawImage]:
                 metadata, warnings = read_metadata(path, settings.bids_dir)
                 images.append(RawImage(path=path, root=settings.bids_dir, metadata=metadata, warnings=warnings))
     stems = Counter((image.path.parent, image.stem) for image in images)
-    outputs = Counter(_output_name(image) for image in images)
+    outputs = Counter(output_name(image) for image in images)
     named = [attrs.evolve(image, problem=_name_problem(image, stems, outputs)) for image in images]
     return sorted(named, key=lambda image: image.path)
 
@@ -196,7 +212,7 @@ def _is_selected(path: Path, settings: Settings) -> bool:
     )
 
 
-def _output_name(image: RawImage) -> tuple[str, ...]:
+def output_name(image: RawImage) -> tuple[str, ...]:
     """Return the parts that the names of an image's outputs are made of."""
     kept = [f"{key}-{label}" for key, label in image.entities.items() if key not in OWN_ENTITIES]
     return image.participant, *kept, image.suffix
@@ -212,6 +228,6 @@ def _name_problem(image: RawImage, stems: Counter[tuple[Path, str]], outputs: Co
         return f"{image.path}: the file name does not repeat the labels of its folders; rename it as BIDS asks"
     if not is_valid(image.path.name):
         return f"{image.path}: labels may hold letters and digits only; rename it as BIDS asks"
-    if outputs[_output_name(image)] > 1:
+    if outputs[output_name(image)] > 1:
         return f"{image.path}: outputs of another image would have the same names; rename or remove one of them"
     return ""

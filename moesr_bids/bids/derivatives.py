@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.bids.names import anat_folder, file_name, identifier, sidecar_of
+from moesr_bids.bids.names import anat_folder, entities_of, file_name, identifier, sidecar_of, with_rec
 from moesr_bids.config import EMBEDDED_TEMPLATE, Settings
 from moesr_bids.sr.models import EXPERTS
 
@@ -41,14 +41,15 @@ class Derivative:
         With its dot.
     when : str
         Condition: ``always``, ``uncertainty`` and ``experts`` (of the model), ``unwarped`` (gradient nonlinearity is
-        corrected), ``aligned`` (the image has a reference), ``first`` (it is a T1w and has none).
+        corrected), ``aligned`` (the image has a reference), ``first`` (it is a T1w and has none), ``joined`` (it is
+        made of several scans) or ``alone``.
     each : str
-        What there is one file for: ``expert``, ``template``, ``space``; empty for a single file.
+        What there is one file for: ``expert``, ``template``, ``space``, ``scan``; empty for a single file.
     compact : bool
         Whether publishing stores it as integers with a scale, if rounding does no harm (`moesr_bids.sr.storage`);
         otherwise it stays as the step wrote it.
     sources : tuple of str
-        Keys of the outputs that it was made from, or ``raw``.
+        Keys of the outputs that it was made from, ``raw`` for all raw files, or ``raw-{scan}`` for one of them.
     stripped : bool
         Whether the sidecar has ``SkullStripped``, as BIDS asks for images.
     sidecar : Mapping
@@ -78,6 +79,11 @@ _INFERRED = (
     "Cortical thickness, surfaces and volumes measured on this image depend on it: compare them only with those of "
     "images made in the same way from scans of one protocol."
 )
+_RESIDUAL = {
+    "Description": "Bias-corrected input minus the acquisition operator applied to the super-resolved image",
+    "Units": "noise standard deviations",
+    "SpatialReference": "orig",
+}
 
 DERIVATIVES: tuple[Derivative, ...] = (
     Derivative(
@@ -144,11 +150,31 @@ DERIVATIVES: tuple[Derivative, ...] = (
         meaning="The scan minus what a scanner would see of the super-resolved image, in units of the noise",
         source="super_resolve.residual_file",
         entities={"desc": "residual"},
+        when="alone",
         sources=("corrected", "moesr"),
+        sidecar=_RESIDUAL,
+    ),
+    Derivative(
+        key="residual-{scan}",
+        meaning="The same of each scan of a joined image",
+        source="super_resolve.residual_{number}",
+        entities={"desc": "residual"},
+        when="joined",
+        each="scan",
+        sources=("raw-{scan}", "moesr"),
+        sidecar=_RESIDUAL,
+    ),
+    Derivative(
+        key="seen",
+        meaning="How many scans saw each voxel, in slices that are believed",
+        source="super_resolve.seen_file",
+        entities={"res": "{res}", "desc": "seen"},
+        when="joined",
+        sources=("raw", "moesr"),
         sidecar={
-            "Description": "Bias-corrected input minus the acquisition operator applied to the super-resolved image",
-            "Units": "noise standard deviations",
+            "Description": "Number of scans in whose field of view a voxel lies, between slices that are believed",
             "SpatialReference": "orig",
+            "Resolution": "{grid}",
         },
     ),
     Derivative(
@@ -156,6 +182,7 @@ DERIVATIVES: tuple[Derivative, ...] = (
         meaning="The scan on its own grid, without shading (bias field) and, where corrected, gradient nonlinearity",
         source="n4.out_file",
         entities={"desc": "corrected"},
+        when="alone",
         compact=True,
         sources=("raw",),
         sidecar={"Description": "Input with {corrected} removed, on its own grid", "SpatialReference": "orig"},
@@ -323,14 +350,16 @@ def outputs_of(image: RawImage, settings: Settings, conditions: Mapping[str, boo
     for row in DERIVATIVES:
         if row.when != "always" and not conditions[row.when]:
             continue
-        for more in _each(row.each, settings):
+        for more in _each(row.each, image, settings):
             found.append(_output(row, image, {**words, **more}))
     return tuple(found)
 
 
 def _path(row: Derivative, image: RawImage, words: Mapping[str, str]) -> str:
     entities = {key: value.format(**words) for key, value in row.entities.items()}
-    name = file_name({**image.entities, **entities}, row.suffix.format(**words), row.extension)
+    # Of a scan of a joined image by the scan's own name, and marked as the joined image is.
+    raw = with_rec(entities_of(words["scan"]), image.entities["rec"]) if row.each == "scan" else image.entities
+    name = file_name({**raw, **entities}, row.suffix.format(**words), row.extension)
     return f"{anat_folder(image.participant, image.session)}/{name}"
 
 
@@ -356,7 +385,8 @@ def words_of(image: RawImage, settings: Settings, *, unwarped: bool) -> dict[str
     return {
         **names,
         "model": settings.sr.model,
-        "grid": f"{settings.sr.resolution:g} mm isotropic grid along the axes of the input, over its field of view",
+        "grid": f"{settings.sr.resolution:g} mm isotropic grid along the axes of the "
+        + ("first scan, over the heads of all" if image.scans else "input, over its field of view"),
         "own": own,
         "own_space": "" if plain else own,
         "own_grid": "orig" if plain else f"bids::{_path(DERIVATIVES[0], image, names)}",
@@ -367,20 +397,30 @@ def words_of(image: RawImage, settings: Settings, *, unwarped: bool) -> dict[str
 
 
 def is_first_t1w(image: RawImage) -> bool:
-    """Whether the image is the T1w of its session, or of several the one to which the others are aligned."""
-    return image.suffix == "T1w" and image.reference is None
+    """Whether the image is the T1w of its session, or of several the one to which the others are aligned.
+
+    A joined image is none: it is made beside that one.
+    """
+    return image.suffix == "T1w" and image.reference is None and not image.scans
 
 
 def _own_label(image: RawImage) -> str:
-    """Return the name of an image's space: its contrast, or ``other<contrast>`` if its reference has the same."""
+    """Return the name of an image's space: its contrast, or ``other<contrast>`` if its reference has the same.
+
+    A joined image has ``joined<contrast>``: it lies as its first scan does, but on another grid.
+    """
+    if image.scans:
+        return f"joined{image.suffix}"
     another = image.reference is not None and image.reference.suffix == image.suffix
     return f"other{image.suffix}" if another else image.suffix
 
 
-def _each(what: str, settings: Settings) -> Iterator[dict[str, str]]:
+def _each(what: str, image: RawImage, settings: Settings) -> Iterator[dict[str, str]]:
     """Yield the words of each file of a row."""
     if not what:
         yield {}
+    if what == "scan":
+        yield from ({"scan": scan.stem, "number": str(number)} for number, scan in enumerate(image.scans, 1))
     if what == "expert":
         yield from ({"expert": name, "tissue": tissue} for name, tissue in _TISSUES.items())
     if what == "template":
@@ -414,6 +454,8 @@ _WHEN = {
     "unwarped": "where gradient nonlinearity was corrected",
     "aligned": "images that are not their session's reference",
     "first": "T1w that are their session's reference",
+    "joined": "joined images",
+    "alone": "images of one scan",
 }
 _NAMES: dict[str, Any] = {
     "suffix": "T1w",
@@ -424,6 +466,11 @@ _NAMES: dict[str, Any] = {
     "template": "<template>",
     "reference": "<reference>",
     "space_res": "0p7mm",
+    "scan": "<scan>",
+}
+_JOINED_NAMES = {
+    "joined": {"sub": "X", "rec": "joined"},
+    "scan": {"sub": "X", "acq": "<scan>", "rec": "joined"},
 }
 
 
@@ -432,7 +479,8 @@ def documentation() -> str:
     lines = ["| file in `sub-X[/ses-Y]/anat/` | what it is | when |", "|---|---|---|"]
     for row in DERIVATIVES:
         entities = {key: value.format(**_NAMES) for key, value in row.entities.items()}
-        name = file_name({"sub": "X", **entities}, row.suffix.format(**_NAMES), row.extension)
+        raw = _JOINED_NAMES.get(row.when if not row.each else row.each, {"sub": "X"})
+        name = file_name({**raw, **entities}, row.suffix.format(**_NAMES), row.extension)
         lines.append(f"| `{name}` | {row.meaning} | {_WHEN[row.when]} |")
     return "\n".join(lines) + "\n"
 

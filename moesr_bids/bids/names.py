@@ -11,6 +11,7 @@ NIFTI_EXTENSIONS = (".nii", ".nii.gz")
 _LATE_ENTITIES = ("space", "split", "recording", "chunk", "seg", "res", "den", "label", "desc", "from", "to", "mode")
 OWN_ENTITIES = ("space", "res", "label", "desc", "from", "to", "mode")
 """Entities that outputs set themselves; those of the raw image do not reach their names."""
+_BEFORE_REC = ("sub", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain")
 _NOT_OF_THE_INPUT = re.compile(r"_(?:res|desc|space)-[0-9a-zA-Z+]+")
 _VALID = re.compile(r"([a-z]+-[0-9A-Za-z+]+_)*[0-9A-Za-z]+\.nii(\.gz)?")
 
@@ -56,6 +57,19 @@ def file_name(entities: Mapping[str, str | None], suffix: str, extension: str) -
     given = {key: label for key, label in entities.items() if label}
     order = [key for key in given if key not in _LATE_ENTITIES] + [key for key in _LATE_ENTITIES if key in given]
     return "_".join([*(f"{key}-{given[key]}" for key in order), suffix]) + extension
+
+
+def with_rec(entities: Mapping[str, str], label: str) -> dict[str, str]:
+    """Return entities with another ``rec``, at its place in the order of BIDS.
+
+    Examples
+    --------
+    >>> with_rec({"sub": "01", "acq": "ax", "run": "1"}, "joined")
+    {'sub': '01', 'acq': 'ax', 'rec': 'joined', 'run': '1'}
+
+    """
+    before = {key: value for key, value in entities.items() if key in _BEFORE_REC}
+    return {**before, "rec": label, **{key: v for key, v in entities.items() if key not in (*before, "rec")}}
 
 
 def anat_folder(participant: str, session: str | None) -> str:

@@ -93,8 +93,10 @@ class ImagePlan:
     ----------
     settings : Settings
         Settings of the run.
+    image : RawImage
+        What it is named after: the scan, or the image that is joined from several (`moesr_bids.bids.joining`).
     scans : tuple of ScanPlan
-        Scans that the image is made from; one for now.
+        Scans that the image is made from; the first says how it lies.
     reference : ScanPlan or None
         Image of the session that it is aligned to.
     instead_of : ScanPlan or None
@@ -103,14 +105,15 @@ class ImagePlan:
     """
 
     settings: Settings
+    image: RawImage
     scans: tuple[ScanPlan, ...]
     reference: ScanPlan | None = None
     instead_of: ScanPlan | None = None
 
     @property
-    def image(self) -> RawImage:
-        """The scan that the image is named after."""
-        return self.scans[0].image
+    def joined(self) -> bool:
+        """Whether it is made of several scans, which are prepared and super-resolved by workflows of their own."""
+        return bool(self.image.scans)
 
     @property
     def gradients(self) -> GradientPlan:
@@ -169,6 +172,13 @@ class ImagePlan:
         memory_gb, seconds = estimate_cost(
             grid.shape, target.shape, model, settings.omp_nthreads, settings.sr.sampling, limit
         )
+        if self.joined:
+            # What its scans take is the cost of their images.
+            from moesr_bids.sr.joint.cost import estimate_cost as estimate_join_cost
+
+            memory_gb, seconds = estimate_join_cost(target.shape, len(self.scans), settings.omp_nthreads)
+            if settings.join == "only":
+                seconds += sum(self._alone(scan).cost_of(model).seconds for scan in self.scans)
         return Cost(
             input=grid,
             target=target,
@@ -177,15 +187,20 @@ class ImagePlan:
             sr_seconds=seconds,
         )
 
+    def _alone(self, scan: ScanPlan) -> ImagePlan:
+        return attrs.evolve(self, image=scan.image, scans=(scan,))
+
     @cached_property
     def outputs(self) -> tuple[Output, ...]:
         """Derivatives of the image, the main output first."""
         conditions = {
             "uncertainty": self.card.uncertainty,
-            "experts": bool(self.card.experts),
-            "unwarped": self.gradients.corrects,
+            "experts": bool(self.card.experts) and not self.joined,
+            "unwarped": self.gradients.corrects and not self.joined,
             "aligned": self.reference is not None,
             "first": is_first_t1w(self.image),
+            "joined": self.joined,
+            "alone": not self.joined,
         }
         return outputs_of(self.image, self.settings, conditions)
 
@@ -229,7 +244,8 @@ def plan_image(image: RawImage, settings: Settings) -> ImagePlan:
 
     return ImagePlan(
         settings=settings,
-        scans=(ScanPlan.of(image, settings),),
+        image=image,
+        scans=tuple(ScanPlan.of(file, settings) for file in image.files),
         reference=scan(image.reference),
         instead_of=scan(image.instead_of),
     )

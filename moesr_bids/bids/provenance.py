@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from moesr_bids.bids.plan import ImagePlan
 from moesr_bids.bids.record import Record
-from moesr_bids.bids.resume import session_reference, settings_hash
+from moesr_bids.bids.resume import failed_scans, input_digest, session_reference, settings_hash
 from moesr_bids.bids.schema import SCHEMA_VERSION, make, unstructured
-from moesr_bids.digests import sha256
 
 # Steps whose records become blocks of their own in the ``Moesr`` object, and the names of the blocks.
 _BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField", "coregister": "Coregistration", "quality": "ImageQuality"}
@@ -48,28 +47,41 @@ def make_record(
     """
     settings, reference = plan.settings, session_reference(plan)
     files = [path for output in plan.outputs for path in (output.path, output.sidecar_path)]
-    input_sha256 = sha256(plan.image.path)
+    inputs = input_digest(plan)
     records = dict(steps)
-    warnings = [warning for _, record in steps for warning in record.get("Warnings", [])]
+    scans = {scan.stem for scan in plan.image.scans}
+    warnings = [warning for step, record in steps for warning in _told(step, record, scans)]
+    # What is told of preprocessing is told of the first scan.
+    own = (lambda step: f"{step}:{plan.image.scans[0].stem}") if plan.joined else (lambda step: step)
     facts = dict(_facts(records["super_resolve"]))
     facts["SchemaVersion"] = SCHEMA_VERSION
     facts["Software"] = {"Python": platform.python_version(), **{name: version(name) for name in _SOFTWARE}}
     facts["RandomSeed"] = settings.sr.random_seed
-    facts["GradientNonlinearity"] = _facts(records.get("gradunwarp", plan.gradients.record()))
+    facts["GradientNonlinearity"] = _facts(records.get(own("gradunwarp"), plan.gradients.record()))
     for step, name in _BLOCKS.items():
-        if step in records:
-            facts[name] = _facts(records[step])
+        if (recorded := records.get(step) or records.get(own(step))) is not None:
+            facts[name] = _facts(recorded)
     facts["SessionReference"] = unstructured(reference)
     facts["Registration"] = {
         step.partition(":")[2]: _facts(record) for step, record in steps if step.startswith("register:")
     }
-    facts["Warnings"] = [*warnings, *([reference.reason] if reference.reason else [])]
+    failed = [f"{scan.stem} is left out: {scan.problem}" for scan in plan.image.failed]
+    facts["Warnings"] = [*warnings, *failed, *([reference.reason] if reference.reason else [])]
     facts["Steps"] = [{"Step": step, **{key: record.get(key) for key in _MEASURED}} for step, record in steps]
     facts["Seconds"] = round(sum(float(record.get("Seconds") or 0) for _, record in steps), 1)
     facts["PeakMemoryGB"] = max((float(record.get("PeakMemoryGB") or 0) for _, record in steps), default=0.0)
-    facts |= {"Settings": settings.recorded(), "SettingsHash": settings_hash(plan, input_sha256)}
-    facts |= {"InputSHA256": input_sha256, "OutputSHA256": output_sha256, "Outputs": sorted([*files, *figures])}
+    if plan.joined:
+        facts["Joined"] = {**facts["Joined"], "Failed": [unstructured(scan) for scan in failed_scans(plan)]}
+    facts |= {"Settings": settings.recorded(), "SettingsHash": settings_hash(plan, inputs)}
+    facts |= {"InputSHA256": inputs, "OutputSHA256": output_sha256, "Outputs": sorted([*files, *figures])}
     return make(Record, facts)
+
+
+def _told(step: str, record: Mapping[str, Any], scans: Container[str]) -> list[str]:
+    """Return the warnings of a step, of one that was done for a scan of a joined image with the scan's name."""
+    name = step.partition(":")[2]
+    prefix = f"{name}: " if name in scans else ""
+    return [prefix + warning for warning in record.get("Warnings", [])]
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,11 +91,14 @@ def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
 def sidecars(plan: ImagePlan, record: Record) -> dict[str, dict[str, Any]]:
     """Return the JSON content for each output of an image, by key."""
     paths = {output.key: f"bids::{output.path}" for output in plan.outputs}
-    raw = [f"bids:raw:{scan.image.relative}" for scan in plan.scans]
+    raw = {f"raw-{scan.image.stem}": f"bids:raw:{scan.image.relative}" for scan in plan.scans}
+    # The corrected scans of a joined image are outputs of their own images, if at all.
+    several = {"raw": list(raw.values()), **({"corrected": list(raw.values())} if plan.joined else {})}
+    known = {**paths, **raw}
     contents: dict[str, dict[str, Any]] = {}
     for output in plan.outputs:
-        sources = [uri for key in output.sources for uri in (raw if key == "raw" else [paths[key]])]
-        contents[output.key] = {**output.sidecar, "Sources": sources}
+        sources = [uri for key in output.sources for uri in several.get(key) or [known[key]]]
+        contents[output.key] = {**output.sidecar, "Sources": list(dict.fromkeys(sources))}
         if output.stripped:
             contents[output.key]["SkullStripped"] = record.brain_mask.skull_stripped
     contents[plan.main.key]["Moesr"] = unstructured(record)

@@ -141,13 +141,108 @@ class Stage:
     peak_memory_gb: float
 
 
+Row = tuple[float, float, float, float]
+
+
+@attrs.frozen(kw_only=True)
+class JoinedScan:
+    """A scan of a joined image.
+
+    Attributes
+    ----------
+    source : str
+        Path below the raw data set; of ``moesr join`` as it was given.
+    used : bool
+        Whether it is in the image.
+    reason : str or None
+        Why it is not.
+    position : tuple
+        4 x 4 rigid matrix from the world of the joint image to that of the scan, mm, RAS.
+    rotation_degrees, translation_mm : float
+        How far the head's centre lies from where the headers put it, and by how much the head is turned.
+    last_move_mm : float
+        How far the last turn of the alignment moved it.
+    agreement : float
+        Correlation of its detail with what the other scans predict.
+    psf : tuple of AxisProfile
+        Along the axes of its array.
+    noise_std : float
+        In its units.
+    gain : dict
+        Its brightness over that of the first scan: median, 5th and 95th percentile in the head.
+    slice_axis : str
+        Axis of its array across the slices.
+    slices : int
+        Number of its slices.
+    slice_weights : dict
+        Weight of each slice that is not believed in full, by its number from 0.
+    mean, output : ModelConsistency
+        How well it agrees with the mean of the images of the scans alone, and with the joint image.
+
+    """
+
+    source: str
+    used: bool
+    reason: str | None = None
+    position: tuple[Row, Row, Row, Row]
+    rotation_degrees: float
+    translation_mm: float
+    last_move_mm: float
+    agreement: float
+    psf: tuple[AxisProfile, AxisProfile, AxisProfile]
+    noise_std: float
+    gain: dict[str, float]
+    slice_axis: str
+    slices: int
+    slice_weights: dict[str, float]
+    mean: ModelConsistency
+    output: ModelConsistency
+
+
+@attrs.frozen(kw_only=True)
+class FailedScan:
+    """A scan that the joined image has to do without: its path below the raw data set, why, and its file's digest."""
+
+    source: InnerPath
+    reason: str
+    sha256: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Joined:
+    """What an image was joined from.
+
+    Attributes
+    ----------
+    reference : int
+        Number, from 0, of the scan in whose position the image lies.
+    turns : int
+        Of the alignment.
+    prior : dict
+        Expected error of the mean of the scans' images: ``Tau`` of each voxel, ``Rho`` of neighbours' differences,
+        in units of the 99th percentile.
+    scans : tuple of JoinedScan
+        In the order of ``Sources``.
+    failed : tuple of FailedScan
+        Scans that could not be prepared.
+
+    """
+
+    reference: int
+    turns: int
+    prior: dict[str, float]
+    scans: tuple[JoinedScan, ...]
+    failed: tuple[FailedScan, ...] = ()
+
+
 @attrs.frozen(kw_only=True)
 class SRRecord:
-    """Record of a super-resolution, as ``moesr sr --record`` writes it: voxel sizes in mm, times in s, memory in GiB.
+    """Record that ``moesr sr --record`` and ``moesr join --record`` write: sizes in mm, times in s, memory in GiB.
 
     ``noise_std`` is the median over eight parts of the brain, ``noise_range`` their 10th and 90th percentile,
     ``noise_percent`` relative to the 99th percentile in the brain. ``uncertainty`` is None if the model predicts no
-    error.
+    error. The facts of the input of a joined image are those of the scan in whose position it lies; each figure of its
+    data consistency is that of the scan that agrees least.
     """
 
     version: str
@@ -188,6 +283,7 @@ class SRRecord:
     uncertainty: Uncertainty | None = None
     uncertainty_calibration: UncertaintyCalibration | None = None
     synthesis: bool | None = None
+    joined: Joined | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from typing import Any
 
 import attrs
 
 from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.joining import without_failed
 from moesr_bids.bids.plan import ImagePlan, ScanPlan, plan_image
-from moesr_bids.bids.record import Record, SessionReference, read_record
+from moesr_bids.bids.record import FailedScan, Record, SessionReference, read_record
 from moesr_bids.bids.schema import RecordError, inner_path, inside
 from moesr_bids.bids.sidecars import read_metadata
+from moesr_bids.bids.status import ImageStatus, read_status, status_path
 from moesr_bids.digests import sha256
 from moesr_bids.sr.models import weights_sha256
 
@@ -25,19 +29,48 @@ def settings_hash(plan: ImagePlan, input_sha256: str) -> str:
     plan : ImagePlan
         Plan of the image.
     input_sha256 : str
-        SHA-256 of the raw file.
+        SHA-256 of the raw files, from `input_digest`.
 
     """
     facts = {
         "input": input_sha256,
-        "metadata": dict(plan.image.metadata),
+        "metadata": _metadata(plan),
         "weights": weights_sha256(plan.settings.sr.model),
         "gradients": [plan.gradients.action, _coefficients(plan.scans[0])],
         "reference": _digest(plan.reference),
     }
     # Only if there is a mask: outputs of versions that did not know such masks keep their hash.
     facts |= {"mask": digest} if (digest := plan.mask.digest()) else {}
+    if plan.joined:
+        facts["others"] = [[s.gradients.action, _coefficients(s), s.mask.digest()] for s in plan.scans[1:]]
     return plan.settings.output_hash(facts)
+
+
+def input_digest(plan: ImagePlan) -> str:
+    """Return the SHA-256 of the scan's file; of several scans that of their digests, one a line."""
+    digests = [sha256(scan.image.path) for scan in plan.scans]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def failed_scans(plan: ImagePlan) -> tuple[FailedScan, ...]:
+    """Return what the record of a joined image tells of the scans that could not be prepared."""
+    return tuple(
+        FailedScan(source=inner_path(scan.relative), reason=scan.problem, sha256=_voxels(scan))
+        for scan in plan.image.failed
+    )
+
+
+def _voxels(image: RawImage) -> str | None:
+    try:
+        return sha256(image.path)
+    except OSError:
+        return None  # it cannot be read
+
+
+def _metadata(plan: ImagePlan) -> Any:
+    if plan.joined:
+        return [dict(scan.image.metadata) for scan in plan.scans]
+    return dict(plan.image.metadata)
 
 
 def _coefficients(scan: ScanPlan) -> str | None:
@@ -49,10 +82,7 @@ def _digest(reference: ScanPlan | None) -> list[str | None] | None:
     """Return the facts of a reference that other images depend on: its voxels, and how they are corrected."""
     if reference is None:
         return None
-    try:
-        voxels = sha256(reference.image.path)
-    except OSError:
-        voxels = None  # it cannot be read
+    voxels = _voxels(reference.image)
     decided = reference.gradients
     strength = reference.image.metadata.get("MagneticFieldStrength")  # it sets the bias field of the reference
     told = [decided.action, decided.patient_position, str(decided.slice_axis)]
@@ -98,6 +128,28 @@ def _as_it_was_made(plan: ImagePlan, told: SessionReference) -> ImagePlan:
     return plan_image(attrs.evolve(plan.image, reference=used, instead_of=planned), plan.settings)
 
 
+def _of_its_scans(plan: ImagePlan, record: Record) -> ImagePlan:
+    """Return the plan of a joined image without the scans that could not be prepared and have not changed since."""
+    told = {scan.source: scan for scan in record.joined.failed} if record.joined else {}
+    same = {
+        scan: known.reason
+        for scan in plan.image.scans
+        if (known := told.get(inner_path(scan.relative))) and known.sha256 == _voxels(scan)
+    }
+    return plan_image(without_failed(plan.image, same), plan.settings) if same else plan
+
+
+def known_apart(plan: ImagePlan) -> ImageStatus | None:
+    """Return the status of a joined image whose scans do not fit together, as an earlier run of this kind found."""
+    path = status_path(plan.settings.output_dir, inner_path(plan.image.relative))
+    try:
+        status = read_status(path)
+        same = status.settings_hash == settings_hash(plan, input_digest(plan))
+    except (RecordError, OSError):
+        return None
+    return status if status.state == "apart" and same else None
+
+
 def finished_record(plan: ImagePlan) -> Record | None:
     """Return the record of an image whose outputs all exist and were made with the same settings and input.
 
@@ -121,11 +173,11 @@ def finished_record(plan: ImagePlan) -> Record | None:
         return None
     if not files or not all(file.is_file() for file in files):
         return None
-    made = _as_it_was_made(plan, record.session_reference)
+    made = _as_it_was_made(_of_its_scans(plan, record), record.session_reference)
     if not {output.path for output in made.outputs} <= set(record.outputs):
         return None
     try:
-        current = settings_hash(made, sha256(plan.image.path))
+        current = settings_hash(made, input_digest(made))
     except OSError:
         # The input is gone or can no longer be read: the header check says so.
         return None

@@ -8,7 +8,8 @@ from itertools import groupby
 import attrs
 
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.nifti import open_image
+from moesr_bids.bids.joining import of_scans
+from moesr_bids.nifti import coarsest_voxel
 
 
 def with_references(images: Sequence[RawImage], failed: Collection[RawImage] = ()) -> list[RawImage]:
@@ -25,23 +26,25 @@ def with_references(images: Sequence[RawImage], failed: Collection[RawImage] = (
     -------
     list of RawImage
         The same images in the same order. `RawImage.reference` is None for a reference itself, and for the only image
-        of a session.
+        of a session. A joined image has that of its first scan, and is none itself.
 
     """
-    best, usable = _references(images, ()), _references(images, failed)
-    found = []
-    for image in images:
+    scans = list(dict.fromkeys(scan for image in images for scan in image.files))
+    best, usable = _references(scans, ()), _references(scans, failed)
+
+    def referred(image: RawImage) -> RawImage:
+        if image.scans:
+            return of_scans(image, [referred(scan) for scan in image.scans])
         first, second = (choice.get(_session(image)) for choice in (best, usable))
         better = None if first in (second, image) else first
-        found.append(
-            attrs.evolve(
-                image,
-                reference=None if second == image else second,
-                instead_of=better,
-                instead_reason=f"{better.stem} could not serve as the reference of the session" if better else "",
-            )
+        return attrs.evolve(
+            image,
+            reference=None if second == image else second,
+            instead_of=better,
+            instead_reason=f"{better.stem} could not serve as the reference of the session" if better else "",
         )
-    return found
+
+    return [referred(image) for image in images]
 
 
 def registered_by_itself(image: RawImage, why: str) -> RawImage:
@@ -68,8 +71,4 @@ def _references(images: Sequence[RawImage], failed: Collection[RawImage]) -> dic
 
 
 def _rank(image: RawImage) -> tuple[bool, float, str]:
-    try:
-        coarsest = max(float(zoom) for zoom in open_image(image.path)[0].header.get_zooms()[:3])
-    except Exception:  # Whatever is wrong, the header check says so; here it is only the last choice.
-        coarsest = float("inf")
-    return image.suffix != "T1w", round(coarsest, 3), image.relative
+    return image.suffix != "T1w", round(coarsest_voxel(image.path), 3), image.relative

@@ -23,14 +23,15 @@ COLUMNS = {
     "participant_id": "Participant",
     "session_id": "Session; n/a without",
     "image": "Path of the input image below its data set; n/a for a participant without any",
-    "state": "waiting: not begun; running: begun and not finished; done; skipped: outputs were complete before; failed",
+    "state": "waiting: not begun; running: begun and not finished; done; skipped: outputs were complete before; "
+    "failed; apart: no joined image, since its scans do not fit together",
     "step": "Step that failed, or the last one finished",
     "reason": "Why it failed or was skipped",
     "seconds": "Processing time, sum over the steps, in seconds",
     "peak_memory_gb": "Largest peak memory of a step, in GiB",
 }
 NO_PATH = InnerPath("n/a")
-_STATES = ("waiting", "running", "done", "skipped", "failed")
+_STATES = ("waiting", "running", "done", "skipped", "failed", "apart")
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,7 +46,7 @@ class ImageStatus:
     image : str
         Path of the raw image below its data set, or ``n/a``.
     state : str
-        ``waiting``, ``running``, ``done``, ``skipped`` or ``failed``.
+        ``waiting``, ``running``, ``done``, ``skipped``, ``failed`` or ``apart``.
     step : str
         Step that failed, or the last one finished.
     reason : str
@@ -56,6 +57,8 @@ class ImageStatus:
         Path of the crash file below the output folder, or ``n/a``.
     schema_version : int
         Version of this file's keys.
+    settings_hash : str or None
+        Of scans that stay apart: as long as it is the same, they are not compared again.
 
     """
 
@@ -68,12 +71,18 @@ class ImageStatus:
     seconds: float | None = None
     peak_memory_gb: float | None = None
     crash_file: InnerPath = NO_PATH
+    settings_hash: str | None = None
     schema_version: int = attrs.field(default=SCHEMA_VERSION, validator=attrs.validators.in_((SCHEMA_VERSION,)))
 
     @property
     def key(self) -> str:
         """Name of the status file without extension; see `moesr_bids.bids.names.unique_key`."""
         return self.participant_id if self.image == NO_PATH else unique_key(self.image)
+
+
+def status_path(output_dir: Path, image: InnerPath) -> Path:
+    """Return the status file of an image, which is named by its path below the data set."""
+    return output_dir / "logs" / "status" / f"{unique_key(image)}.json"
 
 
 def write_status(output_dir: Path, status: ImageStatus) -> None:

@@ -24,14 +24,19 @@ _STAGE_WORDS = {
     "prepare": "reading and preparation",
     "reconstruct": "reconstruction",
     "project": "projection onto the scan",
+    "each scan": "reading of the scans",
+    "mean": "mean of the scans",
+    "agree": "agreement with the scans",
+    "join": "joining",
+    "compare": "comparison with the scans",
 }
 # Steps with one node per template or space: "register:TEMPLATE" in records, "register_TEMPLATE" as a node.
 _WITH_TEMPLATE = re.compile(r"(register|warp)[:_](.+)")
 
 
 def step_kind(step: str) -> str:
-    """Return the name of a step without its template or space."""
-    return found[1] if (found := _WITH_TEMPLATE.fullmatch(step)) else step
+    """Return the name of a step without its template, space or scan."""
+    return found[1] if (found := _WITH_TEMPLATE.fullmatch(step)) else step.partition(":")[0]
 
 
 def step_words(step: str) -> str:
@@ -43,8 +48,10 @@ def step_words(step: str) -> str:
     ('bias field', 'registration to MNI152NLin2009aSym')
 
     """
-    found = _WITH_TEMPLATE.fullmatch(step)
-    return _WORDS[found[1]].format(found[2]) if found else _WORDS.get(step, step)
+    if found := _WITH_TEMPLATE.fullmatch(step):
+        return _WORDS[found[1]].format(found[2])
+    name, _, scan = step.partition(":")  # of a scan of a joined image
+    return f"{_WORDS.get(name, name)} of {scan}" if scan else _WORDS.get(step, step)
 
 
 def stage_words(stage: str) -> str:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..bids.names import suffix_of
+from ..bids.schema import read_object
+from ..config import SUFFIXES
 from ..console import StepProgress
+from ..nifti import open_image
 from ..sr.options import SROptions
 from .outputs import output_problem, resources, write_outputs
 from .sr import read_metadata
 
+if TYPE_CHECKING:
+    from ..sr.joint.engine import Alone
+
 LEFT = "nothing was written"  # end of the message about an error of the file system
 WAY_OUT = "a coarser --resolution"  # what the message about full memory advises
 _COMMAND = "moesr join"
+_OF_EACH = ("masks", "metadata", "estimates", "estimate_records", "estimate_uncertainties")
 
 
 def add_parser(commands: Any) -> None:
@@ -35,6 +43,16 @@ def add_parser(commands: Any) -> None:
     SROptions.add_arguments(parser)
     parser.add_argument("--masks", type=Path, nargs="+", metavar="FILE", help="brain mask of each IN, on its grid")
     parser.add_argument("--metadata", type=Path, nargs="+", metavar="JSON", help="BIDS sidecar of each IN")
+    parser.add_argument(
+        "--estimates",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="what moesr sr made of each IN with the same options, so that it need not be made again; with "
+        "--estimate-records, and --estimate-uncertainties of models that know one",
+    )
+    for name, what in (("records", "JSON"), ("uncertainties", "FILE")):
+        parser.add_argument(f"--estimate-{name}", type=Path, nargs="+", metavar=what, help="see --estimates")
     parser.add_argument("--uncertainty", type=Path, metavar="FILE", help="write the standard deviation of the error")
     parser.add_argument("--seen", type=Path, metavar="FILE", help="write how many scans saw each voxel")
     parser.add_argument(
@@ -52,17 +70,19 @@ def usage_problem(options: argparse.Namespace) -> str | None:
         return "two images at least are joined, and the last name is that of the output"
     if options.psf is not None:
         return "--psf has no use: each scan has a point-spread function of its own, from voxel size and metadata"
-    for name in ("masks", "metadata"):
+    for name in _OF_EACH:
         some = getattr(options, name)
         if some and len(some) != len(inputs):
-            return f"--{name}: {len(some)} files for {len(inputs)} images; give one for each"
+            return f"--{name.replace('_', '-')}: {len(some)} files for {len(inputs)} images; give one for each"
+    if bool(options.estimates) != bool(options.estimate_records):
+        return "--estimates and --estimate-records go together"
     if len({path.resolve() for path in inputs}) < len(inputs):
         return "an image is named twice"
     return output_problem(
         (output, options.uncertainty, options.seen),
         (options.record, *_residual_paths(options)),
         folder=options.residuals,
-        inputs=(*inputs, *(options.masks or ()), *(options.metadata or ())),
+        inputs=(*inputs, *(path for name in _OF_EACH for path in getattr(options, name) or ())),
     )
 
 
@@ -73,14 +93,29 @@ def _residual_paths(options: argparse.Namespace) -> list[Path]:
     return [options.residuals / f"residual-{number}.nii.gz" for number in range(1, len(options.images))]
 
 
+def _alone(options: argparse.Namespace) -> list[Alone] | None:
+    """Open what was made of each image before; None where nothing was."""
+    from ..sr.joint.engine import Alone
+
+    if not options.estimates:
+        return None
+    stds = options.estimate_uncertainties or [None] * len(options.estimates)
+    return [
+        Alone(open_image(image)[0], open_image(std)[0] if std else None, read_object(record))
+        for image, std, record in zip(options.estimates, stds, options.estimate_records, strict=True)
+    ]
+
+
 def run(options: argparse.Namespace) -> int:
     """Join the scans, write the requested files, and return the exit code."""
     from ..sr.joint.engine import join
     from ..sr.models import refuse_unused
-    from ..sr.storage import compact
+    from ..sr.storage import compact, compact_std
 
     *inputs, output = options.images
-    sr = SROptions.from_args(options, **resources(options))
+    suffix = suffix_of(inputs[0])
+    contrast = options.contrast or (suffix if suffix in SUFFIXES else "")
+    sr = SROptions.from_args(options, contrast=contrast, **resources(options))
     refuse_unused(sr.model, uncertainty=options.uncertainty is not None, averaged=sr.averaged, sampling=sr.sampling)
     progress = StepProgress(_COMMAND)
     try:
@@ -89,18 +124,21 @@ def run(options: argparse.Namespace) -> int:
             sr,
             metadata=[read_metadata(path) for path in options.metadata] if options.metadata else None,
             masks=options.masks,
+            alone=_alone(options),
             progress=progress,
         )
     finally:
         progress.close()
-    noise = min(scan["NoiseStd"] for scan in result.record["Scans"])
+    noise = min(scan["NoiseStd"] for scan in result.record["Joined"]["Scans"])
     outputs = {output: compact(result.image, noise)}
     if options.uncertainty and result.uncertainty is not None:
-        outputs[options.uncertainty] = compact(result.uncertainty, 0.1 * noise)
+        brightest = result.record["NoiseStd"] / result.record["NoisePercent"]
+        outputs[options.uncertainty] = compact_std(
+            result.uncertainty, result.record["Uncertainty"]["MedianPercent"] * brightest
+        )
     if options.seen:
         outputs[options.seen] = result.seen
     for path, residual in zip(_residual_paths(options), result.residuals, strict=False):
-        if residual is not None:
-            outputs[path] = compact(residual, 1.0)
+        outputs[path] = compact(residual, 1.0)
     write_outputs(_COMMAND, outputs, result.record, options.record)
     return 0

@@ -12,7 +12,15 @@ from typing import Any
 from moesr_bids import __version__
 from moesr_bids.arguments import Parser, memory_gb, positive_int, with_dashes
 from moesr_bids.cli.checks import check_settings, read_filters
-from moesr_bids.config import EMBEDDED_TEMPLATE, GRADUNWARP_MODES, REPORT_FORMATS, SUFFIXES, OutputSpace, Settings
+from moesr_bids.config import (
+    EMBEDDED_TEMPLATE,
+    GRADUNWARP_MODES,
+    JOIN_MODES,
+    REPORT_FORMATS,
+    SUFFIXES,
+    OutputSpace,
+    Settings,
+)
 from moesr_bids.console import tell
 from moesr_bids.errors import UsageError
 from moesr_bids.resources import available_cpus, available_memory_gb
@@ -86,6 +94,14 @@ def _add_data(parser: Parser) -> None:
         default=list(SUFFIXES),
         metavar="SUFFIX",
         help=f"contrasts to process: {', '.join(SUFFIXES)} (default: all three)",
+    )
+    data.add_argument(
+        "--join",
+        choices=JOIN_MODES,
+        default=JOIN_MODES[0],
+        help="auto: scans of one contrast in a session that differ in acq or run alone, such as stacks in several "
+        "orientations and repeats, also make one joined image (rec-joined) that agrees with all of them; only: that "
+        "instead of an image of each; off: no such image (default: auto)",
     )
     data.add_argument("--skip-bids-validation", action="store_true", help="do not run the BIDS validator on the input")
     data.add_argument(
@@ -300,6 +316,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         sloppy=args.sloppy,
         derivatives=tuple(dict.fromkeys(map(_absolute, args.derivatives))),
         gradient_coefficients=args.gradient_coefficients and _absolute(args.gradient_coefficients),
+        join=args.join,
         gradunwarp=args.gradunwarp,
         gradunwarp_nojac=args.gradunwarp_nojac,
         export_raw=args.export_raw and _absolute(args.export_raw),

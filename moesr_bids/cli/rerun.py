@@ -14,9 +14,11 @@ import attrs
 from moesr_bids import __version__
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.dataset import other_dataset
+from moesr_bids.bids.joining import joined_image
+from moesr_bids.bids.names import image_key
 from moesr_bids.bids.plan import ImagePlan, plan_image
 from moesr_bids.bids.record import Record, read_record, record_of
-from moesr_bids.bids.resume import settings_hash
+from moesr_bids.bids.resume import input_digest, settings_hash
 from moesr_bids.bids.schema import inner_path, json_key, read_object
 from moesr_bids.bids.sidecars import read_metadata
 from moesr_bids.bids.source import raw_folder
@@ -115,18 +117,27 @@ def read_recipe(sidecar: Path, bids_dir: Path | None) -> Recipe:
     """
     content = read_object(sidecar)
     record = record_of(content, str(sidecar))
-    source = next((str(text) for text in content.get("Sources", []) if str(text).startswith(_RAW)), None)
-    if source is None:
+    sources = [name for text in content.get("Sources", []) if (name := str(text)).startswith(_RAW)]
+    if not sources:
         raise ValueError(f"{sidecar}: no source {_RAW}... is recorded")
     root = bids_dir.absolute() if bids_dir else _raw_root(sidecar)
-    image = _raw_image(root, source.removeprefix(_RAW))
+    scans = [_raw_image(root, source.removeprefix(_RAW)) for source in sources]
     reference = record.session_reference
+    first = scans[0]
     if reference.used:
-        image = attrs.evolve(image, reference=_raw_image(root, reference.used))
+        first = attrs.evolve(first, reference=_raw_image(root, reference.used))
     if reference.instead_of:
         better = RawImage(path=root / reference.instead_of, root=root)
-        image = attrs.evolve(image, instead_of=better, instead_reason=reference.reason or "")
-    return Recipe(image, record)
+        first = attrs.evolve(first, instead_of=better, instead_reason=reference.reason or "")
+    if record.joined is None:
+        return Recipe(first, record)
+    # The others have the same reference, if any; their registration is not asked for.
+    return Recipe(attrs.evolve(joined_image([first, *scans[1:]]), path=_named_as(sidecar, first)), record)
+
+
+def _named_as(sidecar: Path, scan: RawImage) -> Path:
+    """Return the path of a joined image by the name of its sidecar."""
+    return scan.path.with_name(f"{image_key(sidecar.name)}.nii.gz")
 
 
 def check(plan: ImagePlan, record: Record) -> None:
@@ -140,11 +151,12 @@ def check(plan: ImagePlan, record: Record) -> None:
     """
     if record.version != __version__:
         raise ValueError(f"made by moesr-bids {record.version}, this is {__version__}; install that version")
-    pairs = [(plan.image.path, record.input_sha256)]
+    pairs = [(plan.image.path, input_digest(plan), record.input_sha256)]
     if plan.reference is not None:
-        pairs.append((plan.reference.image.path, str(record.session_reference.used_sha256)))
-    for path, recorded in pairs:
-        if (found := sha256(path)) != recorded:
+        used = plan.reference.image.path
+        pairs.append((used, sha256(used), str(record.session_reference.used_sha256)))
+    for path, found, recorded in pairs:
+        if found != recorded:
             raise ValueError(
                 f"{path}: SHA-256 {found[:12]}..., recorded {recorded[:12]}...; it has changed since, give the "
                 "data set of then by --bids-dir"

@@ -13,6 +13,8 @@ import attrs
 from moesr_bids.arguments import positive_int
 from moesr_bids.atomic import write_text
 from moesr_bids.bids.collect import RawImage, collect_images
+from moesr_bids.bids.joining import with_joined
+from moesr_bids.bids.sessions import with_references
 from moesr_bids.cluster import submission
 from moesr_bids.cluster.progress import plan_path, plan_text, read_cohort, read_plan
 from moesr_bids.cluster.tasks import Task, log_folder
@@ -84,7 +86,7 @@ def run(options: argparse.Namespace, others: Sequence[str]) -> int:
         if not chosen:
             print("moesr slurm: no participant is to be run again; moesr status lists those with a fault of their own")
             return 0
-    images = collect_images(settings)
+    images, _ = with_joined(with_references(collect_images(settings)), settings.join)
     arrays = submission.arrays(
         submission.loads(images, settings, before), chunk=options.chunk, largest=submission.largest_array()
     )

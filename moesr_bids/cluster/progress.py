@@ -119,7 +119,7 @@ def read_cohort(output_dir: Path, bids_dir: Path | None = None) -> Cohort:
 
 def _state(status: ImageStatus, task: Task | None) -> ImageState:
     state, reason = FAILED, f"{status.step}: {status.reason}"
-    if status.state in ("done", "skipped"):
+    if status.state in ("done", "skipped", "apart"):
         state, reason = DONE, ""
     elif task is not None and task.end == QUEUED:
         state, reason = QUEUED, ""

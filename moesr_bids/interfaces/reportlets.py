@@ -28,6 +28,8 @@ class _ImageReportletsInputSpec(BaseInterfaceInputSpec):
         File(exists=True), requires=["sr_file"], desc="gate-<expert> and difference-<expert>, target grid"
     )
     residual_file = File(exists=True, desc="input minus A(output) in noise units, own grid")
+    scan_files = traits.List(File(exists=True), requires=["sr_file"], desc="bias-corrected scans of a joined image")
+    residual_files = traits.List(File(exists=True), requires=["scan_files"], desc="and the residual of each")
     warped_file = File(exists=True, requires=["template_file"], desc="image in the template's space")
     template_file = File(exists=True, requires=["warped_file"], desc="template image")
     template_mask_file = File(exists=True, desc="brain mask of the template: its outline is drawn")
@@ -55,7 +57,8 @@ class ImageReportlets(RecordedInterface):
     - ``zooms.html``: its tissues;
     - ``uncertainty.png``: its uncertainty;
     - ``experts.png``: the maps of a mixture of experts;
-    - ``residual.png``: the residual.
+    - ``residual.png``: the residual;
+    - ``scans.png``: the scans of a joined image, instead of ``residual.png`` and ``spectrum.png``, which are of one scan.
     """
 
     input_spec = _ImageReportletsInputSpec
@@ -90,7 +93,8 @@ class ImageReportlets(RecordedInterface):
         figures += self._of_registration(folder)
         if output is not None:
             figures += self._of_output(folder, preproc, mask, output)
-        if residual := self._given("residual_file"):
+        residual = self._given("residual_file")
+        if residual and not self.inputs.scan_files:
             noise_alone = self._sr_record().data_consistency.noise_alone_std
             figures.append(plot_residual(residual, mask, folder / "residual.png", noise_alone=noise_alone))
         return figures
@@ -140,6 +144,7 @@ class ImageReportlets(RecordedInterface):
         from moesr_bids.reports.departures import plot_departures
         from moesr_bids.reports.experts import plot_experts
         from moesr_bids.reports.figures import plot_uncertainty
+        from moesr_bids.reports.scans import plot_scans
         from moesr_bids.reports.slider import plot_slider
         from moesr_bids.reports.spectrum import plot_spectrum
         from moesr_bids.reports.zooms import plot_zooms
@@ -155,4 +160,8 @@ class ImageReportlets(RecordedInterface):
         if self.inputs.expert_files:
             maps = {Path(file).name.split(".")[0]: Path(file) for file in self.inputs.expert_files}
             figures.append(plot_experts(output, mask, maps, folder / "experts.png"))
-        return [*figures, plot_spectrum(preproc, output, mask, folder / "spectrum.png", self._sr_record().psf)]
+        record = self._sr_record()
+        if record.joined is None:
+            return [*figures, plot_spectrum(preproc, output, mask, folder / "spectrum.png", record.psf)]
+        scans, residuals = (list(map(Path, files)) for files in (self.inputs.scan_files, self.inputs.residual_files))
+        return [*figures, plot_scans(output, mask, scans, residuals, record.joined, folder / "scans.png")]

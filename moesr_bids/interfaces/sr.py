@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -79,21 +79,9 @@ class SuperResolve(RecordedInterface):
         if experts := list(inputs.experts or []):
             (cwd / "maps").mkdir(exist_ok=True)
             files["--maps"] = str(cwd / "maps")
-        command = [*(sys.executable, "-m", "moesr_bids.cli.moesr", "sr", inputs.in_file, str(out_file))]
-        command += options.to_argv()
-        command += [part for flag, file in files.items() if file for part in (flag, file)]
-        log = cwd / SR_LOG  # the run reads the progress from it
-        with _environment(gpu=options.device != "cpu") as environment, log.open("w") as stream:
-            done = subprocess.run(
-                command,
-                cwd=cwd,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                check=False,
-                env=environment,
-                preexec_fn=partial(end_with, os.getpid()),  # a system call, which takes no lock
-            )
-        _refuse_failure(done.returncode, log.read_text(encoding="utf-8", errors="replace"), inputs.in_file)
+        arguments = ["sr", inputs.in_file, str(out_file), *options.to_argv()]
+        arguments += [part for flag, file in files.items() if file for part in (flag, file)]
+        run_moesr(arguments, cwd, inputs.in_file, gpu=options.device != "cpu")
         self._results.update(out_file=str(out_file), residual_file=str(residual_file))
         record = make(SRRecord, read_object(record_file))
         if options.device == "auto" and record.device == "cpu" and visible_gpus():
@@ -103,6 +91,40 @@ class SuperResolve(RecordedInterface):
         self._results.update({f"gate_{name}": path for name, path in zip(experts, maps["gate"], strict=True)})
         self._results["map_files"] = [path for kind in EXPERT_MAPS for path in maps[kind]]
         return unstructured(record)
+
+
+def run_moesr(arguments: Sequence[str], cwd: Path, source: str, *, gpu: bool = False) -> None:
+    """Run a command of ``moesr`` in a process of its own, which ends with this one.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Command and options.
+    cwd : pathlib.Path
+        Where it runs, and where `SR_LOG` is written.
+    source : str
+        What messages call the input.
+    gpu : bool
+        Whether it may use a GPU.
+
+    Raises
+    ------
+    MemoryError, RuntimeError
+        If it does not end well.
+
+    """
+    log = cwd / SR_LOG  # the run reads the progress from it
+    with _environment(gpu=gpu) as environment, log.open("w") as stream:
+        done = subprocess.run(
+            [sys.executable, "-m", "moesr_bids.cli.moesr", *arguments],
+            cwd=cwd,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            check=False,
+            env=environment,
+            preexec_fn=partial(end_with, os.getpid()),  # a system call, which takes no lock
+        )
+    _refuse_failure(done.returncode, log.read_text(encoding="utf-8", errors="replace"), source)
 
 
 def _refuse_failure(code: int, told: str, source: str) -> None:

@@ -111,7 +111,7 @@ _FACTS: tuple[Column, ...] = (
         "verdict",
         verdict,
         "ok; look: a figure is outside of the range in which it raises no question; failed: no finished output; "
-        "unfinished: waiting or running",
+        "unfinished: waiting or running; apart: scans that are not joined, as they do not fit together",
         heading="Verdict",
     ),
     Column("verdict_reasons", lambda record: "; ".join(reasons(record)), "Why the verdict is not ok"),
@@ -123,6 +123,11 @@ _FACTS: tuple[Column, ...] = (
     ),
     Column("rating", lambda record: record.rating.get("rating"), "keep or exclude, by who looked", heading="Rating"),
     Column("comment", lambda record: record.rating.get("comment"), "What the rater wrote", heading="Comment"),
+    Column(
+        "joined_scans",
+        _of(lambda record: sum(scan.used for scan in record.joined.scans) if record.joined else None),
+        "Number of scans that a joined image is made of; n/a for an image of one scan",
+    ),
     Column("model", _of(lambda record: record.model), "Super-resolution model", heading="Model"),
     *(
         Column(

@@ -68,7 +68,7 @@ class ImageRecord:
 
     @property
     def state(self) -> str:
-        """``done``, ``skipped``, ``failed``, ``waiting``, ``running``, or ``missing`` (recorded as done, no output)."""
+        """``done``, ``skipped``, ``failed``, ``waiting``, ``running``, ``apart``, or ``missing`` (done, no output)."""
         stated = self.status.state if self.status else "done"
         return "missing" if stated in ("done", "skipped") and not self.has_output else stated
 

@@ -26,6 +26,7 @@ _STATE_WORDS = {
     "failed": "failed",
     "waiting": "not begun: the run goes on, or was stopped; start it again in that case",
     "running": "not finished: the run goes on, or was stopped; start it again in that case",
+    "apart": "not made: its scans do not fit together",
     "missing": "the main output is missing, run the image again",
 }
 
@@ -33,7 +34,7 @@ _STATE_WORDS = {
 def state_words(record: ImageRecord) -> str:
     """Return the state of an image in words, with step and reason if it failed."""
     words = _STATE_WORDS.get(record.state, record.state)
-    if record.state == "failed" and record.status:
+    if record.state in ("failed", "apart") and record.status:
         words += f" at step {step_words(record.status.step)}: {record.status.reason}"
     return words
 
@@ -121,7 +122,7 @@ def errors_html(out_dir: Path, participant: str, records: Sequence[ImageRecord])
     told: set[Path] = set()
     failures = []
     for record in records:
-        if record.complete:
+        if record.complete or record.state == "apart":
             continue
         problems = record.problems
         try:

@@ -52,7 +52,7 @@ def _page(
     stale_ratings: Sequence[str],
 ) -> str:
     columns = [column for column in COLUMNS if column.heading]
-    incomplete = [record for record in records if not record.complete]
+    incomplete = [record for record in records if not record.complete and record.state != "apart"]
     verdicts = {record.key: verdict(record) for record in records}
     rows = [_row(out_dir, record, columns) for record in records]
     links = [row["link"] for row in rows]
@@ -73,7 +73,7 @@ def _page(
             for record in records
             if verdicts[record.key] == "look"
         ],
-        counts={word: list(verdicts.values()).count(word) for word in ("ok", "look", "failed", "unfinished")},
+        counts={word: list(verdicts.values()).count(word) for word in ("ok", "look", "failed", "unfinished", "apart")},
         participants=len({record.participant for record in records}),
         tables=tables,
         stale_ratings=stale_ratings,

@@ -62,7 +62,7 @@ class ImageBlock:
 
 
 # Visible reportlets in their order. For an image that failed, the summary of what happened comes first.
-_SHOWN = ("slider", "summary", "zooms")
+_SHOWN = ("slider", "summary", "scans", "zooms")
 _SHOWN_OF_FAILED = ("summary", "slider", "zooms")
 _KEY = re.compile(r'data-image="([^"]+)"')
 _DESC = re.compile(r"(?:^|_)desc-([a-z]+)")
@@ -216,7 +216,7 @@ def build_participant_report(out_dir: Path, participant: str, *, single_file: bo
         errors_text = errors_html(out_dir, participant, records)
         errors = SubReport("Errors", reportlets=[Fragment("errors-text", [(errors_text, None)])])
         # Failures come first on the page.
-        failed = not records or not all(record.complete for record in records)
+        failed = not records or not all(record.complete or record.state == "apart" for record in records)
         for section in report.sections:
             section.reportlets = _image_blocks(section.reportlets, records)
         sections = [*_doubtful_masks(figures, records), *report.sections, methods]

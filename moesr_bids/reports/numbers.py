@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import attrs
 
-from moesr_bids.bids.record import Record, SRRecord
+from moesr_bids.bids.names import stem_of
+from moesr_bids.bids.record import JoinedScan, Record, SRRecord
 from moesr_bids.reports.metrics import quality_rows
 from moesr_bids.reports.templates import render
 from moesr_bids.reports.values import NOT_AVAILABLE, duration, number, percent, psf, stated, triple
+
+_SCAN_HEADS = (
+    *("In the image", "From where its header puts it", "Agreement of detail", "Brightness", "Slices doubted"),
+    "Residual of the output",
+)
 
 
 @attrs.frozen
@@ -131,6 +137,24 @@ def _finest(record: Record) -> list[tuple[str, ...]]:
     ]
 
 
+def _scans(record: Record) -> Table:
+    """Of each scan of a joined image: where it was found, and how it fits."""
+    scans = record.joined.scans if record.joined else ()
+    return Table("Scans", tuple(map(_joined_scan, scans)), _SCAN_HEADS)
+
+
+def _joined_scan(scan: JoinedScan) -> tuple[str, ...]:
+    return (
+        stem_of(scan.source),
+        "yes" if scan.used else f"left out: {scan.reason}",
+        f"{number(scan.translation_mm, 3)} mm, {number(scan.rotation_degrees, 3)} degrees",
+        number(scan.agreement, 2),
+        number(scan.gain["Median"], 3),
+        f"{len(scan.slice_weights)} of {scan.slices}",
+        number(scan.output.residual_std, 3),
+    )
+
+
 def _acquisition(record: Record) -> Table:
     return Table(
         "How the scan is taken to have been acquired",
@@ -164,7 +188,9 @@ def _consistency(record: Record) -> Table:
                 "about 5",
             ),
         ),
-        ("Model's own image", "Output, forced by the projection", "Noise alone"),
+        ("Mean of the scans' images, worst scan", "Output, worst scan", "Noise alone")
+        if record.joined
+        else ("Model's own image", "Output, forced by the projection", "Noise alone"),
     )
 
 
@@ -175,7 +201,7 @@ def _model(record: Record) -> Table:
             ("Model", f"{record.model} (weights {record.weights_sha256[:12]})"),
             ("Estimate", _sampling_words(record)),
             ("Uncertainty", uncertainty_words(record)),
-            ("Projection onto the scan", _projection(record)),
+            ("Correction by the scans" if record.joined else "Projection onto the scan", _projection(record)),
             (
                 "Input detail finer than the output grid",
                 f"root mean square {number(record.data_consistency.beyond_grid_std, 3)} noise units, kept in the "
@@ -216,7 +242,7 @@ def _run(record: Record) -> Table:
 
 def number_tables(record: Record) -> list[Table]:
     """Return the figures of one image, a table per subject."""
-    parts = (_scan, _consistency, _acquisition, _model, _preprocessing, _run)
+    parts = (_scan, *([_scans] if record.joined else []), _consistency, _acquisition, _model, _preprocessing, _run)
     return [part(record) for part in parts]
 
 

@@ -177,7 +177,9 @@ def reasons(record: ImageRecord) -> list[str]:
 
 
 def verdict(record: ImageRecord) -> str:
-    """Return ``ok``, ``look``, ``failed``, or ``unfinished`` (the image waits or runs)."""
+    """Return ``ok``, ``look``, ``failed``, ``apart``, or ``unfinished`` (the image waits or runs)."""
+    if record.state == "apart":
+        return "apart"
     if record.state in ("waiting", "running"):
         return "unfinished"
     if not record.complete:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.plan import ImagePlan
-from moesr_bids.bids.resume import finished_record
+from moesr_bids.bids.resume import finished_record, known_apart
 from moesr_bids.config import Settings
 from moesr_bids.console import counted
 
@@ -33,6 +33,8 @@ def print_plans(images: Sequence[RawImage], plans: Mapping[RawImage, ImagePlan],
         plan = plans.get(image)
         if plan is None:
             print(f"{image.stem}: would fail: {image.problem}")
+        elif plan.joined and known_apart(plan) is not None:
+            print(f"{image.stem}: its scans do not fit together, would not be made")
         elif finished_record(plan) is not None:
             print(f"{image.stem}: complete, would be skipped")
         elif not plan.readable:
@@ -40,11 +42,16 @@ def print_plans(images: Sequence[RawImage], plans: Mapping[RawImage, ImagePlan],
         else:
             seconds += plan.cost.seconds
             largest = max(largest, plan.cost.memory_gb)
-            print(f"{image.stem}: {_grids(plan)}, about {plan.cost.memory_gb:.1f} GB and {plan.cost.seconds:.0f} s")
+            cost = f"about {plan.cost.memory_gb:.1f} GB and {plan.cost.seconds:.0f} s"
+            print(f"{image.stem}: {_scans(plan)}{_grids(plan)}, {cost}")
     total = f"about {seconds / 60:.0f} min one after the other, {largest:.1f} GB at the most"
     print(f"{counted(len(images), 'image')}, {total}")
     if largest > settings.mem_gb:
         print(f"WARNING: a step needs more than --mem {settings.mem_gb:.1f}G; it would run alone and may be killed")
+
+
+def _scans(plan: ImagePlan) -> str:
+    return f"joined from {', '.join(scan.image.stem for scan in plan.scans)}; " if plan.joined else ""
 
 
 def _grids(plan: ImagePlan) -> str:

@@ -9,13 +9,15 @@ from typing import Any
 
 from moesr_bids.bids.collect import RawImage, is_nifti, participant_labels
 from moesr_bids.bids.crashes import Crash
+from moesr_bids.bids.joining import LABEL
 from moesr_bids.bids.names import entities_of
 from moesr_bids.bids.plan import ImagePlan
 from moesr_bids.bids.record import Record
-from moesr_bids.bids.resume import finished_record
+from moesr_bids.bids.resume import finished_record, input_digest, settings_hash
 from moesr_bids.bids.schema import RecordError, inner_path
 from moesr_bids.bids.status import NO_PATH, ImageStatus, read_status
 from moesr_bids.config import SUFFIXES, Settings
+from moesr_bids.sr.joint import APART
 
 
 def image_status(image: RawImage, **fields: Any) -> ImageStatus:
@@ -44,6 +46,9 @@ def outcome(plan: ImagePlan, crash: Crash | None, error: Exception | None) -> Im
         Error that ended the run as a whole.
 
     """
+    if crash is not None and plan.joined and APART in crash.reason:
+        digest = settings_hash(plan, input_digest(plan))
+        return image_status(plan.image, state="apart", step=crash.step, reason=crash.reason, settings_hash=digest)
     if crash is not None:
         file = crash.path.relative_to(plan.settings.output_dir).as_posix()
         return image_status(
@@ -99,6 +104,8 @@ def _is_gone(status: Path, bids_dir: Path) -> bool:
         image = read_status(status).image
     except RecordError:
         return True
+    if entities_of(image).get("rec", "").endswith(LABEL):
+        return not (bids_dir / image).parent.is_dir()  # no file of the data set, but there as long as its scans are
     # A dangling link still exists: the header check reports it.
     return image != NO_PATH and not os.path.lexists(bids_dir / image)
 

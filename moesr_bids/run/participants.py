@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from moesr_bids import __version__
-from moesr_bids.bids.collect import RawImage, collect_images, participant_labels
+from moesr_bids.bids.collect import RawImage, collect_images, participant_labels, with_scans
 from moesr_bids.bids.dataset import prepare_output_folder, save_settings
+from moesr_bids.bids.joining import with_joined
 from moesr_bids.bids.plan import ImagePlan, plan_image
-from moesr_bids.bids.record import Record
-from moesr_bids.bids.resume import finished_record
+from moesr_bids.bids.resume import finished_record, known_apart
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.source import other_source
 from moesr_bids.bids.status import ImageStatus, write_status
@@ -84,10 +84,13 @@ def _run(settings: Settings, write_lines_to: Callable[[Path], None]) -> int:
 
 def _collect(settings: Settings) -> list[RawImage]:
     try:
-        return with_references(collect_images(settings))
+        found, notes = with_joined(with_references(collect_images(settings)), settings.join)
     except ValueError as refusal:  # of PyBIDS, most often: an entity that it does not know
         source = settings.bids_filter_file or settings.bids_database_dir or settings.bids_dir
         raise UsageError(f"{source}: {str(refusal).partition(' If you')[0]}") from None
+    for note in notes:
+        say(note)
+    return found
 
 
 def _prepare(found: Sequence[RawImage], settings: Settings) -> None:
@@ -110,7 +113,10 @@ def _process(found: Sequence[RawImage], plans: Sequence[ImagePlan], settings: Se
         say(f"done again with their reference, which an earlier run had not: {names}")
         more = run_with_references(outdated, images, settings)
         runs = Runs((*runs.plans, *more.plans), {**runs.crashes, **more.crashes}, more.error or runs.error)
-    statuses = [outcome(plan, runs.crashes.get(plan.image), runs.error) for plan in runs.plans]
+    statuses = [outcome(plan, runs.crash_of(plan), runs.error) for plan in runs.plans]
+    for plan, status in zip(runs.plans, statuses, strict=True):
+        if status.state == "apart" and (crash := runs.crash_of(plan)):
+            crash.path.unlink(missing_ok=True)  # nothing has failed
     statuses += [rejected_status(image) for image in found if image.problem]
     statuses += statuses_without_images(found, settings)
     return _conclude(found, statuses, settings, skipped=len(finished) - len(outdated))
@@ -120,19 +126,20 @@ def _skip_finished(
     found: Sequence[RawImage], plans: Sequence[ImagePlan], settings: Settings
 ) -> tuple[list[ImagePlan], list[ImagePlan]]:
     """Return the plans of images that are complete, and of those to process; write the status of each."""
-    records: dict[RawImage, Record] = {}
+    settled: dict[RawImage, ImageStatus] = {}
     for plan in plans:
         if (record := finished_record(plan)) is not None:
-            records[plan.image] = record
+            settled[plan.image] = skipped_status(plan.image, record)
+        elif plan.joined and (status := known_apart(plan)) is not None:
+            settled[plan.image] = status
     forget_what_is_gone(settings, found)
     for plan in plans:
-        record = records.get(plan.image)
         waiting = image_status(plan.image, state="waiting")
-        write_status(settings.output_dir, skipped_status(plan.image, record) if record else waiting)
+        write_status(settings.output_dir, settled.get(plan.image, waiting))
     # This table remains if the run is killed. Tasks of an array begin together, so a young table is kept.
     tabulate(settings, unless_younger_s=10)
-    finished = [plan for plan in plans if plan.image in records]
-    todo = [plan for plan in plans if plan.image not in records]
+    finished = [plan for plan in plans if plan.image in settled]
+    todo = [plan for plan in plans if plan.image not in settled]
     say(
         f"{counted(len(found), 'image')} of {counted(len({image.participant for image in found}), 'participant')}: "
         f"{len(todo)} to process, {len(finished)} already complete"
@@ -163,6 +170,9 @@ def _conclude(found: Sequence[RawImage], statuses: Sequence[ImageStatus], settin
         export_raw(settings.output_dir, settings.export_raw, sorted(shown))
     _tell_unselected(settings, shown)
     failed = [status for status in statuses if status.state == "failed"]
+    for status in statuses:
+        if status.state == "apart":
+            say(f"{status.key} is not made: {status.reason}")
     for status in failed:
         say(f"FAILED {status.key} at step {step_words(status.step)}: {status.reason}")
     done = sum(status.state == "done" for status in statuses)
@@ -208,7 +218,7 @@ def _clean(settings: Settings, images: Sequence[RawImage]) -> None:
     from moesr_bids.workflows.base import WORKFLOW_NAME, participant_workflow_name
 
     folder = settings.work_dir / WORKFLOW_NAME
-    for image in images:
+    for image in with_scans(images):
         participant = folder / participant_workflow_name(image.participant)
         shutil.rmtree(participant / image.workflow_name, ignore_errors=True)
         for empty in (participant, folder):

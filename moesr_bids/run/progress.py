@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from moesr_bids.bids.plan import ImagePlan
 
 # Steps too short for a line.
-_QUIET_STEPS = frozenset({"files", "records"})
+_QUIET_STEPS = frozenset(
+    {"files", "records", "scan_files", "preproc_files", "mask_files", "metadata_files"}
+    | {"sr_files", "sr_records", "uncertainty_files"}
+)
 
 
 @attrs.frozen
@@ -52,7 +55,10 @@ class Progress:
     ) -> None:
         self._plans = {plan.image.workflow_name: plan for plan in plans}
         references = {plan.reference.image for plan in plans if plan.reference is not None}
-        self._stems = {image.workflow_name: image.stem for image in (*references, *(plan.image for plan in plans))}
+        others = {scan for plan in plans for scan in plan.image.scans}
+        others |= {scan.reference for scan in others if scan.reference is not None}
+        known = (*references, *others, *(plan.image for plan in plans))
+        self._stems = {image.workflow_name: image.stem for image in known}
         self._began, self._ended = began, ended
         self._running: dict[str, _Running] = {}
         self._numbers: dict[str, int] = {}
@@ -121,7 +127,7 @@ class Progress:
 
     def _name(self, image: str) -> str:
         number = self._numbers.get(image)
-        return f"{self._stems[image]}, " + (f"image {number} of {len(self._plans)}" if number else "reference")
+        return f"{self._stems[image]}, " + (f"image {number} of {len(self._plans)}" if number else "for the others")
 
     def _so_far(self) -> Iterator[tuple[str, str, float]]:
         now = time.time()

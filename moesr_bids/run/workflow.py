@@ -7,8 +7,9 @@ from typing import Any
 
 import attrs
 
-from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.collect import RawImage, with_scans
 from moesr_bids.bids.crashes import Crash, crash_files, crashes_by_image
+from moesr_bids.bids.joining import FIRST_APART, of_scans, without_failed
 from moesr_bids.bids.plan import ImagePlan, plan_image
 from moesr_bids.bids.resume import finished_record
 from moesr_bids.bids.sessions import registered_by_itself, with_references
@@ -22,6 +23,8 @@ from moesr_bids.run.reporting import Reporter
 # Steps that an image needs to serve as a reference, and steps in which other images are aligned to it.
 _REFERENCE_STEPS = ("conform", "gradunwarp", "brain_mask", "n4", "register_")
 _ALIGNMENT_STEPS = ("coregister", "register_")
+# And what a scan of a joined image has to go through.
+_SCAN_STEPS = ("conform", "gradunwarp", "brain_mask", "n4", "super_resolve")
 
 
 @attrs.frozen
@@ -43,6 +46,11 @@ class Runs:
     crashes: Mapping[RawImage, Crash] = attrs.field(factory=dict)
     error: Exception | None = None
 
+    def crash_of(self, plan: ImagePlan) -> Crash | None:
+        """Return what failed of an image; of a joined image without a failure of its own, what failed of its scans."""
+        found = (self.crashes.get(image) for image in (plan.image, *plan.image.scans))
+        return next((crash for crash in found if crash is not None), None)
+
 
 def run_with_references(todo: Sequence[ImagePlan], images: Sequence[RawImage], settings: Settings) -> Runs:
     """Run the workflow until every image is done, or has failed for a reason of its own.
@@ -60,43 +68,74 @@ def run_with_references(todo: Sequence[ImagePlan], images: Sequence[RawImage], s
 
     """
     waiting, logs = list(todo), settings.output_dir / "logs"
+    # Scans of joined images are processed, whether or not they are images of the run.
+    files = with_scans(images)
     plans = {plan.image: plan for plan in todo}
     crashes: dict[RawImage, Crash] = {}
     useless: set[RawImage] = set()
+    unfit: dict[RawImage, str] = {}
     error = None
     while waiting:
-        earlier = crash_files(logs, images)
+        earlier = crash_files(logs, files)
         error = run_workflow(waiting, settings)
-        found = crashes_by_image(logs, images, earlier=earlier)
+        found = crashes_by_image(logs, files, earlier=earlier)
         crashes |= found
         if settings.stop_on_first_crash:
             break
         useless |= {image for image, crash in found.items() if crash.step.startswith(_REFERENCE_STEPS)}
-        waiting = _plan_again(waiting, images, found, useless)
+        unfit |= {image: crash.reason for image, crash in found.items() if crash.step.startswith(_SCAN_STEPS)}
+        waiting = _plan_again(waiting, [image for image in files if not image.scans], found, useless, unfit)
         for plan in waiting:
             plans[plan.image] = plan
             crashes.pop(plan.image, None)
         if waiting:
             names = ", ".join(plan.image.stem for plan in waiting)
-            say(f"done again without the reference of their session: {names}")
+            say(f"done again without what could not be used: {names}")
     return Runs(tuple(plans.values()), crashes, error)
 
 
 def _plan_again(
-    plans: Sequence[ImagePlan], images: Sequence[RawImage], crashes: Mapping[RawImage, Crash], useless: set[RawImage]
+    plans: Sequence[ImagePlan],
+    files: Sequence[RawImage],
+    crashes: Mapping[RawImage, Crash],
+    useless: set[RawImage],
+    unfit: Mapping[RawImage, str],
 ) -> list[ImagePlan]:
-    """Return new plans for images that failed because of their reference."""
+    """Return new plans for images that failed because of their reference, or of one of their scans."""
     again = []
-    replanned = {image: image for image in with_references(images, failed=useless)}
+    replanned = {image: image for image in with_references(files, failed=useless)}
     for plan in plans:
-        if plan.reference is None:
-            continue
         crash = crashes.get(plan.image)
-        if crash is not None and crash.step.startswith(_ALIGNMENT_STEPS):
+        if plan.joined:
+            image = _join_again(plan, replanned, crashes, unfit)
+            again += [plan_image(image, plan.settings)] if image else []
+        elif plan.reference is None:
+            continue
+        elif crash is not None and crash.step.startswith(_ALIGNMENT_STEPS):
             again.append(plan_image(registered_by_itself(plan.image, crash.reason), plan.settings))
         elif crash is None and plan.reference.image in useless and finished_record(plan) is None:
             again.append(plan_image(replanned[plan.image], plan.settings))
     return again
+
+
+def _join_again(
+    plan: ImagePlan,
+    replanned: Mapping[RawImage, RawImage],
+    crashes: Mapping[RawImage, Crash],
+    unfit: Mapping[RawImage, str],
+) -> RawImage | None:
+    """Return a joined image without the scans that kept it from being done; None where that is of no help."""
+    crash = crashes.get(plan.image)
+    if finished_record(plan) is not None or (crash is not None and FIRST_APART not in crash.reason):
+        return None
+    scans = [replanned[scan] for scan in plan.image.scans]
+    first = crashes.get(scans[0])
+    if first is not None and scans[0].reference is not None and first.step.startswith(_ALIGNMENT_STEPS):
+        scans[0] = registered_by_itself(scans[0], first.reason)
+    failed = {**unfit, scans[0]: "it does not fit the other scans"} if crash is not None else unfit
+    image = without_failed(of_scans(plan.image, scans), failed)
+    same = image.scans == plan.image.scans and image.reference == plan.image.reference
+    return None if same else image
 
 
 def run_workflow(plans: Sequence[ImagePlan], settings: Settings) -> Exception | None:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.collect import RawImage, with_scans
 from moesr_bids.config import Settings
 from moesr_bids.console import say
 from moesr_bids.errors import UsageError
@@ -32,7 +32,8 @@ def working_on(images: Iterable[RawImage], settings: Settings) -> Iterator[None]
     """
     settings.work_dir.mkdir(parents=True, exist_ok=True)
     with (settings.work_dir / LOCK_FILE).open("ab") as stream:
-        for image in images:
+        # The scans of a joined image have folders of their own, whether or not they are images of the run.
+        for image in with_scans(images):
             place = int(hashlib.sha256(image.workflow_name.encode()).hexdigest()[:15], 16)
             try:
                 fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)

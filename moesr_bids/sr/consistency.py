@@ -87,8 +87,13 @@ class Misfit:
         mask
             Voxels of the input grid that the figures are of.
         """
-        factors = operator.factors()
         residual = (acquired - operator.forward(image)).div_(sigma)
+        return cls.of_residual(residual, operator, mask)
+
+    @classmethod
+    def of_residual(cls, residual: torch.Tensor, operator: AcquisitionOperator, mask: NDArray[np.bool_]) -> Misfit:
+        """Judge a residual in units of the noise on the input grid of an operator."""
+        factors = operator.factors()
         within = residual if factors.share == 1 else factors.from_left(factors.to_left(residual))
         representable = within.cpu().numpy()
         inner = representable[mask] / math.sqrt(factors.share)
@@ -142,7 +147,7 @@ class Move:
         before: torch.Tensor,
         after: torch.Tensor,
         std: torch.Tensor | None,
-        operator: AcquisitionOperator,
+        grid: Grid,
         *,
         sigma: float,
         mask: NDArray[np.bool_],
@@ -152,18 +157,17 @@ class Move:
         Parameters
         ----------
         before, after
-            Images on the target grid.
+            Images on ``grid``.
         std
-            Predicted standard deviation of the error on the target grid; None for models that predict none.
-        operator
-            Acquisition operator A; it knows both grids.
+            Predicted standard deviation of the error on ``grid``; None for models that predict none.
+        grid
+            Target grid.
         sigma
             Standard deviation of the noise, in the units of the images.
         mask
-            Voxels of the input grid; a voxel of the target grid counts if the one nearest to it does.
+            Voxels of ``grid`` that count.
         """
-        grid = operator.target_grid
-        inside = torch.from_numpy(operator.input_grid.nearest(mask, grid)).to(before.device)
+        inside = torch.from_numpy(mask).to(before.device)
         change = (after - before).mul_(inside)
         size = [min(n, max(1, round(STRUCTURE_MM / zoom))) for n, zoom in zip(grid.shape, grid.zooms, strict=True)]
         means = functional.avg_pool3d(change[None, None], size, ceil_mode=True)[0, 0].abs().cpu().numpy()

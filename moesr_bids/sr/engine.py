@@ -134,7 +134,7 @@ def super_resolve(
     where = choose_device(options.device)
     with measured() as total, _thread_limit(options.threads), full_memory_told(_WAY_OUT):
         stages: list[dict[str, Any]] = []
-        with _stage("prepare", stages):
+        with stage("prepare", stages):
             source, name, notes = _load(image)
             values = Intensities.of(_checked_data(source, name), name)
             data = values.data
@@ -170,9 +170,9 @@ def super_resolve(
             maps=options.maps,
             window=window,
         )
-        with _stage("reconstruct", stages):
+        with stage("reconstruct", stages):
             reconstruction, mended = _usable(chosen.reconstruct(problem), name)
-        with _stage("project", stages):
+        with stage("project", stages):
             factors = operator.factors()
             non_negative = _is_magnitude(data)
             own = reconstruction.image.clamp_(min=0) if non_negative else reconstruction.image
@@ -181,7 +181,9 @@ def super_resolve(
             before = compare(own)
             volume, lam = _agree_with_data(chosen, problem, own, factors, non_negative=non_negative)
             after = compare(volume) if lam > 0 else before
-            move = Move.of(own, volume, reconstruction.std, operator, sigma=problem.sigma, mask=inside)
+            move = Move.of(
+                own, volume, reconstruction.std, target, sigma=problem.sigma, mask=grid.nearest(inside, target)
+            )
             residual, beyond_grid = after.residual.cpu().numpy(), after.beyond_grid_std
         facts = {
             "Version": __version__,
@@ -410,7 +412,8 @@ def _nifti(data: NDArray[np.float32], affine: NDArray[np.float64], like: Spatial
 
 
 @contextmanager
-def _stage(name: str, stages: list[dict[str, Any]]) -> Iterator[None]:
+def stage(name: str, stages: list[dict[str, Any]]) -> Iterator[None]:
+    """Measure a part of the work, and add what it took to the stages."""
     with measured() as used:
         yield
     stages.append({"Stage": name, "Seconds": used.seconds, "PeakMemoryGB": used.peak_memory_gb})

@@ -109,6 +109,13 @@ def believed_by(operator: ScanOperator, axis: int, weights: NDArray[np.float32],
     return covered & torch.from_numpy(np.interp(place, np.arange(len(weights)), weights) >= least)
 
 
+def least(volumes: Sequence[torch.Tensor], covered: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Least of volumes where they are covered; the first one where none is."""
+    inside = torch.stack([torch.where(part, v, torch.inf) for v, part in zip(volumes, covered, strict=True)])
+    found = inside.amin(dim=0)
+    return torch.where(found.isfinite(), found, volumes[0])
+
+
 def plain_mean(volumes: Sequence[torch.Tensor], covered: Sequence[torch.Tensor]) -> torch.Tensor:
     """Mean of volumes where they are covered; the first one where none is."""
     counts, total = torch.zeros_like(volumes[0]), torch.zeros_like(volumes[0])

@@ -1,0 +1,31 @@
+"""Memory and time of joining scans that were super-resolved alone, from the grids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ...resources import GIB
+
+# Measured on whole heads in three stacks of 5 mm, 0.7 mm.
+_BASE_GB, _BYTES_PER_VOXEL, _BYTES_PER_VOXEL_AND_SCAN = 1.0, 60, 12
+_SECONDS_PER_MEGAVOXEL_AND_SCAN = 2.0  # of one thread
+_PLACING_SECONDS_PER_SCAN = 20.0
+
+
+def estimate_cost(target_shape: Sequence[int], scans: int, threads: int) -> tuple[float, float]:
+    """Return the peak memory in GiB and the wall time in seconds.
+
+    Parameters
+    ----------
+    target_shape
+        Shape of the grid of the joint image.
+    scans
+        How many are joined.
+    threads
+        Of one process.
+    """
+    voxels = math.prod(target_shape)
+    memory = _BASE_GB + (_BYTES_PER_VOXEL + _BYTES_PER_VOXEL_AND_SCAN * scans) * voxels / GIB
+    work = scans * (_SECONDS_PER_MEGAVOXEL_AND_SCAN * voxels / 1e6 + _PLACING_SECONDS_PER_SCAN)
+    return round(memory, 2), round(work / (1 if threads <= 1 else threads**0.8), 1)
