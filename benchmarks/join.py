@@ -49,7 +49,10 @@ _TIKHONOV = Prior(0.2, 0.1)
 
 @frozen
 class Setting:
-    """A simulated examination: the voxel size of each scan in voxels of the truth, and the fault of the last scan."""
+    """A simulated examination: the voxel size of each scan in voxels of the truth.
+
+    The last one is ``foreign``, of another person; the last that is not may be ``spoilt`` by motion and a lost slice.
+    """
 
     name: str
     factors: tuple[tuple[float, float, float], ...]
@@ -75,6 +78,7 @@ SETTINGS = {
         Setting("repeats", ((2.0, 2.0, 2.0),) * 2),
         Setting("spoilt", _stacks(5, "kij"), spoilt=True),
         Setting("foreign", _stacks(5, "kij"), foreign=True),
+        Setting("both", _stacks(5, "kijk"), spoilt=True, foreign=True),
     )
 }
 
@@ -125,7 +129,7 @@ def simulate(
         case = Case(setting.name, factors, setting.profile, noise=_NOISE)
         sigma = _NOISE * source.level
         scan = degrade(moved(source.image, position), case, sigma, seed=seed + number)
-        if setting.spoilt and last:
+        if setting.spoilt and number == len(positions) - 1 - setting.foreign:
             elsewhere = position @ motion([3.0, -2.0, 3.0, 0.05, 0.03, -0.04], centre)
             scan = _spoil(scan, degrade(moved(truth.image, elsewhere), case, sigma, seed=seed + 50))
         yield scan

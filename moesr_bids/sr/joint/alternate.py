@@ -191,23 +191,22 @@ class Alternation:
         predicted = operator.forward(image).numpy()
         inside = given.inside & operator.seen().numpy()
         zooms = given.grid.zooms
-        placed.agreement = agreement(given.data, predicted, inside, zooms)
+        # A slice without signal would lower the gain field around it. So slices are judged first, by one overall gain.
+        expected = predicted * np.float32(overall_gain(given.data, predicted, inside))
+        # Also where the others see a head: a slice without signal has no foreground of its own.
+        head = (given.inside | foreground(predicted)) & operator.seen().numpy()
+        weights, excess = slice_weights(given.data, expected, head, given.slice_axis, max(given.sigma, _LEAST_SIGMA))
+        believed = np.broadcast_to(_along(weights, given.slice_axis) > _BELIEVED, inside.shape)
+        placed.agreement = agreement(given.data, predicted, inside, believed, zooms)
         if placed.agreement < LEAST_AGREEMENT and s != self.reference:
             placed.reason = (
                 f"its detail does not agree with the other scans (correlation {placed.agreement:.2f}, at least "
                 f"{LEAST_AGREEMENT}): another contrast or head, or not aligned"
             )
             return
-        # A slice without signal would lower the gain field around it. So slices are judged first, by one overall gain.
-        expected = predicted * np.float32(overall_gain(given.data, predicted, inside))
-        # Also where the others see a head: a slice without signal has no foreground of its own.
-        head = (given.inside | foreground(predicted)) & operator.seen().numpy()
-        placed.weights, placed.excess = slice_weights(
-            given.data, expected, head, given.slice_axis, max(given.sigma, _LEAST_SIGMA)
-        )
+        placed.weights, placed.excess = weights, excess
         if s != self.reference:
-            believed = inside & (_along(placed.weights, given.slice_axis) > _BELIEVED)
-            placed.gain = gain_field(given.data, predicted, believed, zooms)
+            placed.gain = gain_field(given.data, predicted, inside & believed, zooms)
 
     def _movable(self, s: int) -> Movable:
         given, placed = self.given[s], self.placed[s]

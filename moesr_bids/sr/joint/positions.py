@@ -29,7 +29,6 @@ SMOOTHING_MM = (6.0, 3.0, 1.5)
 _STEPS = 8
 _STILL_MM = 0.01
 _HUBER = 1.5
-_STEP = 4 / 3  # of the samples of a smoothed scan, in its standard deviations: what is finer is damped to 6 %
 _RADIUS_MM = 60.0  # of the ball that stands for a head
 
 
@@ -135,7 +134,7 @@ class _View:
 
     @classmethod
     def of(cls, scan: Movable, sigma: float) -> _View:
-        steps = tuple(slice(None, None, max(1, round(_STEP * sigma / zoom))) for zoom in scan.grid.zooms)
+        steps = tuple(slice(None, None, max(1, int(sigma / zoom))) for zoom in scan.grid.zooms)
         matrices = tuple(_gaussian(scan.grid, axis, sigma)[steps[axis]] for axis in range(3))
         weight = scan.weight.expand(scan.grid.shape)[steps]
         return cls(apply_axes(scan.acquired, matrices), scan.inside[steps], weight, matrices, steps)

@@ -70,16 +70,19 @@ def detail(volume: FloatArray, inside: Bools, zooms: Sequence[float]) -> FloatAr
     return np.asarray(volume - total / np.maximum(share, 1e-6), dtype=np.float32)
 
 
-def agreement(acquired: FloatArray, predicted: FloatArray, inside: Bools, zooms: Sequence[float]) -> float:
+def agreement(
+    acquired: FloatArray, predicted: FloatArray, inside: Bools, believed: Bools, zooms: Sequence[float]
+) -> float:
     """Correlation of the detail of a scan with that of its prediction: 1 for the same head, about 0 for chance.
 
-    Outlines of heads are alike, so only voxels more than 5 mm inside count.
+    Outlines of heads are alike, so only voxels more than 5 mm inside count. Of these, only ``believed`` slices count: a
+    few that moved say nothing of whose head it is.
     """
     deep = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=zooms)[1:-1, 1:-1, 1:-1] > _RIM_MM
     if np.count_nonzero(deep) < 100:
         deep = inside
-    here, there = (detail(volume, inside, zooms)[deep] for volume in (acquired, predicted))
-    if here.std() == 0 or there.std() == 0:
+    here, there = (detail(volume, inside & believed, zooms)[deep & believed] for volume in (acquired, predicted))
+    if not here.size or here.std() == 0 or there.std() == 0:
         return 0.0
     return float(np.corrcoef(here, there)[0, 1])
 
