@@ -56,23 +56,34 @@ def trimmed(truth: Truth) -> Truth:
 
 
 def build(folder: Path, truth: Truth, other: Truth | None, setting: Setting) -> dict[str, Position]:
-    """Make the data set; return by the ``acq`` of each scan of the first session where it lies, seen from the truth."""
+    """Make the data set, if it is not there; return by ``acq`` where each scan of the first session lies.
+
+    Positions are from world mm of the truth to world mm of the scan.
+    """
     centre = centre_of(truth.mask, truth.image.affine)
     positions = positions_of(len(setting.factors), centre, seed=sum(map(ord, truth.participant)), known=False)
+    names = [_name(truth, setting, number) for number in range(len(positions))]
+    found = dict(zip(names, positions, strict=True))
+    if (folder / "bids").exists():
+        return found
     (folder / "bids").mkdir(parents=True)
     description = {"Name": "examination", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
     (folder / "bids" / "dataset_description.json").write_text(json.dumps(description), encoding="utf-8")
-    found = {}
     for number, scan in enumerate(simulate(truth, other, setting, positions, seed=1)):
-        axis = int(np.argmax(setting.factors[number]))
-        foreign = setting.foreign and number == len(positions) - 1
-        name = "other" if foreign else _ORIENTATIONS[nib.aff2axcodes(scan.affine)[axis]]
-        metadata = {"MRAcquisitionType": "2D", "SliceThickness": float(scan.header.get_zooms()[axis])}
-        _write(scan, folder / f"bids/sub-01/ses-1/anat/sub-01_ses-1_acq-{name}_{truth.suffix}.nii.gz", metadata)
+        thickness = max(setting.factors[number]) * truth.zoom
+        metadata = {"MRAcquisitionType": "2D", "SliceThickness": thickness}
+        name = f"acq-{names[number]}_{truth.suffix}.nii.gz"
+        _write(scan, folder / f"bids/sub-01/ses-1/anat/sub-01_ses-1_{name}", metadata)
         if number == 0:
-            _write(scan, folder / f"bids/sub-01/ses-2/anat/sub-01_ses-2_acq-{name}_{truth.suffix}.nii.gz", metadata)
-        found[name] = positions[number]
+            _write(scan, folder / f"bids/sub-01/ses-2/anat/sub-01_ses-2_{name}", metadata)
     return found
+
+
+def _name(truth: Truth, setting: Setting, number: int) -> str:
+    """By the direction across the slices."""
+    if setting.foreign and number == len(setting.factors) - 1:
+        return "other"
+    return _ORIENTATIONS[nib.aff2axcodes(truth.image.affine)[int(np.argmax(setting.factors[number]))]]
 
 
 def _write(scan: nib.Nifti1Image, path: Path, metadata: dict[str, object]) -> None:
@@ -136,9 +147,9 @@ def report(folder: Path, judge: Judge) -> Iterator[str]:
         stem = stem_of(sidecar.name)
         joined = record.joined
         scan = entities_of(joined.scans[joined.reference].source if joined else sidecar.name)["acq"]
-        uncertainty = sidecar.with_name(f"{stem.replace('_desc-moesr_', '_desc-uncertainty_')}.nii.gz")
         if scan not in judge.positions or scan == "other":
             continue
+        uncertainty = sidecar.with_name(f"{stem.replace('_desc-moesr_', '_desc-uncertainty_')}.nii.gz")
         yield _line(
             stem, judge.compare(sidecar.with_suffix(".nii.gz"), scan, uncertainty if uncertainty.exists() else None)
         )
@@ -171,7 +182,7 @@ def _line(name: str, found: tuple[float, float, ErrorRatios | None]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Build, run and compare."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.examination", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="where the data set, the output and the work folder are made")
+    parser.add_argument("folder", type=Path, help="where data set, output and work folder are made, or lie")
     parser.add_argument("--data", type=Path, required=True, help="BIDS folder of sharp scans")
     parser.add_argument("--splits", type=Path, required=True, help="TSV with participant_id and role")
     parser.add_argument("--role", default="validation", help="(default: validation)")

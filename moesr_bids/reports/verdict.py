@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import attrs
 
+from moesr_bids.bids.names import stem_of
 from moesr_bids.bids.record import Record
 from moesr_bids.bids.steps import step_words
 from moesr_bids.reports.derivatives import ImageRecord
@@ -161,9 +162,13 @@ RULES: tuple[Rule, ...] = (
 
 
 def doubts(record: Record) -> list[str]:
-    """Return the doubts of the brain mask step, and a sentence if the image is a synthesis."""
+    """Return the doubts of the brain mask step, a sentence on a synthesis, and the scans that a joined image lacks."""
     translated = ["the contrast was translated by the model: a synthesis cannot be held against the scan"]
-    return [*(translated if record.synthesis else []), *(f"{d}; see the brain mask" for d in record.brain_mask.doubts)]
+    found = [*(translated if record.synthesis else []), *(f"{d}; see the brain mask" for d in record.brain_mask.doubts)]
+    if record.joined is None:
+        return found
+    lacking = [*(scan for scan in record.joined.scans if not scan.used), *record.joined.failed]
+    return found + [f"{stem_of(scan.source)} is not in the image: {scan.reason}" for scan in lacking]
 
 
 def reasons(record: ImageRecord) -> list[str]:
