@@ -50,6 +50,29 @@ def data_consistency(**of_the_model: Any) -> dict[str, Any]:
     }
 
 
+def joined(**of_the_last: Any) -> dict[str, Any]:
+    """Return what is recorded of an image that was joined from two scans; of the second with changes."""
+    scan = {
+        "Source": "sub-01/anat/sub-01_acq-ax_T1w.nii.gz",
+        "Used": True,
+        "Position": np.eye(4).tolist(),
+        "RotationDegrees": 0.0,
+        "TranslationMM": 0.0,
+        "LastMoveMM": 0.0,
+        "Agreement": 0.9,
+        "PSF": [{"Kind": "kspace", "FWHM": 1.0}] * 3,
+        "NoiseStd": 12.5,
+        "Gain": {"Median": 1.0, "Low": 0.95, "High": 1.05},
+        "SliceAxis": "k",
+        "Slices": 36,
+        "SliceWeights": {},
+        "Mean": data_consistency()["Model"],
+        "Output": data_consistency()["Model"],
+    }
+    last = {**scan, "Source": "sub-01/anat/sub-01_acq-cor_T1w.nii.gz", **of_the_last}
+    return {"Reference": 0, "Turns": 2, "Prior": {"Tau": 0.2, "Rho": 0.05}, "Scans": [scan, last]}
+
+
 def moesr(**changes: Any) -> dict[str, Any]:
     """Return the ``Moesr`` block of a finished image."""
     block: dict[str, Any] = {

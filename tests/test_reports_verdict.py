@@ -13,7 +13,7 @@ from moesr_bids.reports.derivatives import find_images
 from moesr_bids.reports.group import build_group
 from moesr_bids.reports.individual import build_participant_report
 from moesr_bids.reports.verdict import RULES, reasons, verdict
-from tests.reports_data import add_finished, add_status, brain_mask, data_consistency, registration
+from tests.reports_data import add_finished, add_status, brain_mask, data_consistency, joined, registration
 
 KEY = "sub-01_T1w"
 
@@ -39,6 +39,11 @@ def test_nothing_to_ask(tmp_path: Path) -> None:
         ({"BiasField": {"RangePercent": [-91.0, 20.0]}}, "91 (expected: at most 80)"),
         ({"Uncertainty": {"MedianPercent": 15.05}}, "15.1 (expected: at most 12)"),
         ({"InputZooms": [0.5, 0.5, 7.0]}, "10 (expected: at most 9)"),
+        ({"Joined": joined(Used=False, Reason="another head")}, "sub-01_acq-cor_T1w is not in the image: another head"),
+        (
+            {"Joined": joined() | {"Failed": [{"Source": "sub-01/anat/sub-01_T1w.nii.gz", "Reason": "cut short"}]}},
+            "sub-01_T1w is not in the image: cut short",
+        ),
     ],
 )
 def test_each_rule_asks_for_a_look(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -47,6 +52,12 @@ def test_each_rule_asks_for_a_look(tmp_path: Path, changes: dict[str, Any], word
     assert verdict(record) == "look"
     (reason,) = reasons(record)
     assert words in reason
+
+
+def test_slices_that_weigh_less_ask_for_nothing(tmp_path: Path) -> None:
+    add_finished(tmp_path, KEY, Joined=joined(SliceWeights={"8": 0.0}))
+    (record,) = find_images(tmp_path)
+    assert verdict(record) == "ok"
 
 
 def test_agreement_that_was_forced_does_not_judge(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_three_stacks_find_each_other_and_a_spoilt_slice_is_not_believed(stacks)
     assert weights[8] < 0.3
     assert weights[10] < 0.3
     assert np.delete(weights, [8, 10]).min() > 0.5
+    assert found.placed[2].agreement > 0.9, "two bad slices of 18 say nothing of whose head it is"
     assert np.median(found.placed[1].gain[stacks[1].inside]) == pytest.approx(1.1, rel=0.03)
 
 

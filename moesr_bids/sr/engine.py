@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import ImageError
 from ..intensities import Intensities
-from ..nifti import MAX_SHEAR, image_like, length_unit, open_image, read_voxels
+from ..nifti import image_like
 from ..resources import available_memory_gb, measured
 from .consistency import Misfit, Move
 from .cost import window_voxels
@@ -28,11 +28,12 @@ from .device import choose_device, device_name, full_memory_told
 from .grid import Grid
 from .models import get_model, refuse_unused
 from .models.base import Model, Problem, Progress, Reconstruction, silent
-from .noise import estimate_noise, fills_corners, foreground
+from .noise import estimate_noise, fills_corners
 from .operator import AcquisitionOperator, Factors
 from .options import SROptions
 from .projection import project
 from .psf import PSF
+from .reading import Reading
 from .windows import CPU_WINDOW_VOXELS
 from .zerofilling import measured_shares, zero_filled
 
@@ -135,11 +136,8 @@ def super_resolve(
     with measured() as total, _thread_limit(options.threads), full_memory_told(_WAY_OUT):
         stages: list[dict[str, Any]] = []
         with stage("prepare", stages):
-            source, name, notes = _load(image)
-            values = Intensities.of(_checked_data(source, name), name)
-            data = values.data
-            grid = Grid.from_image(source)
-            inside = foreground(data) if mask is None else _checked_mask(mask, source, name)
+            scan = Reading.of(image, mask)
+            name, values, data, grid, inside = scan.name, scan.values, scan.values.data, scan.grid, scan.inside
             profile = PSF.parse(options.psf, grid.zooms) if isinstance(options.psf, str) else options.psf
             profile = profile or zero_filled(PSF.from_acquisition(grid.zooms, metadata), data, grid.zooms, inside)
             target = grid.isotropic(options.resolution)
@@ -147,8 +145,8 @@ def super_resolve(
             shares = measured_shares(profile, grid.zooms)
             noise = estimate_noise(data, inside, zooms=grid.zooms, shares=shares)
             sigma = noise.std
-            inside &= ~values.outliers  # after the noise: each would cost it all that touches it
-            told = {key: _checked_map(value, source, name) for key, value in (guidance or {}).items()}
+            inside = inside & ~values.outliers  # after the noise: each would cost it all that touches it
+            told = {key: scan.map_on_grid(value) for key, value in (guidance or {}).items()}
             scale = float(np.percentile(data[inside], _PERCENTILE))
             if scale <= 0:
                 raise ImageError(f"{name}: the image is not positive inside the mask; a magnitude image is needed")
@@ -219,7 +217,7 @@ def super_resolve(
                 "Projection": move.record(),
             },
             "Warnings": [
-                *notes,
+                *scan.notes,
                 *values.notes,
                 *([_SYNTHESIS] if chosen.card.synthesis else []),
                 *mended,
@@ -231,13 +229,13 @@ def super_resolve(
         std = None if reconstruction.std is None else reconstruction.std.mul_(scale).cpu().numpy()
     facts |= {"Stages": stages, "Seconds": total.seconds, "PeakMemoryGB": max(s["PeakMemoryGB"] for s in stages)}
     return Result(
-        image=_nifti(output, target.affine, source, f"moesr {chosen.name} {options.resolution:g} mm"),
-        residual=_nifti(residual, source.affine, source, "input - A(output), noise units"),
-        uncertainty=None if std is None else _nifti(std, target.affine, source, "standard deviation of the error"),
+        image=_nifti(output, target.affine, scan.image, f"moesr {chosen.name} {options.resolution:g} mm"),
+        residual=_nifti(residual, scan.image.affine, scan.image, "input - A(output), noise units"),
+        uncertainty=None if std is None else _nifti(std, target.affine, scan.image, "standard deviation of the error"),
         record=json.loads(json.dumps(facts)),
         maps={
             key: _nifti(
-                (volume if key.startswith("gate") else volume * scale).cpu().numpy(), target.affine, source, key
+                (volume if key.startswith("gate") else volume * scale).cpu().numpy(), target.affine, scan.image, key
             )
             for key, volume in reconstruction.maps.items()
         },
@@ -318,58 +316,6 @@ def _uncertainty_facts(
         return {}
     median = float(np.median(operator.forward(std).cpu().numpy()[inside]))
     return {"Uncertainty": {"MedianPercent": 100 * median}}
-
-
-def _load(image: SpatialImage | str | Path) -> tuple[SpatialImage, str, tuple[str, ...]]:
-    """Return an image, its name in messages, and notes of what is odd about its header."""
-    if isinstance(image, SpatialImage):
-        return image, image.get_filename() or "image", ()
-    opened, notes = open_image(Path(image))
-    return opened, str(image), notes
-
-
-def _checked_data(image: SpatialImage, name: str) -> NDArray[np.float32]:
-    if len(image.shape) != 3 or min(image.shape) < 2:
-        raise ImageError(f"{name}: a 3-D image is needed, this one has shape {image.shape}; extract one volume")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        raise ImageError(f"{name}: the affine is not invertible; repair the header")
-    directions = image.affine[:3, :3] / nib.affines.voxel_sizes(image.affine)
-    if np.abs(directions.T @ directions - np.eye(3)).max() > MAX_SHEAR:
-        raise ImageError(f"{name}: the axes of the affine are not at right angles; convert the image again")
-    if isinstance(image, nib.Nifti1Image) and length_unit(image.header) in ("meter", "micron"):
-        raise ImageError(f"{name}: voxel sizes are not in mm; convert the image again")
-    data = read_voxels(image, name)
-    if not np.isfinite(data).all():
-        count = int(np.count_nonzero(~np.isfinite(data)))
-        raise ImageError(f"{name}: {count} voxels are NaN or infinite; replace them first")
-    if data.min() == data.max():
-        raise ImageError(f"{name}: all voxels have the value {data.flat[0]:g}; there is no image in this file")
-    return data
-
-
-def _load_on_grid(
-    value: SpatialImage | str | Path, image: SpatialImage, name: str, what: str
-) -> tuple[SpatialImage, str]:
-    source, own_name, _ = _load(value)
-    if source.shape != image.shape or not np.allclose(source.affine, image.affine, atol=1e-2):
-        raise ImageError(f"{own_name}: the {what} is not on the grid of {name}; resample it onto the image")
-    return source, own_name
-
-
-def _checked_mask(mask: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.bool_]:
-    source, mask_name = _load_on_grid(mask, image, name, "mask")
-    inside = read_voxels(source, mask_name) > 0.5
-    if np.count_nonzero(inside) < 100:
-        raise ImageError(f"{mask_name}: the mask has fewer than 100 voxels; check the brain extraction")
-    return inside
-
-
-def _checked_map(value: SpatialImage | str | Path, image: SpatialImage, name: str) -> NDArray[np.float32]:
-    source, map_name = _load_on_grid(value, image, name, "map")
-    data = read_voxels(source, map_name)
-    if not np.isfinite(data).all():
-        raise ImageError(f"{map_name}: the map has voxels that are NaN or infinite; replace them first")
-    return data
 
 
 def _is_magnitude(data: NDArray[np.float32]) -> bool:

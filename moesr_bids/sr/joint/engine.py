@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ...errors import ImageError
-from ...intensities import Intensities
-from ...nifti import image_like, open_image, read_voxels
+from ...nifti import image_like
 from ...resources import measured
 from ..consistency import Move
 from ..engine import stage, super_resolve
@@ -25,10 +24,10 @@ from ..grid import Grid
 from ..interpolation import cubic_spline
 from ..models import get_model
 from ..models.base import Progress, silent
-from ..noise import foreground
 from ..operator import AcquisitionOperator
 from ..options import SROptions
 from ..psf import PSF, AxisPSF
+from ..reading import Reading
 from . import APART
 from .alternate import Alternation, Given, Placed, place, placed_scan
 from .combine import believed_by, least, trusted_mean
@@ -317,14 +316,11 @@ def _estimate(alone: Alone, level: float) -> Estimate:
 
 
 def _given(path: str | Path, mask: str | Path | None, record: Mapping[str, Any], level: float) -> Given:
-    image, _ = open_image(Path(path))
     # Without its faults, as the engine reads a scan alone: they would pull the image of all.
-    data = Intensities.of(read_voxels(image, str(path)), str(path)).data
-    inside = foreground(data) if mask is None else read_voxels(open_image(Path(mask))[0], str(mask)) > 0.5
-    grid = Grid.from_image(image)
+    scan = Reading.of(path, mask)
     text = ",".join(f"{axis['Kind']}:{axis['FWHM']}" for axis in record["PSF"])
-    scaled = np.asarray(data, dtype=np.float32) / np.float32(level)
-    return Given(scaled, grid, PSF.parse(text, grid.zooms), inside, record["NoiseStd"] / level)
+    scaled = scan.values.data / np.float32(level)
+    return Given(scaled, scan.grid, PSF.parse(text, scan.grid.zooms), scan.inside, record["NoiseStd"] / level)
 
 
 def _nothing_fits(images: Sequence[str | Path], found: Alternation) -> str:
