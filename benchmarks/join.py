@@ -26,6 +26,7 @@ from attrs import asdict, evolve, frozen
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from moesr_bids.sr.calibration import ErrorRatios
 from moesr_bids.sr.grid import Grid
 from moesr_bids.sr.interpolation import cubic_spline
 from moesr_bids.sr.joint.alternate import Alternation, place, placed_scan
@@ -85,7 +86,10 @@ SETTINGS = {
 
 @frozen
 class Row:
-    """One line of the result."""
+    """One line of the result.
+
+    ``within90`` is the share of voxels in the predicted 90 % interval, ``temperature`` the factor that makes it 90 %.
+    """
 
     participant: str
     case: str
@@ -95,6 +99,8 @@ class Row:
     ssim: float
     position_error: float = float("nan")
     used: str = ""
+    within90: float = float("nan")
+    temperature: float = float("nan")
 
 
 def moved(truth: nib.Nifti1Image, position: NDArray[np.float64]) -> nib.Nifti1Image:
@@ -159,7 +165,7 @@ def examine(truth: Truth, other: Truth | None, setting: Setting, *, known: bool,
         prepared = prepare(paths, options)
     sharp, grid = np.asanyarray(truth.image.dataobj, dtype=np.float32), Grid.from_image(truth.image)
     found = place(prepared.given)
-    error = max(
+    misplaced = max(
         (distance(positions[s], found.placed[s].position, found.centre) for s in found.used if s), default=float("nan")
     )
     used = "+".join(str(s + 1) for s in found.used)
@@ -168,7 +174,7 @@ def examine(truth: Truth, other: Truth | None, setting: Setting, *, known: bool,
         volume = truth.known(image.numpy() * prepared.level)
         quality = psnr(truth.known(sharp), volume, truth.mask), ssim(truth.known(sharp), volume, truth.mask)
         return Row(
-            truth.participant, setting.name, "known" if known else "unknown", method, *quality, float(error), used
+            truth.participant, setting.name, "known" if known else "unknown", method, *quality, float(misplaced), used
         )
 
     own = [s for s in range(len(paths)) if not (setting.foreign and s == len(paths) - 1)]
@@ -182,7 +188,12 @@ def examine(truth: Truth, other: Truth | None, setting: Setting, *, known: bool,
     rows.append(row("mean", torch.stack(alone).mean(dim=0)))
     rows.append(row("tikhonov", _tikhonov(prepared, found, grid)))
     if len(found.used) > 1:
-        rows.append(row("join", reconstruct(prepared, found, grid).image))
+        joint = reconstruct(prepared, found, grid)
+        rows.append(row("join", joint.image))
+        if joint.std is not None:
+            error = truth.known(joint.image.numpy() * prepared.level) - truth.known(sharp)
+            ratios = ErrorRatios.of(error, joint.std.numpy() * prepared.level, truth.mask)
+            rows[-1] = evolve(rows[-1], within90=ratios.coverage(1.0)["90"], temperature=ratios.temperature())
     return rows
 
 
@@ -201,13 +212,14 @@ def _tikhonov(prepared: Prepared, found: Alternation, grid: Grid) -> torch.Tenso
 def table(rows: Sequence[Row]) -> str:
     """Return a table of PSNR and SSIM, with a line for each examination."""
     methods = list(dict.fromkeys(row.method for row in rows))
-    lines = ["| participant | case | positions | " + " | ".join(methods) + " | error of position, mm | used |"]
-    lines.append("|---" * (len(methods) + 5) + "|")
+    heads = ["participant", "case", "positions", *methods, "error of position, mm", "used", "in the 90 % interval, %"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for key in dict.fromkeys((row.participant, row.case, row.positions) for row in rows):
         here = {r.method: r for r in rows if (r.participant, r.case, r.positions) == key}
         cells = [f"{here[m].psnr:.2f} / {here[m].ssim:.3f}" if m in here else "n/a" for m in methods]
-        first = next(iter(here.values()))
-        lines.append(f"| {' | '.join(key)} | " + " | ".join(cells) + f" | {first.position_error:.2f} | {first.used} |")
+        *_, last = here.values()
+        cells += [f"{last.position_error:.2f}", last.used, f"{100 * last.within90:.1f}"]
+        lines.append(f"| {' | '.join([*key, *cells])} |")
     return "\n".join(lines)
 
 
