@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from benchmarks.phantom import Acquisition, acquire, make_truth
+from benchmarks.phantom import Acquisition, acquire
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.crashes import Crash
 from moesr_bids.bids.joining import FIRST_APART, joined_image, with_joined, without_failed
@@ -19,6 +19,7 @@ from moesr_bids.bids.plan import plan_image
 from moesr_bids.bids.resume import known_apart, settings_hash
 from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.status import write_status
+from moesr_bids.cli.rerun import check, read_recipe
 from moesr_bids.config import Settings
 from moesr_bids.run.outcomes import forget_what_is_gone, outcome
 from moesr_bids.run.workflow import _join_again
@@ -29,7 +30,6 @@ from tests.app import (
     image_files,
     outputs_of,
     plans_of,
-    rerun,
     run_app,
     run_here,
     statuses,
@@ -37,7 +37,6 @@ from tests.app import (
 )
 
 OPTIONS = ("--device", "cpu", "--sloppy", "--resolution", "2")
-NAMES = ("acq-ax_run-1", "acq-ax_run-2", "acq-cor", "acq-sag", "acq-other")
 JOINED = "sub-01_rec-joined_T1w"
 
 
@@ -49,40 +48,28 @@ def movement(shift: tuple[float, ...], turn: tuple[float, ...]) -> np.ndarray:
     return matrix
 
 
-MOVEMENTS = dict(
-    zip(
-        NAMES,
-        (
-            np.eye(4),
-            movement((2, 1, 3), (2, -1, 2)),
-            movement((3, -2, 2), (3, -2, 1)),
-            movement((-2, 1, 3), (-2, 3, 3)),
-            np.eye(4),
-        ),
-        strict=True,
-    )
-)
+# Of each scan: the axis across its slices, the participant of the phantom, and where the head lies.
+STACKS = {
+    "acq-ax": (2, "01", np.eye(4)),
+    "acq-cor": (1, "01", movement((3, -2, 2), (3, -2, 1))),
+    "acq-other": (0, "02", np.eye(4)),
+}
 
 
 @pytest.fixture(scope="module")
-def stacks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a data set of three orthogonal stacks of a head, one of them repeated, and one of another head."""
+def stacks(shared_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a data set of two orthogonal stacks of a head, and one of another head."""
     folder = tmp_path_factory.mktemp("stacks")
     anat = folder / "bids/sub-01/anat"
     anat.mkdir(parents=True)
     description = {"Name": "stacks", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
     (folder / "bids/dataset_description.json").write_text(json.dumps(description))
-    heads = {name: make_truth(seed=9 if name == "acq-other" else 3) for name in ("acq-ax_run-1", "acq-other")}
-    heads["acq-ax_run-1"].to_filename(folder / "truth.nii.gz")
-    axes = {"acq-ax_run-1": 2, "acq-ax_run-2": 2, "acq-cor": 1, "acq-sag": 0, "acq-other": 1}
-    for name in NAMES:
-        zooms = tuple(5.0 if axis == axes[name] else 1.0 for axis in range(3))
+    for name, (across, head, position) in STACKS.items():
+        zooms = tuple(5.0 if axis == across else 1.0 for axis in range(3))
         metadata = {"MRAcquisitionType": "2D", "SliceThickness": 5.0}
-        scan = acquire(
-            heads.get(name, heads["acq-ax_run-1"]),
-            Acquisition(participant="01", zooms=zooms, metadata=metadata, seed=3),  # type: ignore[arg-type]
-        )
-        moved = MOVEMENTS[name] @ scan.affine
+        truth = nib.load(shared_phantom / f"truth/sub-{head}_T1w.nii.gz")
+        scan = acquire(truth, Acquisition(participant="01", zooms=zooms, metadata=metadata, seed=3))  # type: ignore[arg-type]
+        moved = position @ scan.affine
         scan.set_sform(moved, code=1)
         scan.set_qform(moved, code=1)
         scan.to_filename(anat / f"sub-01_{name}_T1w.nii.gz")
@@ -113,7 +100,7 @@ def test_outputs_of_a_joined_image(stacks: Path, finished: Path) -> None:
 def test_scans_are_found_where_they_lie_and_that_of_another_head_is_left_out(finished: Path) -> None:
     sidecar = _record(finished)
     assert [source.rpartition("/")[2] for source in sidecar["Sources"]] == [
-        f"sub-01_{name}_T1w.nii.gz" for name in sorted(NAMES)
+        f"sub-01_{name}_T1w.nii.gz" for name in STACKS
     ]
     block = sidecar["Moesr"]
     centre = np.zeros(4)
@@ -126,17 +113,19 @@ def test_scans_are_found_where_they_lie_and_that_of_another_head_is_left_out(fin
             assert any("acq-other" in warning for warning in block["Warnings"])
             continue
         # The joint image lies as the first scan does, where the head was at the origin.
-        apart = np.array(scan["Position"]) @ centre - MOVEMENTS[name] @ centre
+        apart = np.array(scan["Position"]) @ centre - STACKS[name][2] @ centre
         assert np.linalg.norm(apart) < 0.5, scan
         assert scan["Output"]["ResidualStd"] < 1.5
     assert "desc-scans_T1w.png" in (finished / "sub-01.html").read_text()
 
 
-def test_the_joined_image_is_nearer_to_the_truth_than_any_scan_alone(stacks: Path, finished: Path) -> None:
+def test_the_joined_image_is_nearer_to_the_truth_than_a_scan_alone(
+    stacks: Path, shared_phantom: Path, finished: Path
+) -> None:
     from nibabel.processing import resample_from_to
 
     image = nib.load(finished / f"sub-01/anat/{JOINED.replace('_T1w', '_res-2mm_desc-moesr_T1w')}.nii.gz")
-    truth = nib.load(stacks / "truth.nii.gz")
+    truth = nib.load(shared_phantom / "truth/sub-01_T1w.nii.gz")
     # As a scanner with voxels of 2 mm would see the head: the mean of its eight voxels.
     sharp = truth.get_fdata().reshape(100, 2, 120, 2, 100, 2).mean(axis=(1, 3, 5))
     affine = truth.affine @ nib.affines.from_matvec(np.diag([2, 2, 2]), [0.5, 0.5, 0.5])
@@ -152,11 +141,13 @@ def test_the_joined_image_is_nearer_to_the_truth_than_any_scan_alone(stacks: Pat
         return float(np.sqrt(np.mean((detail[0] - gain * detail[1])[inside] ** 2)))
 
     joined = error(resample_from_to(image, grid, order=3).get_fdata())
-    scan = nib.load(stacks / "bids/sub-01/anat/sub-01_acq-ax_run-1_T1w.nii.gz")
+    scan = nib.load(stacks / "bids/sub-01/anat/sub-01_acq-ax_T1w.nii.gz")
     assert joined < 0.8 * error(resample_from_to(scan, grid, order=3).get_fdata())
 
 
-def test_a_second_run_does_nothing_and_the_image_can_be_repeated(stacks: Path, finished: Path) -> None:
+def test_a_second_run_does_nothing_and_the_sidecar_tells_how_to_repeat_it(
+    stacks: Path, finished: Path, tmp_path: Path
+) -> None:
     before = _record(finished)
     done = run_app(stacks / "bids", finished, *OPTIONS, "--join", "only", "--nprocs", "2")
     assert done.returncode == 0
@@ -166,8 +157,11 @@ def test_a_second_run_does_nothing_and_the_image_can_be_repeated(stacks: Path, f
     dry = run_here(stacks / "bids", finished, *OPTIONS, "--dry-run")
     assert f"{JOINED}: complete, would be skipped" in dry.stdout
     assert "sub-01_acq-cor_T1w: 200 x 48 x 200" in dry.stdout  # the scans alone are not there yet
-    again = rerun(finished / f"sub-01/anat/{JOINED.replace('_T1w', '_res-2mm_desc-moesr_T1w')}.json")
-    assert again.returncode == 0, again.stdout + again.stderr
+    recipe = read_recipe(finished / f"sub-01/anat/{JOINED.replace('_T1w', '_res-2mm_desc-moesr_T1w')}.json", None)
+    plan = recipe.plan(tmp_path / "out", tmp_path / "work")
+    check(plan, recipe.record)
+    assert [scan.image.stem for scan in plan.scans] == [f"sub-01_{name}_T1w" for name in STACKS]
+    assert str(plan.main.path) in _record(finished)["Moesr"]["Outputs"]
 
 
 def _image(stem: str, **metadata: object) -> RawImage:
@@ -226,17 +220,23 @@ def test_a_name_that_is_taken_is_left_alone() -> None:
 
 
 @pytest.fixture
-def settings(stacks: Path, tmp_path: Path) -> Settings:
-    return Settings(
-        bids_dir=stacks / "bids", output_dir=tmp_path / "out", work_dir=tmp_path / "work", analysis_level="participant"
-    )
+def scans(tmp_path: Path) -> list[RawImage]:
+    """Four scans of which the headers alone are read."""
+    anat = tmp_path / "bids/sub-01/anat"
+    anat.mkdir(parents=True)
+    paths = [anat / f"sub-01_{name}_T1w.nii.gz" for name in ("acq-ax_run-1", "acq-ax_run-2", "acq-cor", "acq-sag")]
+    for path in paths:
+        nib.Nifti1Image(np.zeros((40, 48, 8), dtype=np.int16), np.diag([5, 5, 25, 1])).to_filename(path)
+    return with_references([RawImage(path=path, root=tmp_path / "bids") for path in paths])
 
 
 @pytest.fixture
-def scans(stacks: Path) -> list[RawImage]:
-    anat = stacks / "bids/sub-01/anat"
-    return with_references(
-        [RawImage(path=anat / f"sub-01_{name}_T1w.nii.gz", root=stacks / "bids") for name in NAMES[:4]]
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        bids_dir=tmp_path / "bids",
+        output_dir=tmp_path / "out",
+        work_dir=tmp_path / "work",
+        analysis_level="participant",
     )
 
 
