@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import attrs
@@ -21,6 +22,7 @@ from moesr_bids.bids.sessions import with_references
 from moesr_bids.bids.status import write_status
 from moesr_bids.cli.rerun import check, read_recipe
 from moesr_bids.config import Settings
+from moesr_bids.interfaces.join import JoinScans
 from moesr_bids.run.outcomes import forget_what_is_gone, outcome
 from moesr_bids.run.workflow import _join_again
 from moesr_bids.sr.joint import APART
@@ -279,6 +281,14 @@ def test_outputs_of_a_joined_image_are_named_by_it_or_by_its_scans(scans: list[R
     assert not {"corrected", "preproc", "residual"} & set(paths)
     assert paths["mask"] == "sub-01_rec-joined_space-joinedT1w_res-0p7mm_desc-brain_mask.nii.gz"
     assert attrs.evolve(settings, join="off").join == "off"
+
+
+def test_outputs_of_the_step_come_back_from_a_worker(tmp_path: Path) -> None:
+    residual = tmp_path / "residual-1.nii.gz"
+    residual.touch()
+    outputs = JoinScans(sources=["a", "b"])._outputs()
+    outputs.residual_1 = str(residual)
+    assert pickle.loads(pickle.dumps(outputs)).residual_1 == str(residual)
 
 
 def _crash(settings: Settings, image: RawImage, step: str, reason: str) -> Crash:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, Str, isdefined, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, DynamicTraitedSpec, File, Str, isdefined, traits
 from nipype.interfaces.base.support import Bunch
 
 from moesr_bids.bids.joining import FIRST_APART
 from moesr_bids.bids.record import SRRecord
 from moesr_bids.bids.schema import make, read_object, unstructured
 from moesr_bids.errors import ImageError
-from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
+from moesr_bids.interfaces.base import RecordedInterface
 from moesr_bids.interfaces.sr import run_moesr
 from moesr_bids.sr.options import SROptions
 
@@ -33,7 +33,10 @@ class _JoinScansInputSpec(BaseInterfaceInputSpec):
     memory_gb = traits.Float(nohash=True, desc="memory in GiB that it shall fit into; by default what is free")
 
 
-class _JoinScansOutputSpec(RecordedOutputSpec):
+class _JoinScansOutputSpec(DynamicTraitedSpec):
+    """A trait for each residual is added: a strict specification would lose it on the way from a worker."""
+
+    record = traits.Dict(desc="facts about the run")
     out_file = File(exists=True, desc="joined image")
     seen_file = File(exists=True, desc="how many scans saw each voxel")
     uncertainty_file = File(desc="standard deviation of the error, of models that know it")
