@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from attrs import define, field, frozen
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from ..grid import Grid
@@ -153,6 +154,17 @@ class Alternation:
             if len(self.used) == 2 or max(self.placed[s].moved for s in self.used) < STILL_MM:
                 return
 
+    def lie_as(self, s: int) -> None:
+        """Take another scan as the one that does not move, and whose brightness is that of the image."""
+        if s == self.reference:
+            return
+        own = self.placed[s]
+        to_own, gain = np.linalg.inv(own.position), np.float32(np.median(own.gain[self.given[s].inside]))
+        self.centre = np.asarray(apply_affine(own.position, self.centre))
+        for placed in self.placed:
+            placed.position, placed.gain = placed.position @ to_own, placed.gain / gain
+        self.reference = s
+
     def _start(self, s: int, image: torch.Tensor) -> None:
         """Align a scan with the reference alone. Two starts are tried: the header's, and the centres of the heads."""
         given, placed = self.given[s], self.placed[s]
@@ -245,26 +257,28 @@ def _along(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
 
 
 def place(given: Sequence[Given]) -> Alternation:
-    """Place scans of a head.
+    """Place scans of a head. The image lies as the first scan that is used.
 
-    The first scan is the reference. If no more than half of the scans fit to it, the next ones are tried, until more
-    than half fit; if that never happens, the reference is the first of those to which most scans fit.
+    A scan with bad slices finds fewer of the others than these find each other. So the scans are tried, one after the
+    other, as the one that does not move, until all fit, or two that fit together leave out the same.
 
     Raises
     ------
     ValueError
         If there is no scan.
     """
-    best: Alternation | None = None
-    for reference in range(len(given)):
-        found = Alternation(given, reference)
-        found.run()
-        if best is None or len(found.used) > len(best.used):
-            best = found
-        if 2 * len(best.used) > len(given):
-            break
-    if best is None:
+    if not given:
         raise ValueError("there is no scan to place")
+    tried: list[Alternation] = []
+    for reference in range(len(given)):
+        tried.append(Alternation(given, reference))
+        tried[-1].run()
+        best = max(tried, key=lambda one: len(one.used))
+        lacking = set(range(len(given))) - set(best.used)
+        fitting = [one for one in tried if one is not best and one.reference in best.used]
+        if any(lacking.isdisjoint(one.used) for one in fitting) or not lacking:
+            break
+    best.lie_as(best.used[0])
     return best
 
 
