@@ -30,6 +30,7 @@ from moesr_bids.bids.names import entities_of, stem_of
 from moesr_bids.bids.record import read_record
 from moesr_bids.resources import cpu_name
 from moesr_bids.sr.calibration import LEVELS, ErrorRatios
+from moesr_bids.sr.grid import bounding_box
 from moesr_bids.sr.joint.positions import centre_of, distance
 from moesr_bids.sr.joint.robust import gain_field
 from moesr_bids.sr.metrics import psnr, ssim
@@ -45,13 +46,12 @@ Position = NDArray[np.float64]
 
 def trimmed(truth: Truth) -> Truth:
     """Cut off the air around the head, but so much that slices fill the field of view."""
-    boxes = []
-    for axis, n in enumerate(truth.mask.shape):
-        hit = np.flatnonzero(np.asanyarray(truth.image.dataobj).any(axis=tuple(a for a in range(3) if a != axis)))
-        size = min(n, -(-(hit[-1] + 1 - hit[0]) // _MULTIPLE) * _MULTIPLE)
-        first = min(hit[0], n - size)
-        boxes.append(slice(int(first), int(first + size)))
-    box = tuple(boxes)
+    head = bounding_box(np.asanyarray(truth.image.dataobj) > 0)
+    sizes = [
+        min(n, -(-(h.stop - h.start) // _MULTIPLE) * _MULTIPLE) for n, h in zip(truth.mask.shape, head, strict=True)
+    ]
+    firsts = [min(h.start, n - size) for h, n, size in zip(head, truth.mask.shape, sizes, strict=True)]
+    box = tuple(slice(first, first + size) for first, size in zip(firsts, sizes, strict=True))
     return evolve(truth, image=truth.image.slicer[box], mask=truth.mask[box], lesions=None)
 
 

@@ -98,7 +98,7 @@ def add_other_grids(workflow: LiterateWorkflow, plan: ImagePlan) -> None:
     """
     settings = plan.settings
     inputnode, super_resolve, outputnode = map(workflow.get_node, ("inputnode", "super_resolve", "outputnode"))
-    target_mask = Node(ResampleMask(), name="target_mask", mem_gb=plan.cost.preproc_memory_gb)
+    target_mask = Node(ResampleMask(), name="target_mask", mem_gb=plan.cost.memory_of("target_mask"))
     # fmt: off
     workflow.connect([
         (inputnode, target_mask, [("mask_file", "in_file")]),

@@ -25,6 +25,7 @@ _STAGE_WORDS = {
     "reconstruct": "reconstruction",
     "project": "projection onto the scan",
     "each scan": "reading of the scans",
+    "positions": "alignment of the scans",
     "mean": "mean of the scans",
     "agree": "agreement with the scans",
     "join": "joining",

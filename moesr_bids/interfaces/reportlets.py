@@ -58,7 +58,7 @@ class ImageReportlets(RecordedInterface):
     - ``uncertainty.png``: its uncertainty;
     - ``experts.png``: the maps of a mixture of experts;
     - ``residual.png``: the residual;
-    - ``scans.png``: the scans of a joined image, instead of ``residual.png`` and ``spectrum.png``, which are of one scan.
+    - ``scans.png``: the scans of a joined image, instead of ``residual.png`` and ``spectrum.png``.
     """
 
     input_spec = _ImageReportletsInputSpec

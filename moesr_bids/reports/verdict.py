@@ -167,8 +167,9 @@ def doubts(record: Record) -> list[str]:
     found = [*(translated if record.synthesis else []), *(f"{d}; see the brain mask" for d in record.brain_mask.doubts)]
     if record.joined is None:
         return found
-    lacking = [*(scan for scan in record.joined.scans if not scan.used), *record.joined.failed]
-    return found + [f"{stem_of(scan.source)} is not in the image: {scan.reason}" for scan in lacking]
+    lacking = [(scan.source, scan.reason) for scan in record.joined.scans if not scan.used]
+    lacking += [(scan.source, scan.reason) for scan in record.joined.failed]
+    return found + [f"{stem_of(source)} is not in the image: {reason}" for source, reason in lacking]
 
 
 def reasons(record: ImageRecord) -> list[str]:

@@ -180,6 +180,7 @@ def join(
             prepared = prepare(images, options, metadata=metadata, masks=masks, alone=alone, progress=told)
         given = prepared.given
         with stage("positions", stages):
+            told("positions", 0.0)
             found = place(given)
         told("positions", 1.0)
         if len(found.used) < 2:
@@ -269,12 +270,15 @@ def _on_grid(mask: NDArray[np.bool_], grid: Grid, target: Grid) -> NDArray[np.bo
 
 
 def _uncertainty_facts(std: torch.Tensor | None, prepared: Prepared, found: Alternation, grid: Grid) -> dict[str, Any]:
-    """Median standard deviation in the head, in per cent of the 99th percentile, and how it was calibrated."""
+    """Median standard deviation in the head, in per cent of the 99th percentile, and what it was calibrated on."""
     if std is None:
         return {}
     own = prepared.given[found.reference]
     inside = torch.from_numpy(_on_grid(own.inside, own.grid, grid))
-    return {"Uncertainty": {"MedianPercent": 100 * float(std[inside].median())}}
+    return {
+        "Uncertainty": {"MedianPercent": 100 * float(std[inside].median())},
+        "UncertaintyCalibration": {"Temperature": TEMPERATURE, "Contrasts": ["T1w"], "Coverage": {}},
+    }
 
 
 def prepare(
@@ -384,7 +388,8 @@ def _measured_grid(grid: Grid, scans: Sequence[Grid]) -> Grid:
 def _change(start: torch.Tensor, grid: Grid, scans: Sequence[Scan], told: Progress) -> torch.Tensor:
     """By what the data of the scans, on the grid that holds what they measured, correct an image on a finer one."""
     coarse = scans[0].operator.target
-    profile = PSF(tuple(AxisPSF("kspace", zoom) for zoom in coarse.zooms))
+    axis = AxisPSF("kspace", coarse.zooms[0])
+    profile = PSF((axis, axis, axis))
     before = start if coarse is grid else AcquisitionOperator(coarse, grid, profile).forward(start)
     after = agree_with_scans(before, scans, PRIOR, iterations=ITERATIONS, progress=lambda share: told("agree", share))
     change = after.sub_(before)
