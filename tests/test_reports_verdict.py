@@ -54,6 +54,15 @@ def test_each_rule_asks_for_a_look(tmp_path: Path, changes: dict[str, Any], word
     assert words in reason
 
 
+def test_of_a_joined_image_the_output_is_judged(tmp_path: Path) -> None:
+    blurred = data_consistency(StructureStd=7.0)["Model"]
+    add_finished(tmp_path, KEY, DataConsistency=data_consistency(StructureStd=7.0), Joined=joined(Mean=blurred))
+    add_finished(tmp_path, "sub-02_T1w", Joined=joined(Output=blurred))
+    right, wrong = find_images(tmp_path)
+    assert verdict(right) == "ok"
+    assert verdict(wrong) == "look"
+
+
 def test_slices_that_weigh_less_ask_for_nothing(tmp_path: Path) -> None:
     add_finished(tmp_path, KEY, Joined=joined(SliceWeights={"8": 0.0}))
     (record,) = find_images(tmp_path)

@@ -67,10 +67,21 @@ def tolerated(record: Record, noise_units: float) -> float | None:
     return noise_units * record.noise_percent / math.hypot(record.noise_percent, MODEL_ERROR_PERCENT)
 
 
+def _departure(record: Record, figure: str) -> float:
+    """Return a figure of the departure of the model's own image from the scan.
+
+    Of a joined image it is the output's from the scan that agrees least: the data of several scans force no image to
+    agree with one that contradicts the others, and the mean of their images is blurred.
+    """
+    if record.joined is None:
+        return float(getattr(record.data_consistency.model, figure))
+    return max(float(getattr(scan.output, figure)) for scan in record.joined.scans if scan.used)
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "the difference between the scan and the model's own image, over what is tolerated,",
-        lambda record: tolerated(record, record.data_consistency.model.residual_std),
+        lambda record: tolerated(record, _departure(record, "residual_std")),
         0.0,
         1.5,
         "the model's image departs from what was measured, or the slice profile is wrong",
@@ -79,7 +90,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "the difference between the scan and the model's own image, averaged over 5 mm, over what is tolerated,",
-        lambda record: tolerated(record, record.data_consistency.model.structure_std),
+        lambda record: tolerated(record, _departure(record, "structure_std")),
         0.0,
         2.7,
         "anatomy of the scan is left out of the model's image or moved, or the slice profile is wrong",
@@ -88,7 +99,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "the largest difference between the scan and the model's own image over 5 mm, over what is tolerated,",
-        lambda record: tolerated(record, record.data_consistency.model.structure_largest),
+        lambda record: tolerated(record, _departure(record, "structure_largest")),
         0.0,
         26.0,
         "something small may be added or missing; Numbers tells where to look",
