@@ -74,7 +74,8 @@ def plot_scans(
 
 
 def _name(facts: JoinedScan) -> str:
-    own = stem_of(facts.source).partition("_")[2]  # whose scan it is need not be said
+    parts = stem_of(facts.source).split("_")
+    own = "_".join(part for part in parts if not part.startswith(("sub-", "ses-")))  # those need not be said
     return own if facts.used else f"LEFT OUT: {own}"
 
 
