@@ -16,7 +16,7 @@ from moesr_bids.sr.options import CONTRASTS, SROptions
 
 SUFFIXES = CONTRASTS
 GRADUNWARP_MODES = ("auto", "force", "off")
-JOIN_MODES = ("auto", "only", "off")
+JOIN_MODES = ("off", "auto", "only")
 REPORT_FORMATS = ("folder", "single")
 GRADIENT_EXTENSIONS = (".grad", ".nii", ".nii.gz")
 EMBEDDED_TEMPLATE = "MNI152NLin2009aSym"

@@ -101,7 +101,7 @@ def _add_data(parser: Parser) -> None:
         default=JOIN_MODES[0],
         help="auto: scans of one contrast in a session that differ in acq or run alone, such as stacks in several "
         "orientations and repeats, also make one joined image (rec-joined) that agrees with all of them; only: that "
-        "instead of an image of each; off: no such image (default: auto)",
+        "instead of an image of each; off: no such image (default: off)",
     )
     data.add_argument("--skip-bids-validation", action="store_true", help="do not run the BIDS validator on the input")
     data.add_argument(
