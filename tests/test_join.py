@@ -156,7 +156,7 @@ def test_a_second_run_does_nothing_and_the_sidecar_tells_how_to_repeat_it(
     assert "0 to process, 1 already complete" in done.stdout + done.stderr
     assert _record(finished) == before
     assert statuses(finished)[JOINED]["state"] == "skipped"
-    dry = run_here(stacks / "bids", finished, *OPTIONS, "--dry-run")
+    dry = run_here(stacks / "bids", finished, *OPTIONS, "--join", "auto", "--dry-run")
     assert f"{JOINED}: complete, would be skipped" in dry.stdout
     assert "sub-01_acq-cor_T1w: 200 x 48 x 200" in dry.stdout  # the scans alone are not there yet
     recipe = read_recipe(finished / f"sub-01/anat/{JOINED.replace('_T1w', '_res-2mm_desc-moesr_T1w')}.json", None)
