@@ -67,7 +67,7 @@ def stacks(shared_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     description = {"Name": "stacks", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
     (folder / "bids/dataset_description.json").write_text(json.dumps(description))
     for name, (across, head, position) in STACKS.items():
-        zooms = tuple(5.0 if axis == across else 1.0 for axis in range(3))
+        zooms = tuple(5.0 if axis == across else 2.0 for axis in range(3))
         metadata = {"MRAcquisitionType": "2D", "SliceThickness": 5.0}
         truth = nib.load(shared_phantom / f"truth/sub-{head}_T1w.nii.gz")
         scan = acquire(truth, Acquisition(participant="01", zooms=zooms, metadata=metadata, seed=3))  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ def test_a_second_run_does_nothing_and_the_sidecar_tells_how_to_repeat_it(
     assert statuses(finished)[JOINED]["state"] == "skipped"
     dry = run_here(stacks / "bids", finished, *OPTIONS, "--join", "auto", "--dry-run")
     assert f"{JOINED}: complete, would be skipped" in dry.stdout
-    assert "sub-01_acq-cor_T1w: 200 x 48 x 200" in dry.stdout  # the scans alone are not there yet
+    assert "sub-01_acq-cor_T1w: 100 x 48 x 100" in dry.stdout  # the scans alone are not there yet
     recipe = read_recipe(finished / f"sub-01/anat/{JOINED.replace('_T1w', '_res-2mm_desc-moesr_T1w')}.json", None)
     plan = recipe.plan(tmp_path / "out", tmp_path / "work")
     check(plan, recipe.record)
