@@ -36,7 +36,7 @@ RUN python3 -m venv /opt/sbom && /opt/sbom/bin/pip install cyclonedx-bom==7.5.0 
     --output-file /opt/moesr/share/sbom.cdx.json /opt/moesr
 
 # Byte code that needs no times, for an image that is read only; then all files get one time.
-RUN python3 -m compileall -q -j 0 -x 'py312_intrinsics' --invalidation-mode unchecked-hash /opt/moesr/lib
+RUN rm -rf /opt/moesr/bin/__pycache__ && python3 -m compileall -q -j 0 -x 'py312_intrinsics' --invalidation-mode unchecked-hash /opt/moesr/lib
 ARG SOURCE_DATE_EPOCH=0
 RUN find /opt/moesr -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
 
