@@ -114,6 +114,28 @@ def test_a_step_that_always_dies_fails_alone_and_says_why(tmp_path: Path) -> Non
     assert "a worker process was killed" in crashes[0].read_text()
 
 
+class UnreadableError(Exception):
+    """It can be pickled, but not be read again."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(first)
+
+
+def give_back_what_cannot_be_read() -> object:
+    from tests.test_plugin import UnreadableError
+
+    return UnreadableError(1, 2)
+
+
+@pytest.mark.timeout(180)
+def test_a_result_that_cannot_be_read_is_not_told_as_lack_of_memory(tmp_path: Path) -> None:
+    workflow = make_workflow(tmp_path, times=0)
+    workflow.add_nodes([Node(Function(function=give_back_what_cannot_be_read, output_names=["it"]), name="unread")])
+    with pytest.raises(RuntimeError, match="missing 1 required positional argument"):
+        run(workflow)
+    assert (tmp_path / "innocent").read_text() == "x"
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("context", [None, "forkserver", "spawn"])
 def test_a_worker_that_dies_with_nothing_to_do_costs_no_step(context: str | None) -> None:

@@ -119,7 +119,8 @@ class RobustMultiProc(MultiProcPlugin):
         error = future.exception()
         if error is None:
             return None  # its callback is about to come
-        if not isinstance(error, BrokenExecutor):
+        # A pool breaks with a cause when it cannot read what the step gave back: the same would happen again.
+        if not isinstance(error, BrokenExecutor) or error.__cause__ is not None:
             return {"result": None, "traceback": format_exception(error), "taskid": taskid}
         node = self._nodes[taskid]
         tries = self._tries[node.fullname] = self._tries.get(node.fullname, 0) + 1
