@@ -148,7 +148,7 @@ def test_progress_tells_begin_and_end_of_own_images_only(tmp_path: Path, capsys:
     progress(node(other, "conform"), "start")
     assert told[3:] == [("ended", own)]
     told_lines = capsys.readouterr().out
-    assert "sub-1_T1w, reference: bias field started" in told_lines
+    assert "sub-1_T1w, for the others: bias field started" in told_lines
     assert "sub-1_FLAIR, image 1 of 2: header check done in 0 s; about" in told_lines
     assert "sub-1_FLAIR, image 1 of 2: bias field failed" in told_lines
     assert "sub-1_T2w, image 2 of 2: writing of the outputs done" in told_lines

@@ -169,7 +169,7 @@ def test_a_broken_reference_does_not_stop_the_others(session: Path, finished: Pa
         # As long as the reference is broken in the same way, there is nothing to do again.
         assert "sub-01_FLAIR: complete, would be skipped" in plan
     assert done.returncode == 1
-    assert "done again without the reference of their session: sub-01_FLAIR" in done.stdout
+    assert "done again without what could not be used: sub-01_FLAIR" in done.stdout
     assert {name: row["state"] for name, row in statuses(out).items()} == {
         "sub-01_T1w": "failed",
         "sub-01_FLAIR": "done",

@@ -10,7 +10,6 @@ from ..bids.names import suffix_of
 from ..bids.schema import read_object
 from ..config import SUFFIXES
 from ..console import StepProgress
-from ..nifti import open_image
 from ..sr.options import SROptions
 from .outputs import output_problem, resources, write_outputs
 from .sr import read_metadata
@@ -95,6 +94,7 @@ def _residual_paths(options: argparse.Namespace) -> list[Path]:
 
 def _alone(options: argparse.Namespace) -> list[Alone] | None:
     """Open what was made of each image before; None where nothing was."""
+    from ..nifti import open_image
     from ..sr.joint.engine import Alone
 
     if not options.estimates:
