@@ -16,7 +16,6 @@ import attrs
 
 from moesr_bids.bids.collect import RawImage, output_name
 from moesr_bids.bids.names import file_name, with_rec
-from moesr_bids.nifti import coarsest_voxel
 
 LABEL = "joined"
 """Of the entity ``rec``, by which the image is told from its scans."""
@@ -110,6 +109,7 @@ def of_scans(image: RawImage, scans: Sequence[RawImage]) -> RawImage:
 
 def _groups(images: Sequence[RawImage]) -> Iterator[list[RawImage]]:
     """Yield the scans whose names allow that they are joined, the sharpest first."""
+    from moesr_bids.nifti import coarsest_voxel  # not for --help: it takes time to import
 
     def key(image: RawImage) -> tuple[Any, ...]:
         fixed = [f"{name}-{label}" for name, label in image.entities.items() if name not in _MAY_DIFFER]
