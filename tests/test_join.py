@@ -10,7 +10,6 @@ import attrs
 import nibabel as nib
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
 from benchmarks.phantom import Acquisition, acquire
 from moesr_bids.bids.collect import RawImage
@@ -37,41 +36,27 @@ from tests.app import (
     statuses,
     validation_errors,
 )
+from tests.scans import new_data_set, rigid, save_scan
 
 OPTIONS = ("--device", "cpu", "--sloppy", "--resolution", "2")
 JOINED = "sub-01_rec-joined_T1w"
 
 
-def movement(shift: tuple[float, ...], turn: tuple[float, ...]) -> np.ndarray:
-    """Move the head by mm and degrees."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_euler("xyz", turn, degrees=True).as_matrix()
-    matrix[:3, 3] = shift
-    return matrix
-
-
 # Of each scan: the axis across its slices, and where the head lies.
-STACKS = {"acq-ax": (2, np.eye(4)), "acq-cor": (1, movement((3, -2, 2), (3, -2, 1)))}
+STACKS = {"acq-ax": (2, np.eye(4)), "acq-cor": (1, rigid((3, -2, 2), (3, -2, 1)))}
 
 
 @pytest.fixture(scope="module")
 def stacks(shared_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a data set of two orthogonal stacks of a head."""
     folder = tmp_path_factory.mktemp("stacks")
-    anat = folder / "bids/sub-01/anat"
-    anat.mkdir(parents=True)
-    description = {"Name": "stacks", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
-    (folder / "bids/dataset_description.json").write_text(json.dumps(description))
+    anat = new_data_set(folder, "stacks")
     truth = nib.load(shared_phantom / "truth/sub-01_T1w.nii.gz")
     for name, (across, position) in STACKS.items():
         zooms = tuple(5.0 if axis == across else 2.0 for axis in range(3))
         metadata = {"MRAcquisitionType": "2D", "SliceThickness": 5.0}
         scan = acquire(truth, Acquisition(participant="01", zooms=zooms, metadata=metadata, seed=3))  # type: ignore[arg-type]
-        moved = position @ scan.affine
-        scan.set_sform(moved, code=1)
-        scan.set_qform(moved, code=1)
-        scan.to_filename(anat / f"sub-01_{name}_T1w.nii.gz")
-        (anat / f"sub-01_{name}_T1w.json").write_text(json.dumps(metadata))
+        save_scan(scan, anat / f"sub-01_{name}_T1w", metadata, position)
     return folder
 
 

@@ -16,6 +16,7 @@ from moesr_bids.preproc.coregistration import Coregistration, coregister
 from moesr_bids.preproc.images import resample_to
 from moesr_bids.preproc.registration import RegistrationError
 from moesr_bids.preproc.template import load_template
+from tests.scans import rigid
 
 Pair = tuple[nib.Nifti1Image, nib.Nifti1Image]
 
@@ -50,13 +51,6 @@ def align(image: Pair, reference: Pair, folder: Path, initial: np.ndarray) -> Co
     return coregister(*image, *reference, folder / "to.h5", folder / "from.h5", initial=initial)
 
 
-def movement(angles: tuple[float, float, float], shift: tuple[float, float, float]) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    matrix[:3, 3] = shift
-    return matrix
-
-
 def brain_points(reference: Pair) -> np.ndarray:
     return apply_affine(reference[1].affine, np.argwhere(np.asarray(reference[1].dataobj) > 0)[::200])
 
@@ -64,8 +58,8 @@ def brain_points(reference: Pair) -> np.ndarray:
 @pytest.mark.parametrize(
     ("zooms", "truth", "allowed"),
     [
-        ((1.5, 1.5, 1.5), movement((4, -3, 5), (3, -5, 2)), 0.3),
-        ((1.0, 1.0, 4.5), movement((-3, 2, 4), (2, 4, -3)), 0.5),
+        ((1.5, 1.5, 1.5), rigid((3, -5, 2), (4, -3, 5)), 0.3),
+        ((1.0, 1.0, 4.5), rigid((2, 4, -3), (-3, 2, 4)), 0.5),
     ],
     ids=["isotropic", "axial 4.5 mm"],
 )
@@ -85,8 +79,8 @@ def test_known_movement_is_recovered(
 def test_headers_that_do_not_agree_at_all_are_passed_by_way_of_the_template(reference: Pair, tmp_path: Path) -> None:
     import ants
 
-    truth, rough = movement((25, -12, 18), (20, -35, 30)), movement((20, -8, 22), (12, -30, 25))
-    of_reference = movement((5, -9, 4), (3, 6, -8))  # from the template to the reference
+    truth, rough = rigid((20, -35, 30), (25, -12, 18)), rigid((12, -30, 25), (20, -8, 22))
+    of_reference = rigid((3, 6, -8), (5, -9, 4))  # from the template to the reference
     pairs = {"moving": moved(reference, truth, (4.5, 1.5, 1.5)), "fixed": reference}
     for name, (image, mask) in pairs.items():
         image.to_filename(tmp_path / f"{name}.nii")

@@ -37,29 +37,21 @@ from tests.app import (
     validation_errors,
     work_of,
 )
+from tests.scans import new_data_set, rigid, save_scan
 
 TEMPLATE = "MNI152NLin2009aSym"
 OPTIONS = ("--device", "cpu", "--sloppy", "--resolution", "2", "--output-spaces", f"{TEMPLATE}:res-1")
 CUBIC = (*OPTIONS, "--model", "cubic")  # where it is about the reference alone
 ANAT = "sub-01/anat/sub-01"
-
-
-def movement() -> np.ndarray:
-    """World movement of the head between the two scans of the phantom."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_euler("xyz", (4, -3, 6), degrees=True).as_matrix()
-    matrix[:3, 3] = (5, -4, 6)
-    return matrix
+MOVEMENT = rigid((5, -4, 6), (4, -3, 6))
+"""Of the head between the two scans of the phantom."""
 
 
 @pytest.fixture(scope="module")
 def session(shared_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a data set of a T1w at 2 mm and a FLAIR of 4 mm slices of the same head, which moved in between."""
     folder = tmp_path_factory.mktemp("session")
-    anat = folder / "bids/sub-01/anat"
-    anat.mkdir(parents=True)
-    description = {"Name": "session", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
-    (folder / "bids/dataset_description.json").write_text(json.dumps(description))
+    anat = new_data_set(folder, "session")
     truth = nib.load(shared_phantom / "truth/sub-01_T1w.nii.gz")
     for suffix, zooms, seed in (("T1w", (2.0, 2.0, 2.0), 3), ("FLAIR", (1.5, 1.5, 4.0), 4)):
         scanned = truth
@@ -68,12 +60,8 @@ def session(shared_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             data = np.asarray(truth.dataobj)
             scanned = nib.Nifti1Image(np.where(data > 0, 1200 - data, 0).astype(np.float32), truth.affine)
         image = acquire(scanned, Acquisition(participant="01", zooms=zooms, metadata={}, seed=seed))
-        if suffix == "FLAIR":
-            moved = movement() @ image.affine
-            image.set_sform(moved, code=1)
-            image.set_qform(moved, code=1)
-        image.to_filename(anat / f"sub-01_{suffix}.nii.gz")
-        (anat / f"sub-01_{suffix}.json").write_text(json.dumps({"MRAcquisitionType": "3D"}))
+        position = MOVEMENT if suffix == "FLAIR" else np.eye(4)
+        save_scan(image, anat / f"sub-01_{suffix}", {"MRAcquisitionType": "3D"}, position)
     return folder
 
 
@@ -88,7 +76,7 @@ def test_movement_between_the_scans_is_found(finished: Path) -> None:
     import ants
 
     block = json.loads((finished / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json").read_text())["Moesr"]
-    expected = np.rad2deg(Rotation.from_matrix(movement()[:3, :3]).magnitude())
+    expected = np.rad2deg(Rotation.from_matrix(MOVEMENT[:3, :3]).magnitude())
     assert block["Coregistration"]["Reference"] == "sub-01_T1w"
     assert block["Coregistration"]["RotationDegrees"] == pytest.approx(expected, abs=0.5)
     transform = ants.read_transform(str(finished / f"{ANAT}_from-FLAIR_to-T1w_mode-image_xfm.h5"))
@@ -96,7 +84,7 @@ def test_movement_between_the_scans_is_found(finished: Path) -> None:
     flip = np.array([-1.0, -1.0, 1.0])
     for point in np.array([[0.0, -18, 10], [40, -20, 20], [-40, 10, 0], [0, -60, 40]]):
         there = np.array(transform.apply_to_point(tuple(point * flip))) * flip
-        assert np.linalg.norm(there - apply_affine(movement(), point)) < 1.0  # rough, and slices of 4 mm
+        assert np.linalg.norm(there - apply_affine(MOVEMENT, point)) < 1.0  # rough, and slices of 4 mm
         np.testing.assert_allclose(back.apply_to_point(tuple(there * flip)), point * flip, atol=0.01)
 
 
