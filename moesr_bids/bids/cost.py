@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import attrs
 
 from moesr_bids.bids.steps import SUPER_RESOLUTION, step_kind
+from moesr_bids.resources import GIB
 from moesr_bids.sr.grid import Grid
 
-BYTES_PER_GB = 1024**3
 PREPROC_SECONDS = 90.0
 
 
@@ -102,7 +102,7 @@ class Cost:
         size = found.input_bytes * math.prod(self.input.shape) + found.target_bytes * math.prod(self.target.shape)
         if kind == "gradunwarp":
             size += _FIELD_BYTES_PER_POINT * self.field_points
-        return found.base_gb + size / BYTES_PER_GB
+        return found.base_gb + size / GIB
 
     @property
     def memory_gb(self) -> float:

@@ -6,12 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bids.names import suffix_of
 from ..bids.schema import read_object
-from ..config import SUFFIXES
 from ..console import StepProgress
 from ..sr.options import SROptions
-from .outputs import output_problem, resources, write_outputs
+from .outputs import contrast_of, output_problem, resources, stored_uncertainty, write_outputs
 from .sr import read_metadata
 
 if TYPE_CHECKING:
@@ -110,12 +108,10 @@ def run(options: argparse.Namespace) -> int:
     """Join the scans, write the requested files, and return the exit code."""
     from ..sr.joint.engine import join
     from ..sr.models import refuse_unused
-    from ..sr.storage import compact, compact_std
+    from ..sr.storage import compact
 
     *inputs, output = options.images
-    suffix = suffix_of(inputs[0])
-    contrast = options.contrast or (suffix if suffix in SUFFIXES else "")
-    sr = SROptions.from_args(options, contrast=contrast, **resources(options))
+    sr = SROptions.from_args(options, contrast=contrast_of(options, inputs[0]), **resources(options))
     refuse_unused(sr.model, uncertainty=options.uncertainty is not None, averaged=sr.averaged, sampling=sr.sampling)
     progress = StepProgress(_COMMAND)
     try:
@@ -132,10 +128,7 @@ def run(options: argparse.Namespace) -> int:
     noise = min(scan["NoiseStd"] for scan in result.record["Joined"]["Scans"])
     outputs = {output: compact(result.image, noise)}
     if options.uncertainty and result.uncertainty is not None:
-        brightest = result.record["NoiseStd"] / result.record["NoisePercent"]
-        outputs[options.uncertainty] = compact_std(
-            result.uncertainty, result.record["Uncertainty"]["MedianPercent"] * brightest
-        )
+        outputs[options.uncertainty] = stored_uncertainty(result.uncertainty, result.record)
     if options.seen:
         outputs[options.seen] = result.seen
     for path, residual in zip(_residual_paths(options), result.residuals, strict=False):

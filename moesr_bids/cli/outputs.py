@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic import temporary_beside
+from ..bids.names import suffix_of
+from ..config import SUFFIXES
 from ..console import tell
 
 if TYPE_CHECKING:
@@ -54,6 +56,12 @@ def output_problem(
     return None
 
 
+def contrast_of(options: argparse.Namespace, scan: Path) -> str:
+    """Return the contrast that was asked for, or the one that the name of the scan tells; empty if neither does."""
+    suffix = suffix_of(scan)
+    return options.contrast or (suffix if suffix in SUFFIXES else "")
+
+
 def resources(options: argparse.Namespace) -> dict[str, Any]:
     """Return threads and memory (GiB) for a command: as asked for, else the available CPUs and 90 % of free memory."""
     import torch
@@ -65,6 +73,14 @@ def resources(options: argparse.Namespace) -> dict[str, Any]:
         "threads": options.omp_nthreads or min(available_cpus(), torch.get_num_threads()),
         "memory_gb": options.mem or 0.9 * available_memory_gb(),
     }
+
+
+def stored_uncertainty(std: nib.Nifti1Image, record: Mapping[str, Any]) -> nib.Nifti1Image:
+    """Return a map of the standard deviation as it is stored: in steps of its median in the brain, by the record."""
+    from ..sr.storage import compact_std
+
+    one_percent = record["NoiseStd"] / record["NoisePercent"]
+    return compact_std(std, record["Uncertainty"]["MedianPercent"] * one_percent)
 
 
 def write_outputs(

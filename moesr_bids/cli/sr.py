@@ -8,13 +8,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..bids.names import suffix_of
-from ..config import SUFFIXES
 from ..console import StepProgress, tell
 from ..errors import ImageError
 from ..sr.models import EXPERT_MAPS, EXPERTS
 from ..sr.options import SROptions
-from .outputs import output_problem, resources, write_outputs
+from .outputs import contrast_of, output_problem, resources, stored_uncertainty, write_outputs
 
 LEFT = "nothing was written"  # end of the message about an error of the file system
 WAY_OUT = "a coarser --resolution"  # what the message about full memory advises
@@ -71,11 +69,11 @@ def run(options: argparse.Namespace) -> int:
     # Imported here: PyTorch takes seconds, and --help must not.
     from ..sr.engine import super_resolve
     from ..sr.models import refuse_unused
-    from ..sr.storage import compact, compact_share, compact_std
+    from ..sr.storage import compact, compact_share
 
     sr = SROptions.from_args(
         options,
-        contrast=options.contrast or (suffix if (suffix := suffix_of(options.input)) in SUFFIXES else ""),
+        contrast=contrast_of(options, options.input),
         maps=options.maps is not None,
         **resources(options),
     )
@@ -107,10 +105,7 @@ def run(options: argparse.Namespace) -> int:
     if options.residual:
         outputs[options.residual] = compact(result.residual, 1.0)
     if options.uncertainty and result.uncertainty is not None:
-        one_percent = noise / result.record["NoisePercent"]
-        outputs[options.uncertainty] = compact_std(
-            result.uncertainty, result.record["Uncertainty"]["MedianPercent"] * one_percent
-        )
+        outputs[options.uncertainty] = stored_uncertainty(result.uncertainty, result.record)
     for name, image in result.maps.items():
         share = name.startswith("gate")
         outputs[options.maps / f"{name}.nii.gz"] = compact_share(image) if share else compact(image, noise)

@@ -59,7 +59,7 @@ def estimate_cost(
     card = get_model(model).card
     voxels = math.prod(target_shape)
     transform = _transform_work(input_shape, target_shape)
-    speed = 1 if threads <= 1 else threads**0.8
+    speed = speed_of(threads)
     flips, steps = (sampling or Sampling()).evaluations(card.flips, card.steps_per_sample)
     transforms = (card.iterations + 3) * 2 * transform / _MULTIPLY_ADD_PER_SECOND
     work = transforms + card.seconds_per_megavoxel * voxels / 1e6
@@ -67,6 +67,11 @@ def estimate_cost(
         work += flops * voxels / network_flops()
     seconds = 6.0 + work / speed
     return estimate_memory(input_shape, target_shape, model, memory_gb), round(seconds, 1)
+
+
+def speed_of(threads: int) -> float:
+    """Return how many times as fast as one thread so many are: they wait for each other now and then."""
+    return 1.0 if threads <= 1 else threads**0.8
 
 
 def window_voxels(card: ModelCard, input_shape: Sequence[int], target_shape: Sequence[int], memory_gb: float) -> int:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ...resources import GIB
+from ..cost import speed_of
 
 # Estimates, from cubes of 120 mm in three stacks of 5 mm at 0.7 mm and the volumes that are held at once.
 _BASE_GB, _BYTES_PER_VOXEL, _BYTES_PER_VOXEL_AND_SCAN = 1.0, 60, 12
@@ -28,4 +29,4 @@ def estimate_cost(target_shape: Sequence[int], scans: int, threads: int) -> tupl
     voxels = math.prod(target_shape)
     memory = _BASE_GB + (_BYTES_PER_VOXEL + _BYTES_PER_VOXEL_AND_SCAN * scans) * voxels / GIB
     work = scans * (_SECONDS_PER_MEGAVOXEL_AND_SCAN * voxels / 1e6 + _PLACING_SECONDS_PER_SCAN)
-    return round(memory, 2), round(work / (1 if threads <= 1 else threads**0.8), 1)
+    return round(memory, 2), round(work / speed_of(threads), 1)
