@@ -208,7 +208,7 @@ def _links_of_first(plan: ImagePlan) -> list[tuple[str, str]]:
     of_report = {
         "preproc_wf": ["preproc_file", "bias_file", "mask_file", "atlas_file"],
         "registration_wf": ["warped_file", "template_file", "template_mask_file"]
-        + [field for field in ("coregistered_file",) if field in optional],
+        + (["coregistered_file"] if "coregistered_file" in optional else []),
     }
     for part, fields in of_report.items():
         links += [(f"{part}.outputnode.{field}", f"report_wf.inputnode.{field}") for field in fields]

@@ -109,6 +109,13 @@ class RawImage:
         return identifier(self.stem) + "_wf"
 
 
+def coarseness(image: RawImage) -> tuple[float, str]:
+    """Return what scans are ordered by, the sharpest first: largest voxel size in mm, and the name."""
+    from moesr_bids.nifti import coarsest_voxel  # not for --help: it takes time to import
+
+    return round(coarsest_voxel(image.path), 3), image.relative
+
+
 def with_scans(images: Iterable[RawImage]) -> list[RawImage]:
     """Return images and, of those that are joined, their scans; each once."""
     return list(dict.fromkeys(one for image in images for one in (image, *image.scans)))

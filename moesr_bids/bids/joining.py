@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from moesr_bids.bids.collect import RawImage, output_name
+from moesr_bids.bids.collect import RawImage, coarseness, output_name
 from moesr_bids.bids.names import file_name, with_rec
 
 LABEL = "joined"
@@ -109,7 +109,6 @@ def of_scans(image: RawImage, scans: Sequence[RawImage]) -> RawImage:
 
 def _groups(images: Sequence[RawImage]) -> Iterator[list[RawImage]]:
     """Yield the scans whose names allow that they are joined, the sharpest first."""
-    from moesr_bids.nifti import coarsest_voxel  # not for --help: it takes time to import
 
     def key(image: RawImage) -> tuple[Any, ...]:
         fixed = [f"{name}-{label}" for name, label in image.entities.items() if name not in _MAY_DIFFER]
@@ -117,7 +116,7 @@ def _groups(images: Sequence[RawImage]) -> Iterator[list[RawImage]]:
 
     usable = sorted((image for image in images if not image.problem), key=key)
     for _, group in groupby(usable, key=key):
-        scans = sorted(group, key=lambda image: (round(coarsest_voxel(image.path), 3), image.relative))
+        scans = sorted(group, key=coarseness)
         if len(scans) > 1:
             yield scans
 

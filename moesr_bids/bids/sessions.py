@@ -7,7 +7,7 @@ from itertools import groupby
 
 import attrs
 
-from moesr_bids.bids.collect import RawImage
+from moesr_bids.bids.collect import RawImage, coarseness
 from moesr_bids.bids.joining import of_scans
 
 
@@ -70,6 +70,4 @@ def _references(images: Sequence[RawImage], failed: Collection[RawImage]) -> dic
 
 
 def _rank(image: RawImage) -> tuple[bool, float, str]:
-    from moesr_bids.nifti import coarsest_voxel  # not for --help: it takes time to import
-
-    return image.suffix != "T1w", round(coarsest_voxel(image.path), 3), image.relative
+    return image.suffix != "T1w", *coarseness(image)

@@ -40,6 +40,11 @@ def step_kind(step: str) -> str:
     return found[1] if (found := _WITH_TEMPLATE.fullmatch(step)) else step.partition(":")[0]
 
 
+def has_words(step: str) -> bool:
+    """Whether a node does a step of its own; others only pass files on."""
+    return step_kind(step) in _WORDS
+
+
 def step_words(step: str) -> str:
     """Return a step in plain words; an unknown name stays as it is.
 

@@ -14,15 +14,15 @@ from moesr_bids.bids.names import stem_of
 from moesr_bids.bids.record import Joined, JoinedScan
 from moesr_bids.preproc.images import resample_to
 from moesr_bids.reports.drawing import draw_outline, label_panel, label_slice, new_figure, save, show
-from moesr_bids.reports.planes import Volume, bounding_box, intensity_window
+from moesr_bids.reports.planes import Box, Volume, bounding_box, intensity_window
 from moesr_bids.reports.residual import RESIDUAL_LIMIT
+from moesr_bids.sr.joint.combine import NOISE_POWER
 from moesr_bids.sr.psf import PSF
 
 _DIRECTIONS = ("left to right", "back to front", "foot to head")
 _COLOURS = ("#b03060", "#1f5fa8", "#2e8b57")
 _BAR = "#4a90c2"
 _LOW = "#ffb000"
-_NOISE_POWER = 0.02  # beside that of detail: below it nothing was measured (moesr_bids.sr.joint.combine)
 
 
 def plot_scans(
@@ -57,16 +57,15 @@ def plot_scans(
     image, mask = Volume.load(output_path), Volume.load(mask_path)
     mask = image.with_data(resample_to(mask.data, mask.affine, image.data.shape, image.affine, 0))
     box = bounding_box(mask, margin_mm=8)
-    places = [box.positions(axis, 1)[0] for axis in range(3)]
     figure = new_figure(15.0, 2.6 * (1 + len(scan_paths)))
     figure.set_layout_engine("constrained")
     panels = figure.subplots(1 + len(scan_paths), 6, squeeze=False)
-    _draw_planes(panels[0], image, mask, places, "joined image")
+    _draw_planes(panels[0], image, mask, box, "joined image")
     for axes in panels[0][3:]:
         axes.set_axis_off()
     for row, path, residual_path, facts in zip(panels[1:], scan_paths, residual_paths, joined.scans, strict=True):
         placed = _in_place(path, facts, image)
-        _draw_planes(row, placed, mask, places, _name(facts))
+        _draw_planes(row, placed, mask, box, _name(facts))
         _draw_residual(row[3], Volume.load(residual_path), mask, facts)
         _draw_reach(row[4], nib.load(path).affine, facts, image)
         _draw_slices(row[5], facts)
@@ -86,12 +85,12 @@ def _in_place(path: Path, facts: JoinedScan, image: Volume) -> Volume:
     return image.with_data(resample_to(scan.data, affine, image.data.shape, image.affine, 0))
 
 
-def _draw_planes(row: Any, volume: Volume, mask: Volume, places: Sequence[int], name: str) -> None:
-    box = bounding_box(mask, margin_mm=8)
+def _draw_planes(row: Any, volume: Volume, mask: Volume, box: Box, name: str) -> None:
     low, high = intensity_window(volume, box, mask)
     for axis, axes in enumerate(row[:3]):
-        show(axes, volume, axis, places[axis], box, cmap="gray", vmin=low, vmax=high)
-        label_slice(axes, volume, axis, places[axis], box, name if axis == 0 else "")
+        place = box.positions(axis, 1)[0]
+        show(axes, volume, axis, place, box, cmap="gray", vmin=low, vmax=high)
+        label_slice(axes, volume, axis, place, box, name if axis == 0 else "")
 
 
 def _draw_residual(axes: Axes, residual: Volume, mask: Volume, facts: JoinedScan) -> None:
@@ -120,7 +119,7 @@ def _draw_reach(axes: Axes, affine: Any, facts: JoinedScan, image: Volume) -> No
             # What lies beyond half a cycle per voxel was sampled too coarsely, whatever the profile lets through.
             spectrum = profile.spectrum(along)
             transfer = transfer * np.where(along <= 0.5 / zooms[axis] + 1e-9, spectrum, 0) ** 2
-        axes.plot(frequency, transfer / (transfer + _NOISE_POWER), color=colour, linewidth=1.4, label=words)
+        axes.plot(frequency, transfer / (transfer + NOISE_POWER), color=colour, linewidth=1.4, label=words)
     _plain(axes, "measured share", "cycles per mm")
     axes.set_ylim(0, 1.05)
     axes.legend(fontsize=6)

@@ -1,4 +1,4 @@
-"""Verdict on an image, from thresholds on the recorded figures: ok, look, failed, or unfinished.
+"""Verdict on an image, from thresholds on the recorded figures: ok, look, failed, apart, or unfinished.
 
 The thresholds are wide: they say where to look first, not whether an image is good. Those on the agreement with the
 scan were chosen mostly on training people; docs/trust.md shows what they see on others, and names an exception.

@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from moesr_bids.bids.steps import SUPER_RESOLUTION, stage_words, step_words
+from moesr_bids.bids.steps import SUPER_RESOLUTION, has_words, stage_words, step_words
 from moesr_bids.console import StandingLine, duration_words, last_share, say
 from moesr_bids.run.timeleft import TimeLeft
 
 if TYPE_CHECKING:
     from moesr_bids.bids.plan import ImagePlan
-
-# Steps too short for a line.
-_QUIET_STEPS = frozenset(
-    {"files", "records", "scan_files", "preproc_files", "mask_files", "metadata_files"}
-    | {"sr_files", "sr_records", "uncertainty_files"}
-)
 
 
 @attrs.frozen
@@ -79,7 +73,7 @@ class Progress:
     def __call__(self, node: Any, status: str) -> None:
         """Handle ``start``, ``end`` or ``exception`` of a node."""
         self._tell_of_failures()
-        if node.name in _QUIET_STEPS:
+        if not has_words(node.name):  # it only passes files on
             return
         image = next(part for part in node.fullname.split(".") if part in self._stems)
         plan = self._plans.get(image)

@@ -21,8 +21,6 @@ from ..bids.names import entities_of, stem_of, suffix_of
 from ..bids.schema import read_object
 from ..config import SUFFIXES
 from ..errors import ImageError
-from ..intensities import Intensities
-from ..nifti import open_image, read_voxels
 from ..preproc.align import Pair as Alignment
 from ..preproc.align import read_affine, write_affine
 from ..preproc.images import resample_isotropic, to_ants
@@ -39,6 +37,7 @@ from ..sr.models.layers import FACTOR
 from ..sr.noise import MAD_OF_NORMAL, estimate_noise, foreground
 from ..sr.operator import AcquisitionOperator
 from ..sr.psf import PSF
+from ..sr.reading import Reading
 from ..sr.zerofilling import measured_shares, zero_filled
 from .sharpness import axis_resolution
 from .simulation import Example, low_passes
@@ -229,9 +228,8 @@ def load_pair(files: PairFiles, *, synthesis: bool = False, seed: int = 1) -> Pa
 
 def _read(path: Path) -> Given:
     """Read a scan, and estimate its profile and noise as the engine does."""
-    image, _ = open_image(path)
-    data = Intensities.of(read_voxels(image, str(path)), str(path)).data
-    grid, inside = Grid.from_image(image), foreground(data)
+    scan = Reading.of(path)
+    data, grid, inside = scan.values.data, scan.grid, scan.inside
     sidecar = path.with_name(f"{stem_of(path)}.json")
     metadata = read_object(sidecar) if sidecar.is_file() else {}
     psf = zero_filled(PSF.from_acquisition(grid.zooms, metadata), data, grid.zooms, inside)

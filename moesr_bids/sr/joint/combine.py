@@ -13,7 +13,8 @@ from .operator import ScanOperator, covered_by
 # Chosen on two heads of training with three stacks of 5 mm; values from three to fifty give the same within 0.1 dB.
 DISTRUST = 30.0
 """Weight of a frequency that a scan measured fully, over that of one that it did not measure, minus 1."""
-_NOISE = 0.02  # power of the noise over that of detail: below it a frequency counts as not measured
+NOISE_POWER = 0.02
+"""Power of the noise over that of detail: below it a frequency counts as not measured."""
 
 
 def measured_share(operator: ScanOperator) -> torch.Tensor:
@@ -38,7 +39,7 @@ def measured_share(operator: ScanOperator) -> torch.Tensor:
         knots = np.linspace(0, float(along.max()) + 1e-6, 4096)
         table = torch.from_numpy(profile.spectrum(knots).astype(np.float32) ** 2)
         transfer = transfer * table[(along / float(knots[1])).round().long()]
-    return transfer / (transfer + _NOISE)
+    return transfer / (transfer + NOISE_POWER)
 
 
 def trusted_mean(

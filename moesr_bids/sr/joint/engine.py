@@ -63,8 +63,8 @@ class JointResult:
     seen
         How many scans saw each voxel, in slices that are believed, on the grid of ``image``, uint8.
     uncertainty
-        Mean of the standard deviations of the scans alone, float32, same grid; not calibrated for joined images. None
-        if the model predicts none.
+        Least standard deviation of the scans alone that saw a voxel, times `TEMPERATURE`; float32, same grid. None if
+        the model predicts none.
     residuals
         Scan minus its prediction from ``image`` in units of its noise, on the grid of each scan in the order given,
         also of scans that were left out.
@@ -198,9 +198,8 @@ def join(
                 for s in range(len(given))
             ]
             own = given[found.reference]
-            move = Move.of(
-                joint.mean, joint.image, joint.std, grid, sigma=own.sigma, mask=_on_grid(own.inside, own.grid, grid)
-            )
+            inside = _on_grid(own.inside, own.grid, grid)
+            move = Move.of(joint.mean, joint.image, joint.std, grid, sigma=own.sigma, mask=inside)
     record = {
         **_common_facts(prepared.estimates[found.reference].record, options),
         "OutputZooms": [round(z, 4) for z in grid.zooms],
@@ -210,7 +209,7 @@ def join(
             **consistency_facts([(agreements[s], found.placed[s]) for s in found.used]),
             "Projection": move.record(),
         },
-        **_uncertainty_facts(joint.std, prepared, found, grid),
+        **_uncertainty_facts(joint.std, inside),
         "Joined": {
             "Reference": found.reference,
             "Turns": found.turns,
@@ -270,14 +269,12 @@ def _on_grid(mask: NDArray[np.bool_], grid: Grid, target: Grid) -> NDArray[np.bo
     return mask
 
 
-def _uncertainty_facts(std: torch.Tensor | None, prepared: Prepared, found: Alternation, grid: Grid) -> dict[str, Any]:
+def _uncertainty_facts(std: torch.Tensor | None, inside: NDArray[np.bool_]) -> dict[str, Any]:
     """Median standard deviation in the head, in per cent of the 99th percentile, and what it was calibrated on."""
     if std is None:
         return {}
-    own = prepared.given[found.reference]
-    inside = torch.from_numpy(_on_grid(own.inside, own.grid, grid))
     return {
-        "Uncertainty": {"MedianPercent": 100 * float(std[inside].median())},
+        "Uncertainty": {"MedianPercent": 100 * float(std[torch.from_numpy(inside)].median())},
         "UncertaintyCalibration": {"Temperature": TEMPERATURE, "Contrasts": ["T1w"], "Coverage": {}},
     }
 
