@@ -38,7 +38,7 @@ NAMES = {structure.name: structure.index for structure in STRUCTURES}
 SETTINGS = {
     "kind": "segmentation",
     "network": {"features": [4, 4, 8, 8, 8, 4], "zoom": ZOOM},
-    "patch": 48,
+    "patch": 64,
     "margin": 0,
     "batch": 1,
     "synthetic": 0.5,
@@ -115,7 +115,7 @@ def test_an_example_is_the_same_for_the_same_number(maps: Path) -> None:
         first, second = one.batch(number), other.batch(number)
         assert torch.equal(first.channels, second.channels)
         assert torch.equal(first.sharp, second.sharp)
-        assert torch.allclose(first.sharp.sum(dim=1), torch.ones(1, 48, 48, 48))
+        assert torch.allclose(first.sharp.sum(dim=1), torch.ones(1, 64, 64, 64))
     assert not torch.equal(one.batch(5).channels, one.batch(6).channels)
 
 
@@ -153,7 +153,7 @@ def test_slices_average_and_are_interpolated() -> None:
 
 
 def test_the_loss_falls_on_an_example(maps: Path) -> None:
-    recipe, processor = recipe_from({**SETTINGS, "patch": 32}), torch.device("cpu")
+    recipe, processor = recipe_from({**SETTINGS, "patch": 64}), torch.device("cpu")
     examples, objective = segmentation_parts(
         recipe, [load_head_map(maps / "sub-01_dseg.nii.gz")], seed=0, device=processor
     )
@@ -173,7 +173,7 @@ def test_the_loss_falls_on_an_example(maps: Path) -> None:
 def test_training_resumes_and_writes_weights(maps: Path, tmp_path: Path) -> None:
     recipe, data, out = tmp_path / "tiny.yml", tmp_path / "bids", tmp_path / "out"
     (data / "sub-09").mkdir(parents=True)
-    recipe.write_text(json.dumps({**SETTINGS, "patch": 32, "kept_out": ["sub-02"]}))
+    recipe.write_text(json.dumps({**SETTINGS, "patch": 64, "kept_out": ["sub-02"]}))
     command = ["train", "--data", str(data), "--labels", str(maps), "--recipe", str(recipe), "--out", str(out)]
     assert main([*command, "--steps", "2"]) == 0
     first = read_segmenter(out / "weights.safetensors")[0].state_dict()

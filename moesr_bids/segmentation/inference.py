@@ -51,7 +51,7 @@ class Segmentation:
 
 def scaled(image: torch.Tensor) -> torch.Tensor:
     """Scale intensities so that the 1st and the 99.5th percentile become 0 and 1; limit them to -0.5 to 1.5."""
-    some = image.flatten()[:: max(1, image.numel() // 500_000)].float()
+    some = image.flatten()[:: max(1, image.numel() // 100_000)].float()
     low, high = (float(v) for v in torch.quantile(some, torch.tensor([_LOW, _HIGH], device=some.device)))
     return ((image - low) / max(high - low, 1e-6)).clamp(-0.5, 1.5)
 
@@ -98,7 +98,7 @@ def class_probabilities(data: NDArray[np.float32], network: Segmenter) -> torch.
     """Return the probability of each class, float32 (classes, i, j, k), of an upright image on the network's grid."""
     device = next(network.parameters()).device
     volume = scaled(torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32)).to(device))
-    sides = [math.ceil(n / FACTOR) * FACTOR for n in data.shape]
+    sides = [max(2, math.ceil(n / FACTOR)) * FACTOR for n in data.shape]
     padded = volume.new_zeros(sides)
     padded[tuple(slice(0, n) for n in data.shape)] = volume
     batch = padded[None, None].contiguous(memory_format=torch.channels_last_3d)

@@ -1,5 +1,8 @@
 """The segmentation network: a small 3-D U-Net (Ronneberger et al. 2015) of MONAI on a coarse isotropic grid.
 
+The U-Net works at half the resolution of that grid, with the voxels of each block of 2 x 2 x 2 as channels: layers at
+full resolution take most of the time, and see the least.
+
 Its training data, not its shape, make it independent of contrast (Billot et al. 2023, doi:10.1016/j.media.2023.102789;
 Hoopes et al. 2022, doi:10.1016/j.neuroimage.2022.119474).
 """
@@ -13,11 +16,13 @@ import torch
 from attrs import asdict, field, frozen, validators
 from torch import nn
 
+from ..sr.models.layers import FACTOR as BLOCK
+from ..sr.models.layers import depth_to_space, space_to_depth
 from .labels import STRUCTURES
 
 _LEVELS = 5
-FACTOR = 2 ** (_LEVELS - 1)
-"""Sides of the network's input are multiples of this."""
+FACTOR = BLOCK * 2 ** (_LEVELS - 1)
+"""Sides of the network's input are multiples of this, from twice this on: one voxel alone has no deviation."""
 
 
 def _features(values: Sequence[int]) -> tuple[int, ...]:
@@ -39,7 +44,7 @@ class SegmenterShape:
     """
 
     features: tuple[int, ...] = field(
-        default=(16, 32, 64, 96, 128, 16),
+        default=(32, 64, 96, 112, 128, 32),
         converter=_features,
         validator=[validators.min_len(_LEVELS + 1), validators.max_len(_LEVELS + 1)],
     )
@@ -54,8 +59,8 @@ class SegmenterShape:
 class Segmenter(nn.Module):
     """Network from an image to the logit of each class.
 
-    The input is float (batch, 1, i, j, k) in the orientation RAS, with sides that are multiples of `FACTOR` and
-    intensities of about 0 to 1 (see :func:`moesr_bids.segmentation.inference.scaled`).
+    The input is float (batch, 1, i, j, k) in the orientation RAS, with sides that are multiples of `FACTOR`, at
+    least ``2 * FACTOR``, and intensities of about 0 to 1 (see :func:`moesr_bids.segmentation.inference.scaled`).
     """
 
     def __init__(self, shape: SegmenterShape) -> None:
@@ -65,13 +70,12 @@ class Segmenter(nn.Module):
         self.shape = shape
         self.unet = BasicUNet(
             spatial_dims=3,
-            in_channels=1,
-            out_channels=shape.classes,
+            in_channels=BLOCK**3,
+            out_channels=BLOCK**3 * shape.classes,
             features=shape.features,
             upsample="nontrainable",
         )
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the logits, (batch, classes, i, j, k)."""
-        logits: torch.Tensor = self.unet(image)
-        return logits
+        return depth_to_space(self.unet(space_to_depth(image)))

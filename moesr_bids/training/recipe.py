@@ -37,8 +37,9 @@ _positive = validators.gt(0)
 
 def _multiple(recipe: Recipe, attribute: Any, value: int) -> None:
     multiple = {"student": FACTOR, "segmentation": SEGMENTER_FACTOR}.get(recipe.kind, TOKEN)
-    if value < multiple or value % multiple:
-        raise ValueError(f"{attribute.name} is a positive multiple of {multiple}, got {value}")
+    least = 2 * multiple if recipe.kind == "segmentation" else multiple
+    if value < least or value % multiple:
+        raise ValueError(f"{attribute.name} is a multiple of {multiple}, at least {least}; got {value}")
 
 
 def _border(recipe: Recipe, attribute: Any, value: int) -> None:
