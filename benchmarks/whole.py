@@ -84,7 +84,7 @@ def run_once(bids_dir: Path, folder: Path, options: Sequence[str], threads: int)
     seconds, cpu_seconds = time.monotonic() - start, children_seconds() - before
     images = sorted((bids_dir / "sub-01" / "anat").iterdir())
     stems = [image.name.split(".", 1)[0].split("_")[1] for image in images]
-    sidecars = [next((folder / "out" / "sub-01" / "anat").glob(f"*_{stem}_*desc-moesr_*w.json")) for stem in stems]
+    sidecars = [next((folder / "out" / "sub-01" / "anat").glob(f"*_{stem}_res-*_desc-moesr_*.json")) for stem in stems]
     return Run(seconds, cpu_seconds, [read_record(sidecar) for sidecar in sidecars], _peers(images[0], threads))
 
 

@@ -135,6 +135,29 @@ def test_a_complete_reference_serves_an_image_that_is_not(session: Path, finishe
     assert reference.stat().st_mtime_ns == before
 
 
+def test_a_reference_that_was_killed_and_is_finished_now_serves(session: Path, finished: Path) -> None:
+    out = session / "out-killed"
+    shutil.copytree(finished, out)
+    sidecar = out / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json"
+    recipe = read_recipe(sidecar, session / "bids")
+    assert recipe.image.reference is not None
+    work = work_of(finished)  # holds most of what is to be done again
+    settings = recipe.plan(out, work).settings
+    alone = plan_image(attrs.evolve(recipe.image, reference=None, instead_of=recipe.image.reference), settings)
+    (out / f"{ANAT}_desc-residual_T1w.nii.gz").unlink()  # the reference is not finished
+    content = json.loads(sidecar.read_text())
+    content["Moesr"]["SessionReference"] = unstructured(session_reference(alone))
+    content["Moesr"]["SettingsHash"] = settings_hash(alone, content["Moesr"]["InputSHA256"])
+    sidecar.write_text(json.dumps(content))
+    assert "sub-01_FLAIR: complete" in run_here(session / "bids", out, *OPTIONS, "--dry-run").stdout
+    done = run_app(session / "bids", out, *OPTIONS, "--skip-bids-validation", "-w", str(work))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "done again with their reference, which an earlier run had not: sub-01_FLAIR" in done.stdout
+    assert {name: row["state"] for name, row in statuses(out).items()} == {"sub-01_T1w": "done", "sub-01_FLAIR": "done"}
+    used = json.loads(sidecar.read_text())["Moesr"]["SessionReference"]["Used"]
+    assert used == "sub-01/anat/sub-01_T1w.nii.gz"
+
+
 @contextmanager
 def kept(path: Path) -> Iterator[bytes]:
     """Put a file back afterwards, with its times, by which Nipype tells whether it changed."""
@@ -148,12 +171,13 @@ def kept(path: Path) -> Iterator[bytes]:
 
 def test_a_broken_reference_does_not_stop_the_others(session: Path, finished: Path) -> None:
     out = session / "out-broken"
-    shutil.copytree(work_of(finished), work_of(out))  # what the FLAIR needs no reference for is done
+    # What the FLAIR needs no reference for lies in the work folder.
+    options = (*CUBIC, "--skip-bids-validation", "-w", str(work_of(finished)))
     path = session / "bids/sub-01/anat/sub-01_T1w.nii.gz"
     with kept(path) as whole:
         path.write_bytes(whole[: len(whole) // 2])
-        done = run_app(session / "bids", out, *CUBIC, "--skip-bids-validation")
-        plan = run_here(session / "bids", out, *CUBIC, "--dry-run").stdout
+        done = run_app(session / "bids", out, *options)
+        plan = run_here(session / "bids", out, *options, "--dry-run").stdout
         # As long as the reference is broken in the same way, there is nothing to do again.
         assert "sub-01_FLAIR: complete, would be skipped" in plan
     assert done.returncode == 1
@@ -193,29 +217,6 @@ def test_an_image_that_does_not_fit_its_reference_is_registered_by_itself(sessio
     assert any(text.startswith("not aligned to sub-01_T1w, but registered by itself: ") for text in block["Warnings"])
     assert not list(out.glob("sub-01/anat/*from-FLAIR_to-T1w*"))
     assert plan.count("complete, would be skipped") == 2
-
-
-def test_a_reference_that_was_killed_and_is_finished_now_serves(session: Path, finished: Path) -> None:
-    out = session / "out-killed"
-    shutil.copytree(finished, out)
-    shutil.copytree(work_of(finished), work_of(out))
-    sidecar = out / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json"
-    recipe = read_recipe(sidecar, session / "bids")
-    assert recipe.image.reference is not None
-    settings = recipe.plan(out, work_of(out)).settings
-    alone = plan_image(attrs.evolve(recipe.image, reference=None, instead_of=recipe.image.reference), settings)
-    (out / f"{ANAT}_desc-residual_T1w.nii.gz").unlink()  # the reference is not finished
-    content = json.loads(sidecar.read_text())
-    content["Moesr"]["SessionReference"] = unstructured(session_reference(alone))
-    content["Moesr"]["SettingsHash"] = settings_hash(alone, content["Moesr"]["InputSHA256"])
-    sidecar.write_text(json.dumps(content))
-    assert "sub-01_FLAIR: complete" in run_here(session / "bids", out, *OPTIONS, "--dry-run").stdout
-    done = run_app(session / "bids", out, *OPTIONS, "--skip-bids-validation")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "done again with their reference, which an earlier run had not: sub-01_FLAIR" in done.stdout
-    assert {name: row["state"] for name, row in statuses(out).items()} == {"sub-01_T1w": "done", "sub-01_FLAIR": "done"}
-    used = json.loads(sidecar.read_text())["Moesr"]["SessionReference"]["Used"]
-    assert used == "sub-01/anat/sub-01_T1w.nii.gz"
 
 
 def empty(folder: Path, name: str, zooms: tuple[float, float, float]) -> RawImage:

@@ -185,6 +185,13 @@ class ImagePlan:
             field_points=sum(scan.field_points for scan in self.scans),
             sr_memory_gb=memory_gb,
             sr_seconds=seconds,
+            runs={
+                "gradunwarp": sum(scan.gradients.corrects for scan in self.scans),
+                "coregister": int(self.reference is not None),
+                "register": len(settings.templates) if self.reference is None else 0,
+                "warp": len(settings.output_spaces),
+            },
+            threads=settings.omp_nthreads,
         )
 
     def _alone(self, scan: ScanPlan) -> ImagePlan:

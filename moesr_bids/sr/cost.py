@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..resources import GIB
+from ..resources import GIB, speed_of
 from .models import DEFAULT_MODEL, get_model
 from .models.base import ModelCard
 from .precision import network_flops
@@ -13,6 +13,7 @@ from .sampling import Sampling
 from .windows import fitting_window
 
 _BASE_GB = 0.6  # Python, torch, nibabel and the input as read
+_WITH_HALO = 1.15  # voxels of a window and its surroundings over its own
 _MULTIPLY_ADD_PER_SECOND = 2.0e10  # per thread, float32 matrix products of these shapes
 
 
@@ -22,7 +23,10 @@ def estimate_memory(
     """Estimate peak memory of a reconstruction in GiB; the parameters are those of :func:`estimate_cost`."""
     card = get_model(model).card
     largest = window_voxels(card, input_shape, target_shape, memory_gb)
-    window = card.window_bytes_per_voxel * min(math.prod(target_shape), largest)
+    voxels = math.prod(target_shape)
+    windows = math.ceil(voxels / largest)
+    outer = voxels / windows * (1 if windows == 1 else _WITH_HALO)
+    window = card.window_bytes_per_voxel * min(outer, largest)
     return round(_without_window(card, input_shape, target_shape) + window / GIB, 2)
 
 
@@ -67,11 +71,6 @@ def estimate_cost(
         work += flops * voxels / network_flops()
     seconds = 6.0 + work / speed
     return estimate_memory(input_shape, target_shape, model, memory_gb), round(seconds, 1)
-
-
-def speed_of(threads: int) -> float:
-    """Return how many times as fast as one thread so many are: they wait for each other now and then."""
-    return 1.0 if threads <= 1 else threads**0.8
 
 
 def window_voxels(card: ModelCard, input_shape: Sequence[int], target_shape: Sequence[int], memory_gb: float) -> int:

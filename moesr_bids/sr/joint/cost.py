@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ...resources import GIB
-from ..cost import speed_of
+from ...resources import GIB, speed_of
 
 # Estimates, from cubes of 120 mm in three stacks of 5 mm at 0.7 mm and the volumes that are held at once.
 _BASE_GB, _BYTES_PER_VOXEL, _BYTES_PER_VOXEL_AND_SCAN = 1.0, 60, 12
