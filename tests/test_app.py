@@ -122,7 +122,7 @@ def test_sidecar_tells_the_truth(phantom: Path, finished: Path, participant: str
     assert block["Outputs"] == image_files(plans[0])
     quality = block["ImageQuality"]
     # White matter of the phantom varies by its noise, of 2 percent, and what the bias field leaves.
-    assert 15 < quality["Input"]["snr_wm"] < 50
+    assert (10 if "--sloppy" in OPTIONS[participant] else 15) < quality["Input"]["snr_wm"] < 50
     assert quality["Output"]["snr_wm"] > quality["Input"]["snr_wm"]
     assert quality["Input"]["fber"] > 100  # there is noise outside the brain
     assert {step["Step"] for step in block["Steps"]} >= {"conform", "brain_mask", "n4", "super_resolve", "reportlets"}
