@@ -169,6 +169,36 @@ def kept(path: Path) -> Iterator[bytes]:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def test_an_image_that_does_not_fit_its_reference_is_registered_by_itself(session: Path, finished: Path) -> None:
+    """A FLAIR of a much smaller head, as of somebody else."""
+    out = session / "out-other"
+    shutil.copytree(finished, out)
+    path = session / "bids/sub-01/anat/sub-01_FLAIR.nii.gz"
+    image = nib.load(path)
+    affine = image.affine @ np.diag([0.8, 0.8, 0.8, 1.0])
+    affine[:3, 3] += apply_affine(image.affine, np.array(image.shape) / 2) - apply_affine(
+        affine, np.array(image.shape) / 2
+    )
+    small = nib.Nifti1Image(np.asarray(image.dataobj), affine)
+    small.set_sform(affine, code=1)
+    small.set_qform(affine, code=1)
+    options = (*OPTIONS, "--skip-bids-validation", "-w", str(work_of(finished)))
+    with kept(path):
+        small.to_filename(path)
+        done = run_app(session / "bids", out, *options)
+        plan = run_here(session / "bids", out, *options, "--dry-run").stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"sub-01_FLAIR, .*: alignment to the session's reference failed", done.stdout)
+    assert {name: row["state"] for name, row in statuses(out).items()} == {
+        "sub-01_T1w": "skipped",
+        "sub-01_FLAIR": "done",
+    }
+    block = json.loads((out / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json").read_text())["Moesr"]
+    assert any(text.startswith("not aligned to sub-01_T1w, but registered by itself: ") for text in block["Warnings"])
+    assert not list(out.glob("sub-01/anat/*from-FLAIR_to-T1w*"))
+    assert plan.count("complete, would be skipped") == 2
+
+
 def test_a_broken_reference_does_not_stop_the_others(session: Path, finished: Path) -> None:
     out = session / "out-broken"
     # What the FLAIR needs no reference for lies in the work folder.
@@ -191,32 +221,6 @@ def test_a_broken_reference_does_not_stop_the_others(session: Path, finished: Pa
     assert block["SessionReference"]["InsteadOf"] == "sub-01/anat/sub-01_T1w.nii.gz"
     assert "sub-01_T1w could not serve as the reference of the session" in block["Warnings"]
     assert "SyN" in block["Registration"][TEMPLATE]["Transform"]
-
-
-def test_an_image_that_does_not_fit_its_reference_is_registered_by_itself(session: Path, finished: Path) -> None:
-    """A FLAIR of a much smaller head, as of somebody else."""
-    out = session / "out-other"
-    path = session / "bids/sub-01/anat/sub-01_FLAIR.nii.gz"
-    image = nib.load(path)
-    affine = image.affine @ np.diag([0.8, 0.8, 0.8, 1.0])
-    affine[:3, 3] += apply_affine(image.affine, np.array(image.shape) / 2) - apply_affine(
-        affine, np.array(image.shape) / 2
-    )
-    small = nib.Nifti1Image(np.asarray(image.dataobj), affine)
-    small.set_sform(affine, code=1)
-    small.set_qform(affine, code=1)
-    options = (*CUBIC, "--skip-bids-validation", "-w", str(work_of(finished)))
-    with kept(path):
-        small.to_filename(path)
-        done = run_app(session / "bids", out, *options)
-        plan = run_here(session / "bids", out, *options, "--dry-run").stdout
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"sub-01_FLAIR, .*: alignment to the session's reference failed", done.stdout)
-    assert {name: row["state"] for name, row in statuses(out).items()} == {"sub-01_T1w": "done", "sub-01_FLAIR": "done"}
-    block = json.loads((out / f"{ANAT}_res-2mm_desc-moesr_FLAIR.json").read_text())["Moesr"]
-    assert any(text.startswith("not aligned to sub-01_T1w, but registered by itself: ") for text in block["Warnings"])
-    assert not list(out.glob("sub-01/anat/*from-FLAIR_to-T1w*"))
-    assert plan.count("complete, would be skipped") == 2
 
 
 def empty(folder: Path, name: str, zooms: tuple[float, float, float]) -> RawImage:
