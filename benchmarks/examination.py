@@ -143,6 +143,8 @@ def report(folder: Path, judge: Judge) -> Iterator[str]:
     """Yield lines: what was made of each scan alone, of all, and how each scan was placed."""
     anat = folder / "out/sub-01/ses-1/anat"
     for sidecar in sorted(anat.glob("*_desc-moesr_*.json")):
+        if "_space-" in sidecar.name:
+            continue
         record = read_record(sidecar)
         stem = stem_of(sidecar.name)
         joined = record.joined

@@ -23,6 +23,7 @@ from moesr_bids.cli.rerun import check, read_recipe
 from moesr_bids.config import Settings
 from moesr_bids.interfaces.join import JoinScans
 from moesr_bids.run.outcomes import forget_what_is_gone, outcome
+from moesr_bids.run.timeleft import TimeLeft
 from moesr_bids.run.workflow import _join_again
 from moesr_bids.sr.joint import APART
 from moesr_bids.workflows.base import init_single_subject_wf
@@ -247,6 +248,24 @@ def test_scans_serve_a_joined_image_whether_or_not_they_are_images_of_the_run(
     )
     assert sum(name.endswith(".publish") for name in beside.list_node_names()) == 5
     assert beside.visit_desc().count("N4") == alone.visit_desc().count("N4")
+
+
+def test_what_scans_take_counts_for_the_image_that_is_joined_from_them_alone(
+    scans: list[RawImage], settings: Settings
+) -> None:
+    image = joined_image(scans)
+    plan = plan_image(image, attrs.evolve(settings, join="only"))
+    costs = plan.costs_of_scans()
+    assert list(costs) == [scan.workflow_name for scan in scans]
+    assert plan.seconds == pytest.approx(plan.cost.seconds + sum(cost.seconds for cost in costs.values()))
+    assert plan.memory_gb == max(cost.memory_gb for cost in (plan.cost, *costs.values()))
+    first = scans[0].workflow_name
+    assert costs[first].seconds_of("brain_mask") > 0
+    assert costs[first].seconds_of("quality") == plan.cost.seconds_of("brain_mask") == 0
+    left = TimeLeft([plan], now=lambda: 0.0)
+    left.ended(first, "brain_mask", ran=False)
+    assert left.seconds() == pytest.approx(plan.seconds - costs[first].seconds_of("brain_mask"))
+    assert plan_image(image, attrs.evolve(settings, join="auto")).costs_of_scans() == {}
 
 
 def test_outputs_of_a_joined_image_are_named_by_it_or_by_its_scans(scans: list[RawImage], settings: Settings) -> None:

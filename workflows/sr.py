@@ -107,10 +107,11 @@ def add_other_grids(workflow: LiterateWorkflow, plan: ImagePlan) -> None:
     ])
     # fmt: on
     for space in settings.output_spaces:
+        # With one thread it runs beside the metrics, which have one as well; figures wait for both.
+        one_thread = {**ants_inputs(settings), "omp_nthreads": 1}
         warp = Node(
-            WarpToSpace(space=str(space), resolution=settings.sr.resolution, **ants_inputs(settings)),
+            WarpToSpace(space=str(space), resolution=settings.sr.resolution, **one_thread),
             name=warp_name(space),
-            n_procs=settings.omp_nthreads,
             mem_gb=plan.cost.memory_of("warp"),
         )
         # fmt: off

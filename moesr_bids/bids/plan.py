@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.bids.cost import Cost
+from moesr_bids.bids.cost import LAST_STEPS, Cost
 from moesr_bids.bids.derivatives import DERIVATIVES, Output, is_first_t1w, outputs_of
 from moesr_bids.bids.gradients import GradientPlan, is_coefficients, plan_gradunwarp
 from moesr_bids.bids.masks import MaskPlan, plan_mask
@@ -173,29 +173,59 @@ class ImagePlan:
             grid.shape, target.shape, model, settings.omp_nthreads, settings.sr.sampling, limit
         )
         if self.joined:
-            # What its scans take is the cost of their images.
             from moesr_bids.sr.joint.cost import estimate_cost as estimate_join_cost
 
             memory_gb, seconds = estimate_join_cost(target.shape, len(self.scans), settings.omp_nthreads)
-            if settings.join == "only":
-                seconds += sum(self._alone(scan).cost_of(model).seconds for scan in self.scans)
         return Cost(
             input=grid,
             target=target,
             field_points=sum(scan.field_points for scan in self.scans),
             sr_memory_gb=memory_gb,
             sr_seconds=seconds,
-            runs={
-                "gradunwarp": sum(scan.gradients.corrects for scan in self.scans),
-                "coregister": int(self.reference is not None),
-                "register": len(settings.templates) if self.reference is None else 0,
-                "warp": len(settings.output_spaces),
-            },
+            runs=self._runs(),
             threads=settings.omp_nthreads,
         )
 
-    def _alone(self, scan: ScanPlan) -> ImagePlan:
-        return attrs.evolve(self, image=scan.image, scans=(scan,))
+    def _runs(self) -> dict[str, int]:
+        """How often the steps run that do not run once. The scans of a joined image are prepared for themselves."""
+        settings = self.settings
+        prepared = {"conform": 0, "brain_mask": 0, "n4": 0} if self.joined else {}
+        return {
+            **prepared,
+            "gradunwarp": int(self.gradients.corrects and not self.joined),
+            "coregister": int(self.reference is not None),
+            "register": len(settings.templates) if self.reference is None else 0,
+            "warp": len(settings.output_spaces),
+        }
+
+    def costs_of_scans(self, model: str | None = None) -> dict[str, Cost]:
+        """Estimated costs of the scans of an image that is joined from them alone, by the names of their workflows.
+
+        Their images are not made, so each cost is that of the preparation and of super-resolution. Scans that are
+        images of the run as well have their own plans.
+        """
+        if not self.joined or self.settings.join != "only":
+            return {}
+        found = {}
+        for scan in self.scans:
+            cost = attrs.evolve(self, image=scan.image, scans=(scan,)).cost_of(model or self.settings.sr.model)
+            left_out = dict.fromkeys(("coregister", "register", "target_mask", "warp", *LAST_STEPS), 0)
+            found[scan.image.workflow_name] = attrs.evolve(cost, runs={**cost.runs, **left_out})
+        return found
+
+    def seconds_of(self, model: str) -> float:
+        """Estimated time with a model, in seconds, with what its scans take that are no images of the run."""
+        return self.cost_of(model).seconds + sum(cost.seconds for cost in self.costs_of_scans(model).values())
+
+    @property
+    def seconds(self) -> float:
+        """The same with the model of the settings."""
+        return self.seconds_of(self.settings.sr.model)
+
+    @property
+    def memory_gb(self) -> float:
+        """Estimated memory of the largest step in GiB, those of such scans included."""
+        return max(cost.memory_gb for cost in (self.cost, *self.costs_of_scans().values()))
 
     @cached_property
     def outputs(self) -> tuple[Output, ...]:

@@ -101,9 +101,9 @@ def loads(images: Sequence[RawImage], settings: Settings, before: Mapping[str, t
     memory: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for image in images:
-        cost = plan_image(image, settings).cost
-        memory[image.participant] = max(memory.get(image.participant, 0.0), cost.memory_gb)
-        seconds[image.participant] = seconds.get(image.participant, 0.0) + cost.seconds
+        plan = plan_image(image, settings)
+        memory[image.participant] = max(memory.get(image.participant, 0.0), plan.memory_gb)
+        seconds[image.participant] = seconds.get(image.participant, 0.0) + plan.seconds
     found = []
     for label, amount in memory.items():
         needed, minutes = 100 * amount / SHARE_PERCENT, seconds[label] / 60

@@ -40,9 +40,9 @@ def print_plans(images: Sequence[RawImage], plans: Mapping[RawImage, ImagePlan],
         elif not plan.readable:
             print(f"{image.stem}: header cannot be read, would fail at the header check")
         else:
-            seconds += plan.cost.seconds
-            largest = max(largest, plan.cost.memory_gb)
-            cost = f"about {plan.cost.memory_gb:.1f} GB and {plan.cost.seconds:.0f} s"
+            seconds += plan.seconds
+            largest = max(largest, plan.memory_gb)
+            cost = f"about {plan.memory_gb:.1f} GB and {plan.seconds:.0f} s"
             print(f"{image.stem}: {_scans(plan)}{_grids(plan)}, {cost}")
     total = f"about {seconds / 60:.0f} min one after the other, {largest:.1f} GB at the most"
     print(f"{counted(len(images), 'image')}, {total}")

@@ -27,16 +27,24 @@ class TimeLeft:
     """
 
     def __init__(self, plans: Iterable[ImagePlan], now: Callable[[], float] = time.monotonic) -> None:
+        plans = list(plans)
         self._costs = {plan.image.workflow_name: plan.cost for plan in plans}
-        self._left = {name: cost.seconds for name, cost in self._costs.items()}
+        self._left = {plan.image.workflow_name: plan.seconds for plan in plans}
+        # Scans that are prepared for a joined image alone: their steps count as its own.
+        self._image: dict[str, str] = {}
+        for plan in plans:
+            for name, cost in plan.costs_of_scans().items():
+                self._costs.setdefault(name, cost)
+                self._image.setdefault(name, plan.image.workflow_name)
         self._now, self._begun = now, now()
         self._worked = 0.0  # planned seconds of the steps that ran
 
     def ended(self, image: str, step: str, *, ran: bool = True) -> None:
         """Note the end of a step of an image; `ran` is False if an earlier run had done it."""
         planned = self._planned(image, step)
-        if image in self._left:
-            self._left[image] = max(0.0, self._left[image] - planned)
+        whole = self._image.get(image, image)
+        if whole in self._left:
+            self._left[whole] = max(0.0, self._left[whole] - planned)
         if ran:
             self._worked += planned
 

@@ -219,8 +219,8 @@ def _tell_cost(plans: Sequence[ImagePlan], settings: Settings, gpus: int) -> Non
     say(f"{model} needs up to {memory:.1f} GB for an image" + (", or what the GPU has free" if gpus else ""))
     if gpus or (settings.use_plugin and settings.sr.device != "cpu"):
         return
-    this = sum(plan.cost.seconds for plan in plans)
-    default = sum(plan.cost_of(DEFAULT_MODEL).seconds for plan in plans)
+    this = sum(plan.seconds for plan in plans)
+    default = sum(plan.seconds_of(DEFAULT_MODEL) for plan in plans)
     say(
         f"WARNING: no GPU is used: {model} will take about {this / 60:.0f} min for these images one after the other, "
         f"{DEFAULT_MODEL} would take {default / 60:.0f} min"
