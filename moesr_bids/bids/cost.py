@@ -45,7 +45,7 @@ class _Step:
 _STEPS: Mapping[str, _Step] = {
     "conform": _Step(2, input_bytes=25),
     "gradunwarp": _Step(14, base_gb=1.2, input_bytes=60),
-    "brain_mask": _Step(14.5, input_bytes=25, threaded=True),
+    "brain_mask": _Step(14.5, input_bytes=25),
     "n4": _Step(2.7, input_bytes=25, threaded=True),
     "coregister": _Step(2.5, input_bytes=25, threaded=True),
     "register": _Step(14, base_gb=0.9, input_bytes=25, threaded=True),
