@@ -24,7 +24,7 @@ demo: install
 	$(BIN)/python -m benchmarks.demo $(DEMO)
 
 test: install-test lint
-	$(BIN)/python -m pytest tests --numprocesses 3 --dist loadscope --no-loadscope-reorder --durations 40 --durations-min 5
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadscope --no-loadscope-reorder --durations 40 --durations-min 5
 
 lint: install-test
 	$(BIN)/ruff check .
