@@ -27,7 +27,7 @@ from nibabel.processing import resample_from_to
 from numpy.typing import NDArray
 
 from moesr_bids.bids.names import entities_of, stem_of
-from moesr_bids.bids.record import read_record
+from moesr_bids.reports.derivatives import find_images
 from moesr_bids.resources import cpu_name
 from moesr_bids.sr.calibration import LEVELS, ErrorRatios
 from moesr_bids.sr.grid import bounding_box
@@ -142,12 +142,11 @@ class Judge:
 def report(folder: Path, judge: Judge) -> Iterator[str]:
     """Yield lines: what was made of each scan alone, of all, and how each scan was placed."""
     anat = folder / "out/sub-01/ses-1/anat"
-    for sidecar in sorted(anat.glob("*_desc-moesr_*.json")):
-        if "_space-" in sidecar.name:
+    for image in find_images(folder / "out"):
+        if image.session != "ses-1" or image.moesr is None or image.sidecar is None:
             continue
-        record = read_record(sidecar)
+        sidecar, joined = image.sidecar, image.moesr.joined
         stem = stem_of(sidecar.name)
-        joined = record.joined
         scan = entities_of(joined.scans[joined.reference].source if joined else sidecar.name)["acq"]
         if scan not in judge.positions or scan == "other":
             continue

@@ -28,10 +28,11 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.app import APP, children_seconds
-from moesr_bids.bids.record import Record, read_record
+from moesr_bids.bids.record import Record
 from moesr_bids.preproc.align import quiet
 from moesr_bids.preproc.images import image_data, to_ants, use_threads
 from moesr_bids.preproc.template import EMBEDDED, load_template
+from moesr_bids.reports.derivatives import find_images
 from moesr_bids.resources import cpu_name
 
 _TOLD = re.compile(r"about ([\d.]+) GB and (\d+) s$", re.MULTILINE)
@@ -83,9 +84,8 @@ def run_once(bids_dir: Path, folder: Path, options: Sequence[str], threads: int)
     subprocess.run(_command(bids_dir, folder, options), check=True, stdout=subprocess.DEVNULL)
     seconds, cpu_seconds = time.monotonic() - start, children_seconds() - before
     images = sorted((bids_dir / "sub-01" / "anat").iterdir())
-    stems = [image.name.split(".", 1)[0].split("_")[1] for image in images]
-    sidecars = [next((folder / "out" / "sub-01" / "anat").glob(f"*_{stem}_res-*_desc-moesr_*.json")) for stem in stems]
-    return Run(seconds, cpu_seconds, [read_record(sidecar) for sidecar in sidecars], _peers(images[0], threads))
+    records = [image.moesr for image in find_images(folder / "out") if image.moesr is not None]
+    return Run(seconds, cpu_seconds, records, _peers(images[0], threads))
 
 
 def table(runs: Sequence[Run], costs: Sequence[tuple[float, float]]) -> Iterator[str]:

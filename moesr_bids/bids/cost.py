@@ -56,7 +56,8 @@ _STEPS: Mapping[str, _Step] = {
     "reportlets": _Step(3.5, 0.08, base_gb=0.75, target_bytes=16),
     "publish": _Step(4, 0.04, base_gb=0.5, input_bytes=16, target_bytes=16),
 }
-LAST_STEPS = ("quality", "reportlets", "publish")
+_PREPARATION = ("conform", "gradunwarp", "brain_mask", "n4")
+_FIELD_BYTES_PER_POINT = 250  # further memory per lattice point of a displacement field
 _MEASURED_WITH = 2  # threads
 _REFERENCE_SECONDS = 0.0162  # of `_timed` on that machine
 
@@ -80,9 +81,6 @@ def _timed() -> float:
     return time.perf_counter() - start
 
 
-_FIELD_BYTES_PER_POINT = 250  # further memory per lattice point of a displacement field
-
-
 @attrs.frozen(kw_only=True)
 class Cost:
     """Estimated cost of an image.
@@ -98,7 +96,7 @@ class Cost:
     sr_seconds : float
         Wall time of super-resolution on an idle machine, in seconds.
     runs : Mapping
-        How often the steps run that do not run once: "gradunwarp", "coregister", "register", "warp".
+        How often a step runs; a step that is not named runs once.
     threads : int
         Threads of a step.
 
@@ -129,6 +127,14 @@ class Cost:
         if found.threaded:
             seconds *= speed_of(_MEASURED_WITH) / speed_of(self.threads)
         return machine_pace() * seconds
+
+    def of_preparation(self) -> Cost:
+        """Return the cost of a scan that is prepared and super-resolved, and of which no image is made."""
+        return attrs.evolve(self, runs={step: self.runs.get(step, 1) if step in _PREPARATION else 0 for step in _STEPS})
+
+    def without_preparation(self) -> Cost:
+        """Return the cost of an image whose scans are prepared for themselves."""
+        return attrs.evolve(self, runs={**self.runs, **dict.fromkeys(_PREPARATION, 0)})
 
     def memory_of(self, step: str) -> float:
         """Peak memory of a step in GiB, by its name as a node or in a record.

@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 
 from moesr_bids.bids.collect import RawImage
-from moesr_bids.bids.cost import LAST_STEPS, Cost
+from moesr_bids.bids.cost import Cost
 from moesr_bids.bids.derivatives import DERIVATIVES, Output, is_first_t1w, outputs_of
 from moesr_bids.bids.gradients import GradientPlan, is_coefficients, plan_gradunwarp
 from moesr_bids.bids.masks import MaskPlan, plan_mask
@@ -176,27 +176,21 @@ class ImagePlan:
             from moesr_bids.sr.joint.cost import estimate_cost as estimate_join_cost
 
             memory_gb, seconds = estimate_join_cost(target.shape, len(self.scans), settings.omp_nthreads)
-        return Cost(
+        cost = Cost(
             input=grid,
             target=target,
             field_points=sum(scan.field_points for scan in self.scans),
             sr_memory_gb=memory_gb,
             sr_seconds=seconds,
-            runs=self._runs(),
+            runs={
+                "gradunwarp": int(self.gradients.corrects),
+                "coregister": int(self.reference is not None),
+                "register": len(settings.templates) if self.reference is None else 0,
+                "warp": len(settings.output_spaces),
+            },
             threads=settings.omp_nthreads,
         )
-
-    def _runs(self) -> dict[str, int]:
-        """How often the steps run that do not run once. The scans of a joined image are prepared for themselves."""
-        settings = self.settings
-        prepared = {"conform": 0, "brain_mask": 0, "n4": 0} if self.joined else {}
-        return {
-            **prepared,
-            "gradunwarp": int(self.gradients.corrects and not self.joined),
-            "coregister": int(self.reference is not None),
-            "register": len(settings.templates) if self.reference is None else 0,
-            "warp": len(settings.output_spaces),
-        }
+        return cost.without_preparation() if self.joined else cost
 
     def costs_of_scans(self, model: str | None = None) -> dict[str, Cost]:
         """Estimated costs of the scans of an image that is joined from them alone, by the names of their workflows.
@@ -208,9 +202,9 @@ class ImagePlan:
             return {}
         found = {}
         for scan in self.scans:
-            cost = attrs.evolve(self, image=scan.image, scans=(scan,)).cost_of(model or self.settings.sr.model)
-            left_out = dict.fromkeys(("coregister", "register", "target_mask", "warp", *LAST_STEPS), 0)
-            found[scan.image.workflow_name] = attrs.evolve(cost, runs={**cost.runs, **left_out})
+            alone = attrs.evolve(self, image=scan.image, scans=(scan,))
+            cost = alone.cost_of(model or self.settings.sr.model)
+            found[scan.image.workflow_name] = cost.of_preparation()
         return found
 
     def seconds_of(self, model: str) -> float:

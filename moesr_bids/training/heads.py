@@ -232,7 +232,7 @@ def shares(classes: torch.Tensor) -> torch.Tensor:
     n, m = classes.shape[0] // OVERSAMPLING, OVERSAMPLING
     parts = classes.view(n, m, n, m, n, m).permute(1, 3, 5, 0, 2, 4).reshape(m**3, n, n, n).long()
     found = torch.zeros((len(STRUCTURES), n, n, n), device=classes.device)
-    # Part after part: one call for all of them would need an array of ones of the same size.
+    share = found.new_full((), 1 / m**3).expand(1, n, n, n)
     for part in parts:
-        found.scatter_add_(0, part[None], torch.full((), 1 / m**3, device=classes.device).expand(1, n, n, n))
+        found.scatter_add_(0, part[None], share)
     return found
