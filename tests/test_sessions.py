@@ -133,6 +133,7 @@ def test_a_complete_reference_serves_an_image_that_is_not(session: Path, finishe
     }
     assert lost.exists()
     assert reference.stat().st_mtime_ns == before
+    assert validation_errors(finished) == []
 
 
 def test_a_reference_that_was_killed_and_is_finished_now_serves(session: Path, finished: Path) -> None:
