@@ -27,10 +27,10 @@ from scipy import ndimage
 
 from moesr_bids.preproc.align import inverse, write_composite
 from moesr_bids.preproc.bias import BiasSettings, correct_bias
-from moesr_bids.preproc.brainmask import dice, extract_brain
 from moesr_bids.preproc.images import image_data, to_ants
 from moesr_bids.preproc.registration import RegistrationError, register
 from moesr_bids.preproc.template import load_template
+from moesr_bids.segmentation.brain import dice, find_brain
 from moesr_bids.sr.grid import bounding_box
 
 TABLES = ("mask", "bias", "registration")
@@ -77,13 +77,13 @@ def closed_labels(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
     return brain
 
 
-def mask_table(scans: Sequence[Scan], folder: Path, threads: int) -> Iterator[str]:
-    """Yield a line per scan: volume, agreement with template and labels, time."""
-    yield f"{'brain mask':32} {'mL':>6} {'template':>8} {'Dice':>6} {'s':>6}"
+def mask_table(scans: Sequence[Scan]) -> Iterator[str]:
+    """Yield a line per scan: volume, certainty, misfit in mm, agreement with labels, time."""
+    yield f"{'brain mask':32} {'mL':>6} {'certain':>8} {'misfit':>6} {'Dice':>6} {'s':>6}"
     for scan in scans:
         start = time.perf_counter()
         try:
-            found = extract_brain(scan.image(), work_dir=folder, threads=threads)
+            found = find_brain(scan.image())
         except Exception as error:  # A table of what fails, too.
             yield f"{scan.name:32} {error}"
             continue
@@ -92,7 +92,8 @@ def mask_table(scans: Sequence[Scan], folder: Path, threads: int) -> Iterator[st
         if scan.labels:
             truth = closed_labels(np.asarray(nib.load(scan.labels).dataobj))
             overlap = f"{dice(np.asarray(found.mask.dataobj) > 0, truth):.3f}"
-        yield f"{scan.name:32} {found.volume_ml:6.0f} {found.dice:8.3f} {overlap:>6} {seconds:6.1f}"
+        figures = f"{found.volume_ml:6.0f} {found.certainty:8.3f} {found.misfit_mm:6.1f} {overlap:>6} {seconds:6.1f}"
+        yield f"{scan.name:32} {figures}"
 
 
 def known_field(shape: tuple[int, ...], inside: NDArray[np.bool_], order: int, spread: float) -> NDArray[np.float32]:
@@ -119,7 +120,7 @@ def bias_table(scans: Sequence[Scan], folder: Path, threads: int) -> Iterator[st
     left: dict[tuple[int, float], list[list[float]]] = {field: [] for field in _FIELDS}
     for scan in scans:
         image = scan.image()
-        mask = extract_brain(image, work_dir=folder, threads=threads).mask
+        mask = find_brain(image).mask
         inside = np.asarray(mask.dataobj) > 0
         variants = {v: evolve(BiasSettings(), zoom=v[0], spline_distance=v[1]) for v in _VARIANTS}
         own = {
@@ -158,7 +159,7 @@ def registration_table(scans: Sequence[Scan], folder: Path, threads: int) -> Ite
         if scan.labels is None:
             continue
         image = scan.image()
-        found = extract_brain(image, work_dir=folder, threads=threads)
+        found = find_brain(image)
         corrected = correct_bias(image, found.mask, threads=threads).corrected
         start = time.perf_counter()
         paths = folder / f"{scan.name}_to.h5", folder / f"{scan.name}_from.h5"
@@ -198,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tables = {
-            "mask": lambda: mask_table(scans, folder, options.omp_nthreads),
+            "mask": lambda: mask_table(scans),
             "bias": lambda: bias_table(chosen, folder, options.omp_nthreads),
             "registration": lambda: registration_table(scans, folder, options.omp_nthreads),
         }

@@ -13,7 +13,7 @@ from nibabel.processing import resample_from_to
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from moesr_bids.preproc.brainmask import extract_brain
+from moesr_bids.segmentation.brain import find_brain
 from moesr_bids.sr.noise import foreground
 from moesr_bids.training.sharpness import axis_resolution
 from moesr_bids.training.volumes import too_coarse
@@ -133,7 +133,7 @@ def _prepare(source: nib.Nifti1Image, participant: str, path: Path, labels: Path
     if segmentations:
         mask = resample_from_to(nib.load(segmentations[0]), source, order=0).get_fdata() > 0
     else:
-        mask = np.asanyarray(extract_brain(source, threads=2).mask.dataobj) > 0
+        mask = np.asanyarray(find_brain(source).mask.dataobj) > 0
     mask = mask & ~clamped(volume, mask)
     masks = [mask]
     for path_of_lesions in sorted((labels / "lesions" / participant).glob("**/*_mask.nii.gz")):

@@ -63,7 +63,7 @@ passed "moesr check finds no fault under the limits; the validator starts"
 started=$(date +%s)
 limited 1 moesr-bids /data /out participant --participant-label "$label" -w /work/work --device cpu "$@" || fail "participant"
 limited 1 moesr-bids /data /out group || fail "group"
-main=$(find "$folder/out" -name '*_desc-moesr_*.json' | head -1)
+main=$(find "$folder/out" -name '*_desc-moesr_T1w.json' | head -1)
 [ -n "$main" ] || fail "no super-resolved image"
 [ "$(stat -c %u "$main")" = $uid ] || fail "outputs belong to another user"
 grep -q '"Container"' "$folder/out/dataset_description.json" || fail "the container is not named"

@@ -91,10 +91,11 @@ def outputs_of(folder: Path) -> list[str]:
 
 _ROOT_FILES = (
     *(".bidsignore", "dataset_description.json", "descriptions.json", "descriptions.tsv"),
+    *("desc-moesr_dseg.json", "desc-moesr_dseg.tsv"),
     *("logs/CITATION.md", "logs/run-*.log", "logs/run-*.toml", "logs/status.json", "logs/status.tsv"),
 )
 _FIGURES = ("bias.png", "brainmask.png", "departure.png", "registration.html", "residual.png", "slider.html")
-_FIGURES += ("spectrum.png", "zooms.html")
+_FIGURES += ("spectrum.png", "structures.png", "zooms.html")
 
 
 def plans_of(bids_dir: Path, out_dir: Path, *arguments: str) -> list[ImagePlan]:

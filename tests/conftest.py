@@ -16,7 +16,7 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 
 # The files that take longest go first, or a worker would still be at one of them when the other has nothing left.
-_LONG = ("test_sessions", "test_join", "test_app", "test_failures", "test_gradients", "test_preproc_brainmask")
+_LONG = ("test_sessions", "test_join", "test_app", "test_failures", "test_gradients", "test_brain")
 _LONG += ("test_sr_student",)
 
 # Tests of these files share something costly, or go on from what those before them left in the work folder.

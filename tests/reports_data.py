@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from moesr_bids import __version__
 from moesr_bids.bids.record import Record, SRRecord, record_of
-from moesr_bids.bids.schema import json_key
+from moesr_bids.bids.schema import SCHEMA_VERSION, json_key
 
 
 def quality(**changes: float | None) -> dict[str, float | None]:
@@ -25,8 +25,15 @@ def quality(**changes: float | None) -> dict[str, float | None]:
 
 def brain_mask(**changes: Any) -> dict[str, Any]:
     """Return what the mask step records."""
-    facts = {"Method": "affine registration", "SkullStripped": False, "VolumeML": 1432.7, "Dice": 0.962, "Attempts": 1}
-    return {**facts, **changes}
+    facts = {"Method": "segmentation", "SkullStripped": False, "VolumeML": 1432.7, "Certainty": 0.912, "MisfitMM": 2.1}
+    return {**facts, "InView": 1.0, **changes}
+
+
+def segmentation() -> dict[str, Any]:
+    """Return what the segmentation of the output records."""
+    volumes = {"left cortex": (258.25, 262.5, 3.01), "brain": (1430.5, 1432.7, 1.56)}
+    keys = ("VolumeML", "InputVolumeML", "StandardDeviationML")
+    return {"Volumes": {name: dict(zip(keys, values, strict=True)) for name, values in volumes.items()}}
 
 
 def registration(dice: float) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def joined(**of_the_last: Any) -> dict[str, Any]:
 def moesr(**changes: Any) -> dict[str, Any]:
     """Return the ``Moesr`` block of a finished image."""
     block: dict[str, Any] = {
-        "SchemaVersion": 1,
+        "SchemaVersion": SCHEMA_VERSION,
         "Version": __version__,
         "Model": "classical",
         "WeightsSHA256": "n/a",
@@ -103,6 +110,7 @@ def moesr(**changes: Any) -> dict[str, Any]:
         "SessionReference": {},
         "Warnings": ["sform and qform differ by 0.3 mm: the sform is used"],
         "BrainMask": brain_mask(),
+        "Segmentation": segmentation(),
         "BiasField": {"RangePercent": [-12.5, 14.0]},
         "ImageQuality": {
             "Definitions": "MRIQC 24.0",
@@ -162,7 +170,7 @@ def add_status(out_dir: Path, key: str, **content: Any) -> None:
         "session_id": "n/a",
         "image": f"{key.split('_', 1)[0]}/anat/{key}.nii.gz",
         "state": "running",
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
     }
     (folder / f"{key}.json").write_text(json.dumps({**status, **content}), encoding="utf-8")
 

@@ -249,7 +249,7 @@ def test_outputs_of_several_images_never_share_a_name(settings: Settings) -> Non
     images = with_references([image(f"sub-01/anat/{stem}.nii.gz") for stem in stems])
     paths = [path for one in images for path in (output.path for output in plan_image(one, settings).outputs)]
     # All but the reference have transforms to it and back, and the reference has a name for other software.
-    assert len(paths) == 8 * len(stems) + 2 * (len(stems) - 1) + 1
+    assert len(paths) == 9 * len(stems) + 2 * (len(stems) - 1) + 1
     assert len(set(paths)) == len(paths)
 
 

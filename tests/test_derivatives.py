@@ -15,6 +15,7 @@ from moesr_bids.bids.derivatives import DERIVATIVES, descriptions, documentation
 from moesr_bids.bids.plan import ImagePlan, plan_image
 from moesr_bids.bids.provenance import sidecars
 from moesr_bids.bids.resume import finished_record
+from moesr_bids.bids.schema import SCHEMA_VERSION
 from moesr_bids.bids.status import write_table
 from moesr_bids.config import OutputSpace, Settings
 from moesr_bids.interfaces.publish import Publish, _earlier_outputs
@@ -24,7 +25,7 @@ from moesr_bids.run.outcomes import forget_what_is_gone
 from moesr_bids.sr.options import SROptions
 from moesr_bids.workflows.image import init_image_wf
 from tests.app import node_of
-from tests.reports_data import brain_mask, moesr, record, registration, sr_record
+from tests.reports_data import brain_mask, moesr, record, registration, segmentation, sr_record
 
 TEMPLATE = "MNI152NLin2009aSym"
 
@@ -64,6 +65,7 @@ def test_names_of_all_derivatives(plan: ImagePlan) -> None:
         "residual": "sub-1_desc-residual_T2w.nii.gz",
         "corrected": "sub-1_desc-corrected_T2w.nii.gz",
         "mask": "sub-1_space-T2w_res-0p7mm_desc-brain_mask.nii.gz",
+        "dseg": "sub-1_space-T2w_res-0p7mm_desc-moesr_dseg.nii.gz",
         "from-orig": "sub-1_from-orig_to-T2w_mode-image_xfm.nii.gz",
         "to-orig": "sub-1_from-T2w_to-orig_mode-image_xfm.nii.gz",
         "jacobian": "sub-1_desc-jacobian_T2w.nii.gz",
@@ -91,7 +93,7 @@ def test_sidecars_name_their_sources_and_leave_no_word_in_braces(plan: ImagePlan
         "bids:raw:sub-1/anat/sub-1_T2w.nii.gz",
         "bids::sub-1/anat/sub-1_desc-corrected_T2w.nii.gz",
     ]
-    assert contents["moesr"]["Moesr"]["SchemaVersion"] == 1
+    assert contents["moesr"]["Moesr"]["SchemaVersion"] == SCHEMA_VERSION
     assert contents["mask"]["SpatialReference"] == "bids::sub-1/anat/sub-1_res-0p7mm_desc-moesr_T2w.nii.gz"
     assert contents["to-reference"]["Reference"] == "bids:raw:sub-1/anat/sub-1_T1w.nii.gz"
     assert contents["corrected"]["Description"].startswith(
@@ -101,6 +103,7 @@ def test_sidecars_name_their_sources_and_leave_no_word_in_braces(plan: ImagePlan
         "gate-centrum",
         "gate-cortex",
         "gate-junction",
+        "dseg",
     ]
     for content in contents.values():
         assert "{" not in str({key: text for key, text in content.items() if key != "Moesr"}).strip("{}")
@@ -159,6 +162,7 @@ def publication(plan: ImagePlan, folder: Path) -> Publish:
     records = {
         "super_resolve": sr_record(),
         "brain_mask": brain_mask(),
+        "segment": segmentation(),
         "n4": {"RangePercent": [-12.5, 14.0]},
         "quality": moesr()["ImageQuality"],
         f"register:{TEMPLATE}": registration(0.95),

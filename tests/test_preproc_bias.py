@@ -13,8 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from moesr_bids.errors import ImageError
 from moesr_bids.interfaces.ants import N4BiasField
-from moesr_bids.preproc.atlas import load_atlas
 from moesr_bids.preproc.bias import BiasCorrection, BiasSettings, continue_outside, correct_bias
+from tests.brains import template_tissues
 
 QUICK = BiasSettings(zoom=5.0, iterations=(30, 30, 20))
 
@@ -23,10 +23,9 @@ class Phantom:
     """A brain of three even tissues under a known field, 3 mm voxels."""
 
     def __init__(self) -> None:
-        atlas = load_atlas(3.0)
-        self.affine = atlas.affine
-        self.inside = atlas.mask >= 0.5
-        tissue = np.choose(np.argmax(atlas.tissues, axis=0), (0.95, 0.65, 0.2))
+        tissues = template_tissues(3.0)
+        self.affine, self.inside = tissues.affine, tissues.mask
+        tissue = np.choose(np.argmax(tissues.shares, axis=0), (0.95, 0.65, 0.2))
         world = apply_affine(self.affine, np.moveaxis(np.indices(self.inside.shape), 0, -1))
         x, y, z = np.moveaxis((world - world[self.inside].mean(axis=0)) / 80, -1, 0)
         field = 0.15 * x - 0.2 * y + 0.12 * z**2 + 0.08 * x * z

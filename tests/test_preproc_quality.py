@@ -97,7 +97,9 @@ def phantom(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_metrics_of_a_phantom() -> None:
     data, mask, labels = phantom(noise=6.0)
-    around = regions(data, AFFINE, mask)
+    head = ball(30)
+    head[:4] = False
+    around = regions(data, AFFINE, mask, head)
     assert (around[:4] == FRAME).all()
     assert (around[mask] == HEAD).all()
     assert (around[5:, 0, 40:] == AIR).all()
@@ -116,7 +118,7 @@ def test_metrics_of_a_phantom() -> None:
 def test_a_brain_without_background_has_no_ratio_to_it() -> None:
     data, mask, labels = phantom(noise=6.0)
     data = np.where(mask, data, 0).astype(np.float32)
-    around = regions(data, AFFINE, mask)
+    around = regions(data, AFFINE, mask, mask)
     shares = np.stack([(labels[mask] == label) for label in (1, 2, 3)]).astype(np.float32)
     found = image_quality(data, mask, shares, around)
     assert found["fber"] is None
@@ -127,8 +129,8 @@ def test_tissues_follow_the_intensities_whatever_the_contrast() -> None:
     data, mask, labels = phantom(noise=6.0)
     for image in (data, np.where(mask, 400 - data, 0).astype(np.float32)):
         shifted = np.stack([labels == label for label in (1, 2, 3)], axis=-1).astype(np.float32)
-        atlas = Nifti1Image(np.roll(shifted, 1, axis=0), AFFINE)  # the atlas is 2 mm off
-        shares = tissue_probabilities(image, AFFINE, mask, atlas)
+        prior = Nifti1Image(np.roll(shifted, 1, axis=0), AFFINE)  # the prior is 2 mm off
+        shares = tissue_probabilities(image, AFFINE, mask, prior)
         assert shares.shape == (3, np.count_nonzero(mask))
         found = tissue_labels(shares, mask)
         assert (found[~mask] == 0).all()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from moesr_bids.config import OutputSpace
-from moesr_bids.preproc.atlas import load_atlas
 from moesr_bids.preproc.template import EMBEDDED, TemplateNotFoundError, load_template, template_grid
 
 
@@ -77,18 +76,3 @@ def test_grids_of_output_spaces(shared_data, monkeypatch: pytest.MonkeyPatch, no
 def test_what_is_no_output_space(text: str) -> None:
     with pytest.raises(ValueError, match="TEMPLATE:res-N"):
         OutputSpace.parse(text)
-
-
-def test_atlas_layers_and_tissues() -> None:
-    atlas = load_atlas(3.0)
-    brain = atlas.mask >= 0.5
-    np.testing.assert_allclose(atlas.tissues.sum(axis=0), atlas.mask, atol=1e-4)
-    assert atlas.tissues.min() >= -1e-6
-    assert not (atlas.brain[~brain] > 0.5).any()
-    # From the vertex upwards: brain, dark skull, bright scalp, air.
-    i, j = (n // 2 for n in brain.shape[:2])
-    outside = atlas.head[i, j, np.nonzero(brain[i, j])[0].max() + 1 :]
-    assert outside.max() > 1.5
-    assert np.argmax(outside) * 3.0 < 15
-    assert outside[0] < 0.5
-    assert outside[-1] == 0

@@ -24,12 +24,13 @@ from moesr_bids.reports import figures, residual
 from moesr_bids.reports.departures import APART_MM, PLACES, largest_places, plot_departures
 from moesr_bids.reports.drawing import BAR, DPI
 from moesr_bids.reports.experts import COLOURS, plot_experts
-from moesr_bids.reports.figures import plot_bias, plot_mask, plot_uncertainty
-from moesr_bids.reports.planes import Volume, bounding_box, plane, plane_of_other, spline_coefficients
+from moesr_bids.reports.figures import plot_bias, plot_mask, plot_structures, plot_uncertainty
+from moesr_bids.reports.planes import Volume, bounding_box, forget_volumes, plane, plane_of_other, spline_coefficients
 from moesr_bids.reports.residual import plot_residual
 from moesr_bids.reports.slider import plot_registration, plot_slider
 from moesr_bids.reports.spectrum import measured_up_to, plot_spectrum
 from moesr_bids.reports.zooms import plot_zooms
+from moesr_bids.segmentation.structures import STRUCTURES
 from tests.reports_data import save, sr_record, write_volumes
 
 PSF_1_MM = (AxisProfile(kind="kspace", fwhm=1.0),) * 3
@@ -345,6 +346,7 @@ def test_figures_survive_a_constant_image_and_an_empty_mask(tmp_path: Path) -> N
     figures = [
         plot_mask(constant, constant, tmp_path / "mask.png"),
         plot_bias(constant, constant, tmp_path / "bias.png", mask_path=constant),
+        plot_structures(constant, constant, tmp_path / "structures.png"),
         plot_residual(constant, constant, tmp_path / "residual.png"),
         plot_slider(constant, constant, tmp_path / "slider.html", mask_path=constant),
         plot_departures(constant, constant, constant, tmp_path / "departure.png"),
@@ -368,12 +370,15 @@ def test_interface_draws_what_its_inputs_allow(
     monkeypatch.chdir(tmp_path)
     few = ImageReportlets(preproc_file=str(volumes["preproc"]), mask_file=str(volumes["mask"]))
     assert [Path(file).name for file in few.run().outputs.out_files] == ["brainmask.png"]
+    output = nb.load(volumes["sr"])
+    dseg = save(tmp_path / "dseg.nii.gz", (np.asarray(output.dataobj) > 0).astype(np.uint8) * 8, output.affine)
     result = ImageReportlets(
         preproc_file=str(volumes["preproc"]),
         mask_file=str(volumes["mask"]),
         bias_file=str(volumes["field"]),
         sr_file=str(volumes["sr"]),
         sr_record=sr_record(),
+        dseg_file=str(dseg),
         uncertainty_file=str(volumes["sr"]),
         residual_file=str(volumes["residual"]),
         warped_file=str(volumes["sr"]),
@@ -383,10 +388,23 @@ def test_interface_draws_what_its_inputs_allow(
     ).run()
     names = {Path(file).name for file in result.outputs.out_files}
     pictures = {"brainmask.png", "bias.png", "registration.html", "residual.png", "slider.html", "spectrum.png"}
-    pictures |= {"uncertainty.png", "departure.png"}
+    pictures |= {"uncertainty.png", "departure.png", "structures.png"}
     assert names == pictures
     assert result.outputs.record["Seconds"] > 0
     assert all(Path(file).stat().st_size > 3000 for file in result.outputs.out_files)
+
+
+def test_structures_have_colours_of_their_own(tmp_path: Path) -> None:
+    grey = save(tmp_path / "image.nii.gz", np.full((40, 40, 40), 100, np.float32), np.eye(4))
+    shares = []
+    for name in ("left cortex", "right cortex", "left white matter"):
+        labels = np.zeros((40, 40, 40), np.uint8)
+        labels[8:32, 8:32, 8:32] = next(s.index for s in STRUCTURES if s.name == name)
+        path = save(tmp_path / "labels.nii.gz", labels, np.eye(4))
+        shares.append(pixels(plot_structures(grey, path, tmp_path / "structures.png")).astype(int))
+        forget_volumes()
+    assert np.abs(shares[0] - shares[1]).max() <= 12  # both sides alike, but for rounding
+    assert np.mean(np.abs(shares[0] - shares[2]).max(axis=2) > 30) > 0.1
 
 
 def labelled_head(folder: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -219,9 +220,9 @@ def test_missing_and_unreadable_outputs_are_told(tmp_path: Path) -> None:
 
 
 def test_facts_that_a_model_does_not_state_are_shown_as_not_available(tmp_path: Path) -> None:
-    add_finished(tmp_path, "sub-01_T1w", BrainMask=brain_mask(Dice=None), Registration={}, Steps=[])
+    add_finished(tmp_path, "sub-01_T1w", BrainMask=brain_mask(MisfitMM=None), Registration={}, Steps=[])
     html, _ = report(tmp_path, "01")
-    assert "Dice coefficient of mask and template, mask step</th><td>n/a</td>" in html
+    assert "misfit of the structures' centres and the template's</th><td>0.912; n/a mm</td>" in unescape(html)
     assert "this model states none" in html
 
 

@@ -13,18 +13,11 @@ from scipy.spatial.transform import Rotation
 
 from moesr_bids.cli.moesr import main
 from moesr_bids.errors import ImageError
-from moesr_bids.preproc.brainmask import dice
 from moesr_bids.segmentation import inference
-from moesr_bids.segmentation.labels import (
-    BRAIN,
-    CSF,
-    EXTRACEREBRAL,
-    MIRRORED,
-    STRUCTURES,
-    from_freesurfer,
-    volumes_ml,
-)
+from moesr_bids.segmentation.brain import dice
+from moesr_bids.segmentation.labels import from_freesurfer, volumes_ml
 from moesr_bids.segmentation.network import Segmenter, SegmenterShape
+from moesr_bids.segmentation.structures import BRAIN, CSF, EXTRACEREBRAL, MIRRORED, STRUCTURES
 from moesr_bids.segmentation.weights import read_segmenter
 from moesr_bids.training.distillation import ONE_STAGE
 from moesr_bids.training.head_examples import HeadExamples
@@ -206,6 +199,15 @@ class _Knows(Segmenter):
         return logits
 
 
+class _Blind(Segmenter):
+    """A network that sees background alone."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = torch.full((1, len(STRUCTURES), *image.shape[2:]), -30.0)
+        logits[:, 0] = 0.0
+        return logits
+
+
 def oblique_ball(shape: tuple[int, int, int], zooms: tuple[float, float, float]) -> tuple[nib.Nifti1Image, np.ndarray]:
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", (20, -10, 95), degrees=True).as_matrix() @ np.diag(zooms)
@@ -219,18 +221,25 @@ def oblique_ball(shape: tuple[int, int, int], zooms: tuple[float, float, float])
 @pytest.mark.parametrize(
     ("shape", "zooms"), [((150, 160, 140), (1.1, 1.0, 1.2)), ((180, 170, 30), (0.9, 0.9, 5.5))], ids=["thin", "thick"]
 )
-def test_labels_are_on_the_grid_of_the_image(shape: tuple[int, int, int], zooms: tuple[float, float, float]) -> None:
+def test_masks_are_on_the_grid_of_the_image(shape: tuple[int, int, int], zooms: tuple[float, float, float]) -> None:
     image, truth = oblique_ball(shape, zooms)
-    found = inference.segment(image, _Knows(SegmenterShape(features=(4, 4, 4, 4, 4, 4))))
-    assert found.labels.shape == shape
+    network = _Knows(SegmenterShape(features=(4, 4, 4, 4, 4, 4)))
+    found = inference.look(image, network)
+    assert found.stripped
     assert dice(found.brain, truth) > 0.97
-    assert np.array_equal(found.brain, np.isin(found.labels, BRAIN))
+    assert found.head[found.brain].all()
+    labels = inference.label(image, network, truth)
+    assert np.array_equal(np.isin(labels, BRAIN), truth)
+    shares = inference.look_within(image, network, truth)
+    np.testing.assert_allclose(shares.values.sum(axis=0), 1, atol=1e-5)
+    volume = shares.brain.sum() * abs(np.linalg.det(shares.affine[:3, :3]))
+    assert volume == pytest.approx(truth.sum() * abs(np.linalg.det(image.affine[:3, :3])), rel=0.02)
 
 
 def test_no_brain_is_an_error() -> None:
-    image = nib.Nifti1Image(np.zeros((40, 40, 40), np.float32), np.diag([4.0, 4, 4, 1]))
+    image, _ = oblique_ball((40, 40, 40), (4.0, 4.0, 4.0))
     with pytest.raises(ImageError, match="no brain"):
-        inference.segment(image, _Knows(SegmenterShape(features=(4, 4, 4, 4, 4, 4))))
+        inference.look(image, _Blind(SegmenterShape(features=(4, 4, 4, 4, 4, 4))))
 
 
 def test_a_scan_keeps_its_tissue(maps: Path, tmp_path: Path) -> None:

@@ -291,9 +291,9 @@ def test_command_trains_a_mixture_from_a_one_step_network(
     arguments = [
         *("train", "--data", str(bids), "--labels", str(bids / "labels"), "--out", str(tmp_path / "out")),
         *("--segmentations", str(bids / "segmentations"), "--start", str(tmp_path / "trunk.safetensors")),
-        *("--recipe", str(tmp_path / "tiny.yml"), "--validation-label", "02", "--omp-nthreads", "1"),
+        *("--recipe", str(tmp_path / "tiny.yml"), "--participant-label", "01", "--omp-nthreads", "1"),
     ]
-    assert main([*arguments, "--steps", "2"]) == 0
+    assert main([*arguments, "--validation-label", "02", "--steps", "2"]) == 0
     weights = Weights.read(tmp_path / "out/weights.safetensors")
     assert weights.kind == "moediff"
     assert weights.card["data"]["segmented_scans"] == ["sub-01_T1w"]

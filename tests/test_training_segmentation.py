@@ -11,8 +11,8 @@ import pytest
 
 from moesr_bids.cli.moesr import main
 from moesr_bids.errors import ImageError
-from moesr_bids.preproc.brainmask import dice
 from moesr_bids.preproc.template import load_template
+from moesr_bids.segmentation.brain import dice
 from moesr_bids.training.tissue import find_segmentation
 
 

@@ -60,11 +60,11 @@ def init_image_wf(
         return workflow
     report = init_report_wf(plan=plan)
     optional = optional_inputs(plan)
-    of_preproc = ["preproc_file", "bias_file", "mask_file", "atlas_file"]
+    of_preproc = ["preproc_file", "bias_file", "mask_file", "head_file", "prior_file"]
     of_preproc += [field for field in ("acquired_file", "unwarped_file", "field_file") if field in optional]
     of_registration = ["warped_file", "template_file", "template_mask_file"]
     of_registration += [field for field in ("coregistered_file",) if field in optional]
-    of_sr = ["sr_file", "sr_mask_file", "sr_record", "residual_file"]
+    of_sr = ["sr_file", "sr_mask_file", "dseg_file", "sr_record", "residual_file"]
     of_sr += [field for field in ("uncertainty_file", "map_files") if field in optional]
     transforms = [transform_field(template, "to") for template in plan.settings.templates]
     # fmt: off
@@ -83,7 +83,7 @@ def _init_joined_wf(*, plan: ImagePlan, name: str) -> LiterateWorkflow:
     """Build the workflow of a joined image, which takes from those of its scans what `connect_scans` gives it."""
     workflow = LiterateWorkflow(name=name)
     sr, report = init_join_wf(plan=plan), init_report_wf(plan=plan)
-    own = ["sr_file", "sr_mask_file", "sr_record", "residual_file", "residual_files"]
+    own = ["sr_file", "sr_mask_file", "dseg_file", "sr_record", "residual_file", "residual_files"]
     own += ["uncertainty_file"] if plan.card.uncertainty else []
     workflow.connect([(sr, report, _links(own))])
     given = Node(IdentityInterface(fields=list(_of_scans(plan))), name="inputnode")
@@ -119,6 +119,7 @@ def steps_of(plan: ImagePlan) -> dict[str, str]:
         **before,
         "super_resolve": "super_resolve",
         "target_mask": "target_mask",
+        "segment": "segment",
         "quality": "quality",
         **{f"warp:{space}": warp_name(space) for space in settings.output_spaces},
         "reportlets": "reportlets",
@@ -201,12 +202,13 @@ def connect_scans(
 def _links_of_first(plan: ImagePlan) -> list[tuple[str, str]]:
     """Return what a joined image takes of the scan in whose position it lies."""
     optional = optional_inputs(plan)
-    links = [("preproc_wf.outputnode.mask_file", "sr_wf.inputnode.mask_file")]
+    of_sr = ("preproc_file", "mask_file")
+    links = [(f"preproc_wf.outputnode.{field}", f"sr_wf.inputnode.{field}") for field in of_sr]
     for template in plan.settings.templates:
         field = transform_field(template, "to")
         links.append((f"registration_wf.outputnode.{field}", f"sr_wf.inputnode.{field}"))
     of_report = {
-        "preproc_wf": ["preproc_file", "bias_file", "mask_file", "atlas_file"],
+        "preproc_wf": ["preproc_file", "bias_file", "mask_file", "head_file", "prior_file"],
         "registration_wf": ["warped_file", "template_file", "template_mask_file"]
         + (["coregistered_file"] if "coregistered_file" in optional else []),
     }

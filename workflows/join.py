@@ -43,13 +43,14 @@ def init_join_wf(*, plan: ImagePlan, name: str = "sr_wf") -> LiterateWorkflow:
     preproc_file_<n>, mask_file_<n>, metadata_file_<n>, sr_file_<n>, sr_record_<n>, uncertainty_file_<n>
         Of the n-th scan, from 1: bias-corrected image and brain mask on its own grid, merged sidecars, and what the
         model made of it alone.
-    mask_file, to_<template>
-        Brain mask of the first scan, and its transforms to the templates of the output spaces.
+    preproc_file, mask_file, to_<template>
+        Of the first scan once more: image, brain mask, and transforms to the templates of the output spaces.
 
     Outputs
     -------
-    sr_file, sr_mask_file, uncertainty_file
-        Joined image, its brain mask, and the standard deviation of its error; the latter of models that know one.
+    sr_file, sr_mask_file, dseg_file, uncertainty_file
+        Joined image, its brain mask and segmentation, and the standard deviation of its error; the last of models that
+        know one.
     residual_file
         Residual of the first scan, on its grid.
     residual_files
@@ -69,8 +70,8 @@ def init_join_wf(*, plan: ImagePlan, name: str = "sr_wf") -> LiterateWorkflow:
     count = len(plan.scans)
     transforms = [transform_field(template, "to") for template in settings.templates]
     each = [f"{field}_{number}" for field in fields for number in range(1, count + 1)]
-    inputnode = Node(IdentityInterface(fields=[*each, "mask_file", *transforms]), name="inputnode")
-    outputs = ["sr_file", "sr_mask_file", "residual_file", "residual_files", "sr_record"]
+    inputnode = Node(IdentityInterface(fields=[*each, "preproc_file", "mask_file", *transforms]), name="inputnode")
+    outputs = ["sr_file", "sr_mask_file", "dseg_file", "residual_file", "residual_files", "sr_record"]
     outputs += ["uncertainty_file"] if plan.card.uncertainty else []
     outputnode = Node(IdentityInterface(fields=outputs), name="outputnode")
     join = Node(

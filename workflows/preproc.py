@@ -14,7 +14,7 @@ from moesr_bids.interfaces.ants import BrainMask, N4BiasField
 from moesr_bids.interfaces.conform import Conform
 from moesr_bids.interfaces.gradients import GradientUnwarp
 
-_FIELDS = ("preproc_file", "bias_file", "mask_file", "atlas_file", "initial_xfm", "metadata_file")
+_FIELDS = (*("preproc_file", "bias_file", "mask_file", "head_file", "prior_file", "initial_xfm", "metadata_file"),)
 _UNWARPED_FIELDS = ("acquired_file", "unwarped_file", "field_file", "log_jacobian_file")
 _GRADIENTS_TEXT = (
     "Where the scanner had not done it, gradient nonlinearity was corrected with the spherical-harmonic coefficients "
@@ -46,8 +46,10 @@ def init_preproc_wf(*, plan: ImagePlan, name: str = "preproc_wf") -> LiterateWor
         Natural logarithm of the bias field, own grid.
     mask_file
         Brain mask, own grid.
-    atlas_file
-        Probabilities of white matter, grey matter and CSF of the atlas, deformed to the image, 4-D.
+    head_file
+        All that is not background, own grid.
+    prior_file
+        Probabilities of white matter, grey matter and CSF, 4-D, on the grid of the network.
     initial_xfm
         Affine transform onto the embedded template.
     metadata_file
@@ -60,11 +62,12 @@ def init_preproc_wf(*, plan: ImagePlan, name: str = "preproc_wf") -> LiterateWor
     settings, cost, decided = plan.settings, plan.cost, plan.gradients
     workflow = LiterateWorkflow(name=name)
     asked = settings.gradient_coefficients and settings.gradunwarp != "off"
+    given = _GIVEN_TEXT if settings.derivatives else ""
     workflow.__desc__ = (
         "Each image was checked for a plausible header and finite voxels and kept on its own grid. "
         f"{_GRADIENTS_TEXT if asked else ''}"
-        "A brain mask was obtained from tissue classes carried over from the ICBM 152 template by affine and "
-        f"low-resolution deformable registration [@mni; @ants]{_GIVEN_TEXT if settings.derivatives else ''}. "
+        "The brain and its structures were segmented by a convolutional network trained on images of random contrast "
+        f"and resolution drawn from label maps [@synthseg; @synthstrip]; the mask is their union{given}. "
         "Intensity non-uniformity was corrected with N4 [@n4] inside the mask. "
     )
     ants = ants_inputs(settings)
@@ -78,8 +81,9 @@ def init_preproc_wf(*, plan: ImagePlan, name: str = "preproc_wf") -> LiterateWor
         mem_gb=cost.memory_of("conform"),
     )
     brain_mask = Node(
-        BrainMask(random_seed=ants["random_seed"], sloppy=settings.sloppy),
+        BrainMask(omp_nthreads=settings.omp_nthreads),
         name="brain_mask",
+        n_procs=settings.omp_nthreads,
         mem_gb=cost.memory_of("brain_mask"),
     )
     if plan.mask.file is not None:
@@ -110,8 +114,8 @@ def init_preproc_wf(*, plan: ImagePlan, name: str = "preproc_wf") -> LiterateWor
         (brain_mask, n4, [("out_mask", "mask_file")]),
         (conform, n4, [("metadata_file", "metadata_file")]),
         (n4, outputnode, [("out_file", "preproc_file"), ("bias_field", "bias_file")]),
-        (brain_mask, outputnode, [("out_mask", "mask_file"), ("out_tissues", "atlas_file"),
-                                  ("initial_xfm", "initial_xfm")]),
+        (brain_mask, outputnode, [("out_mask", "mask_file"), ("out_head", "head_file"),
+                                  ("out_tissues", "prior_file"), ("initial_xfm", "initial_xfm")]),
         (conform, outputnode, [("metadata_file", "metadata_file")]),
     ])
     # fmt: on

@@ -11,7 +11,8 @@ from moesr_bids.interfaces.quality import ImageQuality
 from moesr_bids.interfaces.reportlets import ImageReportlets
 
 _INPUTS = (
-    *("preproc_file", "bias_file", "mask_file", "atlas_file", "sr_file", "sr_mask_file", "sr_record", "residual_file"),
+    *("preproc_file", "bias_file", "mask_file", "head_file", "prior_file"),
+    *("sr_file", "sr_mask_file", "dseg_file", "sr_record", "residual_file"),
     *("warped_file", "template_file", "template_mask_file"),
 )
 
@@ -42,10 +43,12 @@ def init_report_wf(*, plan: ImagePlan, name: str = "report_wf") -> LiterateWorkf
 
     Inputs
     ------
-    preproc_file, bias_file, mask_file, atlas_file
-        Bias-corrected image, logarithm of its bias field, brain mask and tissues of the atlas, own grid.
-    sr_file, sr_mask_file, sr_record
-        Super-resolved image, its brain mask, and the record of super-resolution.
+    preproc_file, bias_file, mask_file, head_file
+        Bias-corrected image, logarithm of its bias field, brain mask, and all that is not background, own grid.
+    prior_file
+        Probabilities of white matter, grey matter and CSF, 4-D.
+    sr_file, sr_mask_file, dseg_file, sr_record
+        Super-resolved image, its brain mask and segmentation, and the record of super-resolution.
     residual_file, uncertainty_file, map_files
         Residual on the grid of the scan; uncertainty and maps of the experts, if the model has them.
     warped_file, template_file, template_mask_file
@@ -76,13 +79,13 @@ def init_report_wf(*, plan: ImagePlan, name: str = "report_wf") -> LiterateWorkf
     if plan.reference is not None:
         interface.inputs.reference_name = plan.reference.image.stem
     reportlets = Node(interface, name="reportlets", mem_gb=plan.cost.memory_of("reportlets"))
-    drawn = [field for field in _INPUTS if field not in ("atlas_file", "sr_mask_file")]
+    drawn = [field for field in _INPUTS if field not in ("head_file", "prior_file", "sr_mask_file")]
     renamed = {"map_files": "expert_files"}
     # fmt: off
     workflow.connect([
         (inputnode, quality, [("preproc_file", "in_file"), ("bias_file", "bias_file"), ("mask_file", "mask_file"),
-                              ("atlas_file", "atlas_file"), ("sr_file", "sr_file"), ("sr_record", "sr_record"),
-                              ("sr_mask_file", "sr_mask_file")]),
+                              ("head_file", "head_file"), ("prior_file", "prior_file"), ("sr_file", "sr_file"),
+                              ("sr_record", "sr_record"), ("sr_mask_file", "sr_mask_file")]),
         (inputnode, reportlets, [(field, renamed.get(field, field)) for field in (*drawn, *optional)]),
         (quality, reportlets, [("tissue_file", "tissue_file")]),
         (reportlets, outputnode, [("out_files", "figure_files")]),

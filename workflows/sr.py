@@ -11,6 +11,7 @@ from moesr_bids.bids.names import identifier
 from moesr_bids.bids.plan import ImagePlan
 from moesr_bids.interfaces.mask import ResampleMask
 from moesr_bids.interfaces.registration import WarpToSpace
+from moesr_bids.interfaces.segmentation import Segment
 from moesr_bids.interfaces.sr import SuperResolve
 from moesr_bids.workflows.preproc import ants_inputs
 from moesr_bids.workflows.registration import transform_field
@@ -50,8 +51,8 @@ def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, for_others: bool = False, name
 
     Outputs
     -------
-    sr_file, sr_mask_file
-        Super-resolved image and brain mask, target grid.
+    sr_file, sr_mask_file, dseg_file
+        Super-resolved image, its brain mask and its segmentation, target grid.
     residual_file
         Input minus A(output) in units of the noise, grid of the scan.
     uncertainty_file
@@ -74,7 +75,8 @@ def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, for_others: bool = False, name
     inputnode = Node(IdentityInterface(fields=[*_INPUTS, *guidance, *transforms]), name="inputnode")
     more = [*(["uncertainty_file"] if card.uncertainty else []), *(["map_files"] if card.experts else [])]
     outputnode = Node(
-        IdentityInterface(fields=["sr_file", "sr_mask_file", "residual_file", "sr_record", *more]), name="outputnode"
+        IdentityInterface(fields=["sr_file", "sr_mask_file", "dseg_file", "residual_file", "sr_record", *more]),
+        name="outputnode",
     )
     super_resolve = _super_resolve(plan, use_gpu=use_gpu)
     # fmt: off
@@ -92,22 +94,29 @@ def init_sr_wf(*, plan: ImagePlan, use_gpu: bool, for_others: bool = False, name
 
 
 def add_other_grids(workflow: LiterateWorkflow, plan: ImagePlan) -> None:
-    """Add the brain mask on the grid of the super-resolved image, and that image in the space of each template.
+    """Add what is made of the super-resolved image: mask and segmentation, and that image in each template's space.
 
-    Used are ``mask_file`` and ``to_<template>`` of ``inputnode`` and ``out_file`` of ``super_resolve``.
+    Used are ``preproc_file``, ``mask_file`` and ``to_<template>`` of ``inputnode``, and ``out_file`` of
+    ``super_resolve``.
     """
     settings = plan.settings
     inputnode, super_resolve, outputnode = map(workflow.get_node, ("inputnode", "super_resolve", "outputnode"))
     target_mask = Node(ResampleMask(), name="target_mask", mem_gb=plan.cost.memory_of("target_mask"))
+    # With one thread it runs beside the metrics, which have one as well; figures wait for both.
+    segment = Node(Segment(), name="segment", mem_gb=plan.cost.memory_of("segment"))
     # fmt: off
     workflow.connect([
         (inputnode, target_mask, [("mask_file", "in_file")]),
+        (inputnode, segment, [("preproc_file", "scan_file"), ("mask_file", "scan_mask_file")]),
         (super_resolve, target_mask, [("out_file", "reference_file")]),
+        (super_resolve, segment, [("out_file", "in_file")]),
+        (target_mask, segment, [("out_file", "mask_file")]),
         (target_mask, outputnode, [("out_file", "sr_mask_file")]),
+        (segment, outputnode, [("out_file", "dseg_file")]),
     ])
     # fmt: on
     for space in settings.output_spaces:
-        # With one thread it runs beside the metrics, which have one as well; figures wait for both.
+        # With one thread, for the same reason.
         one_thread = {**ants_inputs(settings), "omp_nthreads": 1}
         warp = Node(
             WarpToSpace(space=str(space), resolution=settings.sr.resolution, **one_thread),

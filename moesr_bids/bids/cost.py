@@ -45,12 +45,13 @@ class _Step:
 _STEPS: Mapping[str, _Step] = {
     "conform": _Step(2, input_bytes=25),
     "gradunwarp": _Step(14, base_gb=1.2, input_bytes=60),
-    "brain_mask": _Step(14.5, input_bytes=25),
+    "brain_mask": _Step(8, base_gb=0.65, input_bytes=30, threaded=True),
     "n4": _Step(2.7, input_bytes=25, threaded=True),
     "coregister": _Step(2.5, input_bytes=25, threaded=True),
     "register": _Step(14, base_gb=0.9, input_bytes=25, threaded=True),
     "target_mask": _Step(0.1, 0.045, base_gb=0.7, target_bytes=8),
-    # It runs beside the metrics: what it adds to them with two CPUs.
+    # These two run beside the metrics: what they add to them with two CPUs.
+    "segment": _Step(2, 0.15, base_gb=0.75, target_bytes=14),
     "warp": _Step(0.2, 0.06, base_gb=0.9, target_bytes=46),
     "quality": _Step(1.2, 0.22, base_gb=0.85, input_bytes=20, target_bytes=20),
     "reportlets": _Step(3.5, 0.08, base_gb=0.75, target_bytes=16),

@@ -14,6 +14,7 @@ from moesr_bids.bids.derivatives import descriptions
 from moesr_bids.bids.sidecars import read_sidecar
 from moesr_bids.bids.source import source_fields
 from moesr_bids.config import Settings
+from moesr_bids.segmentation.structures import BRAIN, STRUCTURES
 
 BIDS_VERSION = "1.10.0"
 BIDSIGNORE = ("*.html", "figures", "group_*", "*ratings*", "*_xfm.*", "*.part*")
@@ -22,6 +23,7 @@ _DESCRIPTIONS_COLUMNS = {
     "desc_id": "The desc entity of a derivative's name",
     "description": "What such a derivative is",
 }
+_LABELS_COLUMNS = {"index": "Value in the label image", "name": "Structure of the brain"}
 
 
 def dataset_description(settings: Settings) -> dict[str, Any]:
@@ -58,6 +60,9 @@ def prepare_output_folder(settings: Settings) -> None:
     rows = [tuple(_DESCRIPTIONS_COLUMNS), *((f"desc-{name}", text) for name, text in descriptions().items())]
     write_text(output_dir / "descriptions.tsv", "".join("\t".join(row) + "\n" for row in rows))
     write_text(output_dir / "descriptions.json", data_dictionary(_DESCRIPTIONS_COLUMNS))
+    labels = [tuple(_LABELS_COLUMNS), *((str(s.index), s.name) for s in STRUCTURES if s.index in BRAIN)]
+    write_text(output_dir / "desc-moesr_dseg.tsv", "".join("\t".join(row) + "\n" for row in labels))
+    write_text(output_dir / "desc-moesr_dseg.json", data_dictionary(_LABELS_COLUMNS))
 
 
 def data_dictionary(columns: Mapping[str, str]) -> str:

@@ -197,6 +197,22 @@ DERIVATIVES: tuple[Derivative, ...] = (
         sidecar={"Type": "Brain", "SpatialReference": "{own_grid}", "Resolution": "{grid}"},
     ),
     Derivative(
+        key="dseg",
+        meaning="Structures of the brain, by a network that works for all contrasts; desc-moesr_dseg.tsv names them",
+        source="segment.out_file",
+        entities={"space": "{own_space}", "res": "{res}", "desc": "moesr"},
+        suffix="dseg",
+        sources=("moesr", "mask"),
+        stripped=False,
+        sidecar={
+            "Description": "Segmentation of the super-resolved image inside the brain mask; the volumes are in "
+            "Moesr.Segmentation of that image",
+            "InferredDetail": _INFERRED,
+            "SpatialReference": "{own_grid}",
+            "Resolution": "{grid}",
+        },
+    ),
+    Derivative(
         key="from-orig",
         meaning="Displacement field that corrects gradient nonlinearity",
         source="gradunwarp.field_file",

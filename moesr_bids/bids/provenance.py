@@ -13,7 +13,13 @@ from moesr_bids.bids.resume import failed_scans, input_digest, session_reference
 from moesr_bids.bids.schema import SCHEMA_VERSION, make, unstructured
 
 # Steps whose records become blocks of their own in the ``Moesr`` object, and the names of the blocks.
-_BLOCKS = {"brain_mask": "BrainMask", "n4": "BiasField", "coregister": "Coregistration", "quality": "ImageQuality"}
+_BLOCKS = {
+    "brain_mask": "BrainMask",
+    "n4": "BiasField",
+    "coregister": "Coregistration",
+    "segment": "Segmentation",
+    "quality": "ImageQuality",
+}
 # Packages that the results depend on.
 _SOFTWARE = ("antspyx", "gradunwarp", "monai", "nibabel", "nipype", "niworkflows", "numpy", "scipy", "torch")
 _MEASURED = ("Seconds", "PeakMemoryGB")

@@ -301,14 +301,18 @@ class GradientNonlinearity:
 
 @attrs.frozen(kw_only=True)
 class BrainMask:
-    """Brain mask: volume in ml, and its Dice coefficient, mutual information and likeness with the template.
+    """Brain mask, and the segmentation of the scan that it comes from.
 
     Attributes
     ----------
+    certainty : float
+        Mean probability of the chosen class in the brain.
+    misfit_mm : float or None
+        Root mean square distance of the structures' centres from those of the template, after a similarity transform.
+    in_view : float
+        Share of the brain inside the field of view.
     source, source_sha256 : str or None
         Mask that the user gave: name of its data set and path there, and SHA-256 of the file.
-    in_view : float or None
-        Share of the brain inside the field of view.
     doubts : tuple of str
         Why the mask should be looked at.
 
@@ -317,13 +321,11 @@ class BrainMask:
     method: str
     skull_stripped: bool
     volume_ml: float
-    dice: float | None = None
-    mutual_information: float | None = None
-    likeness: float | None = None
+    certainty: float
+    misfit_mm: float | None
+    in_view: float
     source: str | None = None
     source_sha256: str | None = None
-    in_view: float | None = None
-    attempts: int | None = None
     doubts: tuple[str, ...] = ()
 
 
@@ -358,6 +360,22 @@ class Registration:
     mutual_information: float
     jacobian_range: tuple[float, float] | None = None
     attempts: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Volume:
+    """Volume of a structure in the super-resolved image and in the scan, mL, and the standard deviation of both."""
+
+    volume_ml: float
+    input_volume_ml: float
+    standard_deviation_ml: float
+
+
+@attrs.frozen(kw_only=True)
+class Segmentation:
+    """Segmentation of the super-resolved image: the volume of each structure, and of the brain."""
+
+    volumes: dict[str, Volume]
 
 
 @attrs.frozen(kw_only=True)
@@ -440,6 +458,7 @@ class Record(SRRecord):
     bias_field: BiasField
     coregistration: Coregistration | None = None
     image_quality: ImageQuality | None = None
+    segmentation: Segmentation
     session_reference: SessionReference
     registration: dict[str, Registration]
     steps: tuple[Step, ...] = ()

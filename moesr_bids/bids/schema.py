@@ -16,7 +16,7 @@ from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 from cattrs.v import format_exception
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the ``Moesr`` object and of ``logs/status``; it grows when a key changes its name or its meaning."""
 
 InnerPath = NewType("InnerPath", str)

@@ -15,6 +15,7 @@ _WORDS = {
     "register": "registration to {}",
     SUPER_RESOLUTION: "super-resolution",
     "target_mask": "brain mask of the output",
+    "segment": "segmentation of the output",
     "warp": "output in the space of {}",
     "quality": "image quality",
     "reportlets": "figures",

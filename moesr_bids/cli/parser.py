@@ -158,9 +158,7 @@ def _add_sr(parser: Parser) -> None:
         f"{EMBEDDED_TEMPLATE}, which comes with the package). The image in their space has voxels of --resolution, or "
         "with :res-N the template's own grid of that index",
     )
-    sr.add_argument(
-        "--sloppy", action="store_true", help="fast but rough brain mask, bias field and registration, for tests only"
-    )
+    sr.add_argument("--sloppy", action="store_true", help="fast but rough bias field and registration, for tests only")
 
 
 def _add_run(parser: Parser) -> None:

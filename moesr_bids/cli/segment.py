@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def add_parser(commands: Any) -> None:
         "segment",
         help="label the tissues of scans to train on",
         description="Label white matter, cortex and CSF of the sharp T1w, T2w and FLAIR scans of a BIDS folder with "
-        "FreeSurfer numbers, from their intensities and an atlas. moesr train takes the folder as --segmentations. "
+        "FreeSurfer numbers, from their intensities and a network. moesr train takes the folder as --segmentations. "
         "Existing label maps are kept. Exit code 1 if a scan could not be labelled.",
     )
     parser.add_argument("data", type=Path, metavar="BIDS_DIR", help="data set with the scans")
@@ -37,7 +36,6 @@ def add_parser(commands: Any) -> None:
         help="participants (default: all)",
     )
     parser.add_argument("--omp-nthreads", type=positive_int, metavar="N", help="CPU threads")
-    parser.add_argument("--random-seed", type=int, default=1, metavar="SEED", help="(default: 1)")
 
 
 def usage_problem(options: argparse.Namespace) -> str | None:
@@ -59,25 +57,23 @@ def run(options: argparse.Namespace) -> int:
     if not scans:
         raise ImageError(f"{options.data}: has no {', '.join(SUFFIXES)} scan")
     threads, failed = options.omp_nthreads or available_cpus(), 0
-    with tempfile.TemporaryDirectory(prefix="moesr_segment_") as work:
-        for scan in scans:
-            out = options.output / scan.parent.relative_to(options.data) / segmentation_name(scan)
-            if out.exists():
-                _say(f"{out} is there already")
-                continue
-            try:
-                _say(_segment(scan, out, Path(work), threads, options.random_seed))
-            except ImageError as error:
-                _say(f"failed: {error}")
-                failed += 1
+    for scan in scans:
+        out = options.output / scan.parent.relative_to(options.data) / segmentation_name(scan)
+        if out.exists():
+            _say(f"{out} is there already")
+            continue
+        try:
+            _say(_segment(scan, out, threads))
+        except ImageError as error:
+            _say(f"failed: {error}")
+            failed += 1
     return 1 if failed else 0
 
 
-def _segment(scan: Path, out: Path, folder: Path, threads: int, seed: int) -> str:
+def _segment(scan: Path, out: Path, threads: int) -> str:
     """Label a scan; return a line about the result."""
     import nibabel as nib
 
-    from ..preproc.brainmask import BrainMaskError
     from ..training.segmentation import segment
     from ..training.volumes import read_3d, too_coarse
 
@@ -85,10 +81,8 @@ def _segment(scan: Path, out: Path, folder: Path, threads: int, seed: int) -> st
     if coarse := too_coarse(affine):
         return f"left out: {scan}: {coarse}"
     try:
-        labels = segment(
-            nib.Nifti1Image(data, affine, nib.load(scan).header), work_dir=folder, threads=threads, seed=seed
-        )
-    except (ImageError, BrainMaskError) as error:
+        labels = segment(nib.Nifti1Image(data, affine, nib.load(scan).header), threads=threads)
+    except ImageError as error:
         raise ImageError(f"{scan}: {error}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_beside(out) as temporary:

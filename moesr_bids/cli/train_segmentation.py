@@ -116,11 +116,15 @@ def _card(
     options: argparse.Namespace,
     version: str,
 ) -> dict[str, Any]:
-    from ..segmentation.labels import STRUCTURES
+    from ..segmentation.landmarks import Landmarks
+    from ..segmentation.network import Segmenter
+    from ..segmentation.structures import STRUCTURES
     from ..training.loop import LOG
     from ..training.segmenter import dice_curve
     from .train import commit, training_facts
 
+    network = trained.network
+    assert isinstance(network, Segmenter)
     return {
         "name": Path(options.recipe).stem,
         "kind": trained.recipe.kind,
@@ -135,6 +139,7 @@ def _card(
             "licence": options.licence,
         },
         "training": training_facts(trained, device, options),
+        "landmarks": Landmarks.of_template(network.eval()).record(),
         "dice": {name: round(value, 4) for name, value in trained.gains.items()},
         "learning_curve": dice_curve(options.out / LOG),
     }

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from nipype.utils.filemanip import fname_presuffix
 from moesr_bids.digests import sha256
 from moesr_bids.errors import ImageError
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
-from moesr_bids.interfaces.processes import end_with
+from moesr_bids.interfaces.processes import in_own_process
 from moesr_bids.nifti import open_image, read_voxels
 from moesr_bids.resources import measured
 
@@ -46,22 +43,20 @@ class _BrainMaskInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="3-D structural image, with or without skull")
     given_file = File(exists=True, desc="brain mask of the user's own, in the space of the image")
     given_name = traits.Str("", usedefault=True, desc="how the record calls it")
-    random_seed = traits.Int(1, usedefault=True, desc="seed of the metric's sampling")
-    sloppy = traits.Bool(False, usedefault=True, desc="one start and few iterations, for tests")
+    omp_nthreads = traits.Range(low=1, value=1, usedefault=True, nohash=True, desc="CPU threads of the network")
 
 
 class _BrainMaskOutputSpec(RecordedOutputSpec):
     out_mask = File(exists=True, desc="brain mask on the image's own grid, uint8")
-    out_tissues = File(exists=True, desc="the atlas' white matter, grey matter and CSF, deformed to the image, 4-D")
+    out_head = File(exists=True, desc="all that is not background, on the image's own grid, uint8")
+    out_tissues = File(exists=True, desc="probability of white matter, grey matter and CSF, 4-D")
     initial_xfm = File(exists=True, desc="ITK affine (.mat) that brings the image onto the embedded template")
 
 
 class BrainMask(RecordedInterface):
-    """Find the brain; without a mask to trust the step fails, and says why.
+    """Find the brain; in an image without a head the step fails, and says why.
 
-    It runs in a process of its own with one ITK thread, for two reasons. With several threads mutual information is
-    summed in a different order each time, so no run would repeat another. And a process that has run ITK keeps its
-    number of threads.
+    It runs in a process of its own, so that the memory of the network is free afterwards.
     """
 
     input_spec = _BrainMaskInputSpec
@@ -70,42 +65,34 @@ class BrainMask(RecordedInterface):
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
         from moesr_bids.preproc.align import inverse, write_affine
 
-        try:
-            with ProcessPoolExecutor(1, get_context("spawn"), end_with, (os.getpid(),)) as pool:
-                given = self.inputs.given_file or None
-                inputs = self.inputs
-                task = pool.submit(
-                    _extract_brain, inputs.in_file, runtime.cwd, inputs.random_seed, given, inputs.sloppy
-                )
-                found, peak_memory_gb = task.result()
-        except BrokenExecutor:
-            raise MemoryError(
-                f"{self.inputs.in_file}: the search for the brain was killed, most often for lack of memory; "
-                "give more memory to the job"
-            ) from None
-        mask_file = named(self.inputs.in_file, "_mask", runtime.cwd)
-        found.mask.to_filename(mask_file)
-        tissue_file = named(self.inputs.in_file, "_tissues", runtime.cwd)
-        found.tissues.to_filename(tissue_file)
+        given = self.inputs.given_file or None
+        found, peak_memory_gb = in_own_process(
+            _find_brain, self.inputs.in_file, given, self.inputs.omp_nthreads, what="the search for the brain"
+        )
+        for name, suffix, image in (
+            ("out_mask", "_mask", found.mask),
+            ("out_head", "_head", found.head),
+            ("out_tissues", "_tissues", found.tissues),
+        ):
+            path = named(self.inputs.in_file, suffix, runtime.cwd)
+            image.to_filename(path)
+            self._results[name] = str(path)
         # ITK transforms map points from the fixed image, here the template, to the moving one.
         transform = write_affine(inverse(found.to_template), Path(runtime.cwd) / "initial.mat")
-        self._results["out_mask"] = str(mask_file)
-        self._results["out_tissues"] = str(tissue_file)
         self._results["initial_xfm"] = str(transform)
         source = {"Source": self.inputs.given_name, "SourceSHA256": sha256(Path(given))} if given else {}
         return {**found.facts(), **source, "PeakMemoryGB": peak_memory_gb}
 
 
-def _extract_brain(path: str, folder: str, seed: int, given: str | None, sloppy: bool) -> tuple[Any, float]:
+def _find_brain(path: str, given: str | None, threads: int) -> tuple[Any, float]:
     """Return the brain of an image, and the peak memory of the search in GiB."""
-    from moesr_bids.preproc.brainmask import SLOPPY, THOROUGH, extract_brain
+    import torch
 
-    settings = SLOPPY if sloppy else THOROUGH
+    from moesr_bids.segmentation.brain import find_brain
+
+    torch.set_num_threads(threads)
     with measured() as used:
-        mask = None if given is None else _mask(given)
-        found = extract_brain(
-            nib.load(path), work_dir=Path(folder), threads=1, seed=seed, given=mask, settings=settings
-        )
+        found = find_brain(nib.load(path), given=None if given is None else _mask(given))
     return found, used.peak_memory_gb
 
 

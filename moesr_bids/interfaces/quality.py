@@ -22,7 +22,8 @@ class _ImageQualityInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="bias-corrected image, own grid")
     mask_file = File(exists=True, mandatory=True, desc="brain mask, own grid")
     bias_file = File(exists=True, mandatory=True, desc="natural logarithm of the bias field, own grid")
-    atlas_file = File(exists=True, mandatory=True, desc="white matter, grey matter and CSF of the atlas, 4-D")
+    head_file = File(exists=True, mandatory=True, desc="all that is not background, own grid")
+    prior_file = File(exists=True, mandatory=True, desc="probability of white matter, grey matter and CSF, 4-D")
     sr_file = File(exists=True, mandatory=True, desc="super-resolved image, target grid")
     sr_mask_file = File(exists=True, mandatory=True, desc="brain mask, target grid")
     sr_record = traits.Dict(mandatory=True, desc="record of super-resolution: the noise of the input")
@@ -43,15 +44,15 @@ class ImageQuality(RecordedInterface):
         from moesr_bids.preproc.quality import image_quality, inu, regions
         from moesr_bids.preproc.tissues import tissue_labels, tissue_probabilities
 
-        atlas = nib.load(self.inputs.atlas_file)
+        prior = nib.load(self.inputs.prior_file)
         data, affine = _intensities(self.inputs.in_file)
         mask = _canonical(self.inputs.mask_file)[0] > 0
-        around = regions(data, affine, mask)
-        before = image_quality(data, mask, tissue_probabilities(data, affine, mask, atlas), around)
+        around = regions(data, affine, mask, _canonical(self.inputs.head_file)[0] > 0)
+        before = image_quality(data, mask, tissue_probabilities(data, affine, mask, prior), around)
         before |= inu(_canonical(self.inputs.bias_file)[0], mask)
         data, fine_affine = _intensities(self.inputs.sr_file)
         mask = _canonical(self.inputs.sr_mask_file)[0] > 0
-        probabilities = tissue_probabilities(data, fine_affine, mask, atlas)
+        probabilities = tissue_probabilities(data, fine_affine, mask, prior)
         # Air, head and frame are those of the input, since the output has no exact zeros.
         around = resample_to(around.astype(np.float32), affine, data.shape, fine_affine, order=0).astype(np.uint8)
         after = image_quality(data, mask, probabilities, around)

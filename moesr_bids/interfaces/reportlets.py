@@ -23,6 +23,7 @@ class _ImageReportletsInputSpec(BaseInterfaceInputSpec):
     sr_file = File(exists=True, requires=["sr_record"], desc="super-resolved image, target grid")
     sr_record = traits.Dict(desc="record of super-resolution: the point-spread function of the input")
     tissue_file = File(exists=True, requires=["sr_file"], desc="tissue labels of the super-resolved image")
+    dseg_file = File(exists=True, requires=["sr_file"], desc="structures of the brain in the super-resolved image")
     uncertainty_file = File(exists=True, desc="standard deviation of the error, target grid")
     expert_files = traits.List(
         File(exists=True), requires=["sr_file"], desc="gate-<expert> and difference-<expert>, target grid"
@@ -55,6 +56,7 @@ class ImageReportlets(RecordedInterface):
     - ``coregistration.html``: the reference of the session and the aligned image;
     - ``slider.html``, ``departure.png``, ``spectrum.png``: the super-resolved image;
     - ``zooms.html``: its tissues;
+    - ``structures.png``: its segmentation;
     - ``uncertainty.png``: its uncertainty;
     - ``experts.png``: the maps of a mixture of experts;
     - ``residual.png``: the residual;
@@ -143,7 +145,7 @@ class ImageReportlets(RecordedInterface):
         """Draw the super-resolved image, its tissues, its uncertainty and the maps of the experts."""
         from moesr_bids.reports.departures import plot_departures
         from moesr_bids.reports.experts import plot_experts
-        from moesr_bids.reports.figures import plot_uncertainty
+        from moesr_bids.reports.figures import plot_structures, plot_uncertainty
         from moesr_bids.reports.scans import plot_scans
         from moesr_bids.reports.slider import plot_slider
         from moesr_bids.reports.spectrum import plot_spectrum
@@ -155,6 +157,8 @@ class ImageReportlets(RecordedInterface):
         ]
         if tissues := self._given("tissue_file"):
             figures.append(plot_zooms(preproc, output, tissues, folder / "zooms.html"))
+        if structures := self._given("dseg_file"):
+            figures.append(plot_structures(output, structures, folder / "structures.png"))
         if uncertainty := self._given("uncertainty_file"):
             figures.append(plot_uncertainty(output, uncertainty, folder / "uncertainty.png", mask_path=mask))
         if self.inputs.expert_files:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from moesr_bids.preproc.foreground import find_foreground
 from moesr_bids.preproc.images import BoolArray, FloatArray, resample_isotropic, resample_to
 from moesr_bids.preproc.tissues import TISSUES
 from moesr_bids.sr.grid import bounding_box
@@ -111,7 +110,7 @@ def fwhm(data: FloatArray, mask: BoolArray) -> tuple[float, ...]:
     return tuple(widths)
 
 
-def regions(data: FloatArray, affine: NDArray[np.float64], mask: BoolArray) -> NDArray[np.uint8]:
+def regions(data: FloatArray, affine: NDArray[np.float64], mask: BoolArray, head: BoolArray) -> NDArray[np.uint8]:
     """Return the region of each voxel: `FRAME` (zeros that no scanner measured), `AIR`, `HEAD` or `OTHER`.
 
     Parameters
@@ -120,13 +119,12 @@ def regions(data: FloatArray, affine: NDArray[np.float64], mask: BoolArray) -> N
         Axes nearest to right, anterior, superior.
     affine : ndarray, shape (4, 4)
         Voxel to world, mm.
-    mask : ndarray of bool
-        Brain.
+    mask, head : ndarray of bool
+        Brain, and all that is not background.
 
     """
-    coarse, coarse_affine = resample_isotropic(data, affine, WORKING_MM)
-    head = find_foreground(coarse, coarse_affine).region
-    distance = np.asarray(ndimage.distance_transform_edt(~head), dtype=np.float32) * np.float32(WORKING_MM)
+    share, coarse_affine = resample_isotropic(head.astype(np.float32), affine, WORKING_MM)
+    distance = np.asarray(ndimage.distance_transform_edt(share < 0.5), dtype=np.float32) * np.float32(WORKING_MM)
     own = resample_to(distance, coarse_affine, data.shape, affine)
     found = np.full(data.shape, OTHER, dtype=np.uint8)
     lowest = int(np.flatnonzero(mask.any(axis=(0, 1)))[0])

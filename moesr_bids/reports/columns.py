@@ -14,6 +14,7 @@ from moesr_bids.reports.fragments import warnings_of
 from moesr_bids.reports.metrics import QUALITY_METRICS
 from moesr_bids.reports.plots import LEAST_IMAGES, OUTLIER_SCORE, Metric
 from moesr_bids.reports.verdict import RULES, Rule, reasons, verdict
+from moesr_bids.segmentation.structures import BRAIN, STRUCTURES
 
 
 @attrs.frozen
@@ -52,6 +53,10 @@ def _of(value: Callable[[Record], Any]) -> Callable[[ImageRecord], Any]:
 
 def _metric(side: str, name: str) -> Callable[[Record], Any]:
     return lambda record: getattr(record.image_quality, side).get(name) if record.image_quality else None
+
+
+def _volume(name: str, key: str) -> Callable[[ImageRecord], Any]:
+    return _of(lambda record: getattr(record.segmentation.volumes.get(name), key, None))
 
 
 def _input_zoom(axis: int) -> Callable[[Record], Any]:
@@ -239,10 +244,23 @@ _FACTS: tuple[Column, ...] = (
         "mask_volume_ml", _of(lambda record: record.brain_mask.volume_ml), "Volume of the brain mask", "ml", "Mask, ml"
     ),
     Column(
-        "mask_dice",
-        _of(lambda record: record.brain_mask.dice),
-        "Dice coefficient of brain mask and template, mask step",
-        title="Dice coefficient, brain mask step",
+        "segmentation_certainty",
+        _of(lambda record: record.brain_mask.certainty),
+        "Mean probability of the chosen class in the brain, segmentation of the scan",
+        title="Certainty of the segmentation",
+    ),
+    *(
+        Column(
+            f"volume_{name.replace(' ', '_')}_ml{suffix}",
+            _volume(name, key),
+            f"{words} of the {name} in the super-resolved image",
+            "ml",
+        )
+        for name in (*(structure.name for structure in STRUCTURES if structure.index in BRAIN), "brain")
+        for suffix, key, words in (
+            ("", "volume_ml", "Volume"),
+            ("_std", "standard_deviation_ml", "Standard deviation, from scan and image, of the volume"),
+        )
     ),
     Column(
         "registration_dice",
@@ -286,7 +304,7 @@ _PLOTTED = (
     *("noise_percent", "model_residual_std", "model_fraction_beyond_3", "model_structure_std"),
     *("model_structure_largest", "projection_noise_std", "projection_predicted_std", "residual_std"),
     *("beyond_grid_std", "fraction_beyond_3", "uncertainty_percent"),
-    *("mask_volume_ml", "mask_dice", "registration_dice", "bias_min_percent", "bias_max_percent"),
+    *("mask_volume_ml", "segmentation_certainty", "registration_dice", "bias_min_percent", "bias_max_percent"),
     *(column.name for column in COLUMNS if column.name.startswith(("input_resolution_", "output_resolution_"))),
     *(column.name for column in _quality_columns()),
     *("seconds", "peak_memory_gb"),

@@ -12,6 +12,7 @@ from moesr_bids.bids.names import entities_of, image_key, suffix_of
 from moesr_bids.bids.record import Record, read_record
 from moesr_bids.bids.schema import RecordError, inside
 from moesr_bids.bids.status import NO_PATH, ImageStatus, read_status
+from moesr_bids.config import SUFFIXES
 
 
 @attrs.frozen
@@ -123,7 +124,8 @@ def find_images(out_dir: Path, participant: str | None = None) -> list[ImageReco
     """
     folder = participant or "sub-*"
     records: dict[str, ImageRecord] = {}
-    patterns = (f"{folder}/anat/*_desc-moesr_*.json", f"{folder}/ses-*/anat/*_desc-moesr_*.json")
+    sidecars = [f"anat/*_desc-moesr_{suffix}.json" for suffix in SUFFIXES]
+    patterns = [f"{folder}/{session}{sidecar}" for session in ("", "ses-*/") for sidecar in sidecars]
     found = sorted(path for pattern in patterns for path in out_dir.glob(pattern))
     # Copies in the space of a template are no images of their own.
     for path in [path for path in found if "_space-" not in path.name]:

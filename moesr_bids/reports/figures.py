@@ -1,4 +1,4 @@
-"""Still figures of brain mask, bias field, gradient nonlinearity and uncertainty. NIfTI files in, one PNG out."""
+"""Still figures of brain mask, structures, bias field, gradient nonlinearity and uncertainty: NIfTI in, PNG out."""
 
 from __future__ import annotations
 
@@ -25,9 +25,22 @@ from moesr_bids.reports.drawing import (
     slices_in_columns,
 )
 from moesr_bids.reports.planes import Volume, bounding_box, box_on, foreground, intensity_window, plane, whole
+from moesr_bids.segmentation.structures import STRUCTURES
 
 _MASK_COLUMNS = 6
+# Of both sides, in the order of the legend.
+_COLOURS = {
+    "cortex": "#e0576f",
+    "white matter": "#f2e8cf",
+    "deep grey matter": "#7fb069",
+    "lateral ventricle": "#5b8def",
+    "midline ventricles": "#2f5fc4",
+    "csf": "#8fd3e8",
+    "cerebellum": "#e6a157",
+    "brainstem": "#a783c9",
+}
 _MARGIN_MM = 4.0  # around the brain
+_STRENGTH = 0.45  # of the colours over the image
 _SHEET_WIDTH = 10.0  # inches: two pixels per voxel of 0.7 mm, and small enough for a page that is mailed
 
 
@@ -67,6 +80,50 @@ def plot_mask(image_path: Path, mask_path: Path, out_file: Path) -> Path:
             show(axes, image, axis, index, field_of_view, cmap="gray", vmin=low, vmax=high)
             draw_outline(axes, mask, axis, index, field_of_view)
             label_slice(axes, image, axis, index, field_of_view)
+    return save(figure, out_file)
+
+
+def plot_structures(image_path: Path, labels_path: Path, out_file: Path) -> Path:
+    """Draw the structures of the brain over the image, in three planes.
+
+    Parameters
+    ----------
+    image_path : pathlib.Path
+        Super-resolved image.
+    labels_path : pathlib.Path
+        Indices of `moesr_bids.segmentation.structures.STRUCTURES` on its grid.
+    out_file : pathlib.Path
+        PNG to write.
+
+    Returns
+    -------
+    pathlib.Path
+        ``out_file``.
+
+    Raises
+    ------
+    ValueError
+        The two files have different grids, or one holds more than one volume.
+
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    image, labels = Volume.load(image_path), Volume.load(labels_path)
+    require_same_grid(image, labels, names=(image_path, labels_path))
+    box = bounding_box(labels, margin_mm=_MARGIN_MM)
+    low, high = intensity_window(image, box, labels)
+    x, y, z = box_mm(image, box)
+    colours = ListedColormap([_COLOURS.get(structure.tissue, "black") for structure in STRUCTURES])
+    style = {"cmap": colours, "vmin": -0.5, "vmax": len(STRUCTURES) - 0.5, "alpha": _STRENGTH}
+    figure, panels = panel_grid([max(x, y)] * _MASK_COLUMNS, (z, z, y))
+    for axis in range(3):
+        for axes, index in zip(panels[axis], box.positions(axis, _MASK_COLUMNS, inset=0.2), strict=True):
+            show(axes, image, axis, index, box, cmap="gray", vmin=low, vmax=high)
+            show_inside(axes, labels, labels, axis, index, box, **style)
+            label_slice(axes, image, axis, index, box)
+    names = [Patch(color=colour, label="CSF" if name == "csf" else name) for name, colour in _COLOURS.items()]
+    panels[2][0].legend(handles=names, loc="lower left", fontsize=6, framealpha=0.7)
     return save(figure, out_file)
 
 

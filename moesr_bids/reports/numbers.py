@@ -217,7 +217,10 @@ def _preprocessing(record: Record) -> Table:
         "Preprocessing",
         (
             ("Brain mask", f"{number(mask.volume_ml, 4)} ml, {mask.method}"),
-            ("Dice coefficient of mask and template, mask step", number(mask.dice, 3)),
+            (
+                "Segmentation: certainty; misfit of the structures' centres and the template's",
+                f"{number(mask.certainty, 3)}; {number(mask.misfit_mm, 3)} mm",
+            ),
             ("Registration, Dice coefficient of the masks", _registration(record)),
             ("Alignment to the reference of the session", _coregistration(record)),
             (
@@ -226,6 +229,18 @@ def _preprocessing(record: Record) -> Table:
             ),
         ),
     )
+
+
+def _volumes(record: Record) -> Table:
+    rows = (
+        (
+            name,
+            *(number(value, 4) for value in (volume.input_volume_ml, volume.volume_ml)),
+            number(volume.standard_deviation_ml, 2),
+        )
+        for name, volume in record.segmentation.volumes.items()
+    )
+    return Table("Volumes, ml", tuple(rows), ("Input", "Output", "Standard deviation"))
 
 
 def _run(record: Record) -> Table:
@@ -242,7 +257,8 @@ def _run(record: Record) -> Table:
 
 def number_tables(record: Record) -> list[Table]:
     """Return the figures of one image, a table per subject."""
-    parts = (_scan, *([_scans] if record.joined else []), _consistency, _acquisition, _model, _preprocessing, _run)
+    parts = (_scan, *([_scans] if record.joined else []), _consistency, _acquisition, _model, _preprocessing)
+    parts += (_volumes, _run)
     return [part(record) for part in parts]
 
 

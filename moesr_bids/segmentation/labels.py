@@ -1,74 +1,19 @@
-"""Classes of the segmentation, and their mapping from FreeSurfer's labels."""
+"""Classes of maps of FreeSurfer's labels, and volumes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from attrs import frozen
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..sr.grid import bounding_box
+from .structures import BACKGROUND, BRAIN, CSF, EXTRACEREBRAL, INDEX, LEFT, MIRRORED, RIGHT, STRUCTURES
 
-LEFT, RIGHT, MIDLINE = "left", "right", ""
 # CSF belongs to the brain in gaps of up to twice SULCUS_MM, and in a rim of RIM_MM (mm).
 SULCUS_MM, RIM_MM = 5.0, 1.0
 _LARGEST = 14_999  # FreeSurfer number
-
-
-@frozen
-class Structure:
-    """A class of the segmentation.
-
-    Attributes
-    ----------
-    index : int
-        Channel of the network and value in the label image.
-    name : str
-        Name in tables.
-    side : str
-        ``left``, ``right``, or empty for the midline and structures without sides.
-    tissue : str
-        Name without the side.
-
-    """
-
-    index: int
-    name: str
-    side: str
-    tissue: str
-
-
-_TISSUES: tuple[tuple[str, bool], ...] = (
-    ("background", False),
-    ("extracerebral", False),
-    ("csf", False),
-    ("brainstem", False),
-    ("midline ventricles", False),
-    ("lateral ventricle", True),
-    ("cortex", True),
-    ("white matter", True),
-    ("deep grey matter", True),
-    ("cerebellum", True),
-)
-
-
-def _structures() -> tuple[Structure, ...]:
-    found: list[Structure] = []
-    for tissue, sided in _TISSUES:
-        for side in (LEFT, RIGHT) if sided else (MIDLINE,):
-            found.append(Structure(len(found), f"{side} {tissue}".strip(), side, tissue))
-    return tuple(found)
-
-
-STRUCTURES = _structures()
-BACKGROUND, EXTRACEREBRAL, CSF = 0, 1, 2
-BRAIN = tuple(structure.index for structure in STRUCTURES if structure.index > EXTRACEREBRAL)
-TISSUE_NAMES = tuple(tissue for tissue, _ in _TISSUES)
-_INDEX = {structure.name: structure.index for structure in STRUCTURES}
-MIRRORED = tuple(_INDEX[f"{RIGHT if s.side == LEFT else LEFT} {s.tissue}"] if s.side else s.index for s in STRUCTURES)
-"""Index of the same structure on the other side, by index."""
 
 # FreeSurfer numbers (FreeSurferColorLUT.txt), left and right, by tissue. The numbers 25, 57 and 136, 137, 163, 164 are
 # those of the whole-head maps: tissue between white matter and ventricle, and choroid plexus.
@@ -90,13 +35,13 @@ def _table() -> NDArray[np.uint8]:
     table = np.full(_LARGEST + 1, EXTRACEREBRAL, dtype=np.uint8)
     table[0] = BACKGROUND
     for tissue, numbers in _UNSIDED.items():
-        table[list(numbers)] = _INDEX[tissue]
+        table[list(numbers)] = INDEX[tissue]
     for tissue, both in _FREESURFER.items():
         for side, numbers in zip((LEFT, RIGHT), both, strict=True):
-            table[list(numbers)] = _INDEX[f"{side} {tissue}"]
-    table[list(_WHITE_OF_EITHER_SIDE)] = _INDEX["left white matter"]
+            table[list(numbers)] = INDEX[f"{side} {tissue}"]
+    table[list(_WHITE_OF_EITHER_SIDE)] = INDEX["left white matter"]
     for side, (first, last) in _PARCELS.items():
-        table[first:last] = _INDEX[f"{side} cortex"]
+        table[first:last] = INDEX[f"{side} cortex"]
     return table
 
 

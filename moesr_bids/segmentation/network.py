@@ -18,7 +18,7 @@ from torch import nn
 
 from ..sr.models.layers import FACTOR as BLOCK
 from ..sr.models.layers import depth_to_space, space_to_depth
-from .labels import STRUCTURES
+from .structures import STRUCTURES
 
 _LEVELS = 5
 FACTOR = BLOCK * 2 ** (_LEVELS - 1)
@@ -40,7 +40,7 @@ class SegmenterShape:
     zoom
         Isotropic voxel size of its grid, mm.
     classes
-        Number of classes, that of :data:`moesr_bids.segmentation.labels.STRUCTURES`.
+        Number of classes, that of :data:`moesr_bids.segmentation.structures.STRUCTURES`.
     """
 
     features: tuple[int, ...] = field(

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from ..sr.weights import Weights
+from ..sr.weights import PACKAGED, SUFFIX, Weights
+from .landmarks import Landmarks
 from .network import Segmenter, SegmenterShape
+
+PACKAGED_SEGMENTER = PACKAGED / f"segmentation{SUFFIX}"
+
+
+@lru_cache(maxsize=1)
+def packaged_segmenter() -> tuple[Segmenter, Landmarks]:
+    """Return the network that comes with the package, and what it finds in the embedded template."""
+    network, weights = read_segmenter(PACKAGED_SEGMENTER)
+    return network, Landmarks.from_record(weights.card["landmarks"])
 
 
 def read_segmenter(path: Path) -> tuple[Segmenter, Weights]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from ..segmentation.inference import scaled
-from ..segmentation.labels import BACKGROUND, CSF, EXTRACEREBRAL, STRUCTURES
+from ..segmentation.structures import BACKGROUND, CSF, EXTRACEREBRAL, STRUCTURES
 from .heads import OVERSAMPLING, Head, shares
 from .lesions import RoughBall
 from .volumes import log_uniform
@@ -112,8 +112,42 @@ class RandomImage:
             Probability that the intensities of the head's scan are used, if it has one.
         """
         fine = zoom / OVERSAMPLING
+        generator = torch.Generator(head.labels.device).manual_seed(int(rng.integers(2**31)))
+        image, classes = self.paint(head, fine, rng, generator, real)
+        image = self._scan(image, fine, rng, generator)
+        image = functional.avg_pool3d(image[None, None], OVERSAMPLING)[0]
+        truth = shares(classes)
+        box = self._field_of_view(truth, rng)
+        outside = torch.ones_like(image, dtype=torch.bool)
+        outside[(slice(None), *box)] = False
+        truth = torch.where(outside, torch.zeros_like(truth), truth)
+        truth[BACKGROUND] = torch.where(outside[0], torch.ones_like(truth[0]), truth[BACKGROUND])
+        seen_image = torch.zeros_like(image)
+        seen_image[(slice(None), *box)] = scaled(image[(slice(None), *box)])
+        return HeadExample(seen_image, truth)
+
+    def paint(
+        self, head: Head, fine: float, rng: np.random.Generator, generator: torch.Generator, real: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw intensities and classes of a deformed head, as they are before a scanner samples them.
+
+        Parameters
+        ----------
+        head
+            On a grid of ``fine`` mm.
+        fine
+            Its voxel size, mm.
+        rng, generator
+            Random generators of single numbers and of volumes.
+        real
+            As for `draw`.
+
+        Returns
+        -------
+        image, classes
+            float32 and uint8, on the grid of the head.
+        """
         labels, classes = head.labels.clone(), head.classes.clone()
-        generator = torch.Generator(labels.device).manual_seed(int(rng.integers(2**31)))
         measured = head.image if rng.random() < real else None
         if measured is None:  # a real scan has its own lesions
             self._hurt(labels, classes, rng)
@@ -127,18 +161,7 @@ class RandomImage:
             image = torch.addcmul(means[index], spreads[index], waves).clamp_(min=0)
         level = float(rng.uniform(0, 0.3)) if rng.random() < self.air else 0.0
         image = torch.where(seen, image, torch.full_like(image, level))
-        image = image.pow_(log_uniform(rng, 0.6, 1.6)) * self._bias(image.shape, rng, generator, image.device)
-        image = self._scan(image, fine, rng, generator)
-        image = functional.avg_pool3d(image[None, None], OVERSAMPLING)[0]
-        truth = shares(classes)
-        box = self._field_of_view(truth, rng)
-        outside = torch.ones_like(image, dtype=torch.bool)
-        outside[(slice(None), *box)] = False
-        truth = torch.where(outside, torch.zeros_like(truth), truth)
-        truth[BACKGROUND] = torch.where(outside[0], torch.ones_like(truth[0]), truth[BACKGROUND])
-        seen_image = torch.zeros_like(image)
-        seen_image[(slice(None), *box)] = scaled(image[(slice(None), *box)])
-        return HeadExample(seen_image, truth)
+        return image.pow_(log_uniform(rng, 0.6, 1.6)) * self._bias(image.shape, rng, generator, image.device), classes
 
     def _palette(
         self, labels: torch.Tensor, classes: torch.Tensor, rng: np.random.Generator

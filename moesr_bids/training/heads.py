@@ -22,7 +22,8 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
 from ..errors import ImageError
-from ..segmentation.labels import BACKGROUND, BRAIN, CSF, EXTRACEREBRAL, MIRRORED, STRUCTURES, from_freesurfer
+from ..segmentation.labels import from_freesurfer
+from ..segmentation.structures import BACKGROUND, BRAIN, CSF, EXTRACEREBRAL, MIRRORED, STRUCTURES
 from ..sr.grid import bounding_box
 from .synthesis import RIGHT_TO_LEFT
 from .volumes import log_uniform
@@ -43,7 +44,7 @@ class HeadMap:
     labels
         Indices of the map's own labels, left and right as one; each gets an intensity of its own; uint8.
     classes
-        Indices of :data:`moesr_bids.segmentation.labels.STRUCTURES`; uint8.
+        Indices of :data:`moesr_bids.segmentation.structures.STRUCTURES`; uint8.
     centre
         Centre of the brain, voxels.
     zoom

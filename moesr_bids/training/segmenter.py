@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from ..segmentation.labels import BRAIN, EXTRACEREBRAL, STRUCTURES
 from ..segmentation.network import Segmenter, SegmenterShape
+from ..segmentation.structures import BRAIN, EXTRACEREBRAL, STRUCTURES
 from .distillation import Stage
 from .examples import Batch
 from .head_examples import HeadExamples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
@@ -41,6 +42,8 @@ class Team:
         """Part from the other processes."""
         if self.size > 1:
             dist.destroy_process_group()
+            # The threads of gloo must end before the interpreter does. What refers to the group would keep them.
+            gc.collect()
 
     def agree(self, share: float) -> float:
         """Return the share of the first process, so that all end at the same step."""
