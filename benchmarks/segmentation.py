@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from moesr_bids.errors import ImageError
 from moesr_bids.preproc.bias import correct_bias
-from moesr_bids.preproc.images import image_data
+from moesr_bids.preproc.images import image_data, voxel_ml
 from moesr_bids.preproc.tissues import TISSUES, tissue_labels, tissue_probabilities
 from moesr_bids.segmentation.brain import Brain, dice, find_brain
 from moesr_bids.segmentation.inference import label
@@ -34,14 +34,14 @@ from moesr_bids.segmentation.labels import from_freesurfer, volumes_ml
 from moesr_bids.segmentation.structures import BRAIN, STRUCTURES
 from moesr_bids.segmentation.weights import packaged_segmenter
 from moesr_bids.training.head_images import RandomImage
-from moesr_bids.training.heads import RandomHead, load_head_map
+from moesr_bids.training.heads import load_head_map
+from moesr_bids.training.segmenter import STILL
 
 TABLES = ("real", "drawn", "robust")
 PEOPLE = ("bert", "seeg")
 MAPS = ("synthseg05", "synthseg10", "synthseg15", "synthseg20")
 _NAMES = tuple(dict.fromkeys(s.tissue for s in STRUCTURES if s.index in BRAIN))
 _SHOWN = ("cortex", "white matter", "lateral ventricle", "deep grey matter", "cerebellum", "brainstem")
-_AS_IT_IS = RandomHead(size=(1.0, 1.0), stretch=0.0, tilt=0.0, turned=0.0, displacement=(1e-3, 2e-3), shift=0.0)
 _PLAIN = RandomImage(
     lesions=0.0, cavity=0.0, bare=0.0, defaced=0.0, air=0.0, cut=0.0, shading=0.2, natural=1.0, texture=(0.03, 0.05)
 )
@@ -57,11 +57,6 @@ class Case:
     image: nib.Nifti1Image
     classes: NDArray[np.uint8]
 
-    @property
-    def voxel_ml(self) -> float:
-        """Volume of a voxel, mL."""
-        return abs(float(np.linalg.det(self.image.affine[:3, :3]))) / 1000
-
 
 def real_case(data: Path, labels: Path, who: str) -> Case:
     """Read the T1w of a person and its aparc+aseg map, axes to the right, the front and upwards."""
@@ -75,7 +70,7 @@ def drawn_case(labels: Path, who: str, *, stripped: bool, number: int) -> Case:
     """Draw a 1 mm image of a label map in a cube of 192 mm."""
     head_map = load_head_map(next((labels / "wholehead").rglob(f"sub-{who}_*_dseg.nii.gz")))
     rng, generator = np.random.default_rng(number), torch.Generator().manual_seed(number)
-    head = _AS_IT_IS.draw(head_map, 96, 2.0, rng, torch.device("cpu"))
+    head = STILL.draw(head_map, 96, 2.0, rng, torch.device("cpu"))
     image, classes = evolve(_PLAIN, bare=float(stripped)).paint(head, 1.0, rng, generator, real=0.0)
     noise = torch.randn((2, *image.shape), generator=generator) * _NOISE * float(image.quantile(0.99))
     noisy = torch.hypot(image + noise[0], noise[1]) if not stripped else image + noise[0] * (image > 0)
@@ -180,7 +175,8 @@ def compared(case: Case, brain: Brain, labels: NDArray[np.uint8]) -> Iterator[st
             truth = _sides_as_one(case.classes, of_tissue[tissue])
             dices.append(f"{tissue} {dice(own & cerebrum, truth & cerebrum):.3f}")
         yield f"  cerebrum, {name}: {', '.join(dices)}"
-    truth_ml, own_ml = volumes_ml(case.classes, case.voxel_ml), volumes_ml(labels, case.voxel_ml)
+    of_voxel = voxel_ml(case.image.affine)
+    truth_ml, own_ml = volumes_ml(case.classes, of_voxel), volumes_ml(labels, of_voxel)
     errors = (f"{name} {100 * (own_ml[name] / truth - 1):+.1f} %" for name, truth in truth_ml.items() if truth > 1)
     yield f"  volumes: {', '.join(errors)}"
 

@@ -8,13 +8,14 @@ the tests come from it. In a row, words in braces are filled in by `words_of`, a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 
 from moesr_bids.bids.collect import RawImage
 from moesr_bids.bids.names import anat_folder, entities_of, file_name, identifier, sidecar_of, with_rec
-from moesr_bids.config import EMBEDDED_TEMPLATE, Settings
+from moesr_bids.config import EMBEDDED_TEMPLATE, SUFFIXES, Settings
 from moesr_bids.sr.models import EXPERTS
 
 _TEMPLATES_URL = "https://github.com/templateflow/tpl-"  # BIDS asks for a reference to templates not in its list
@@ -452,6 +453,13 @@ def _each(what: str, image: RawImage, settings: Settings) -> Iterator[dict[str, 
                 "template": space.template,
                 "template_url": "" if space.template == EMBEDDED_TEMPLATE else _TEMPLATES_URL + space.template,
             }
+
+
+def main_sidecars(output_dir: Path, folder: str = "sub-*") -> list[Path]:
+    """Return the sidecars of all main outputs of a participant's folder; copies in a template's space are none."""
+    names = [f"anat/*_desc-moesr_{suffix}.json" for suffix in SUFFIXES]
+    patterns = [f"{folder}/{session}{name}" for session in ("", "ses-*/") for name in names]
+    return sorted(path for pattern in patterns for path in output_dir.glob(pattern) if "_space-" not in path.name)
 
 
 def descriptions() -> dict[str, str]:

@@ -363,7 +363,7 @@ class Registration:
 
 
 @attrs.frozen(kw_only=True)
-class Volume:
+class StructureVolume:
     """Volume of a structure in the super-resolved image and in the scan, mL, and the standard deviation of both."""
 
     volume_ml: float
@@ -375,7 +375,7 @@ class Volume:
 class Segmentation:
     """Segmentation of the super-resolved image: the volume of each structure, and of the brain."""
 
-    volumes: dict[str, Volume]
+    volumes: dict[str, StructureVolume]
 
 
 @attrs.frozen(kw_only=True)

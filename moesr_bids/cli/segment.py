@@ -49,6 +49,8 @@ def usage_problem(options: argparse.Namespace) -> str | None:
 
 def run(options: argparse.Namespace) -> int:
     """Label all scans; return the exit code."""
+    import torch
+
     from ..resources import available_cpus
     from ..training.tissue import segmentation_name
 
@@ -57,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if not scans:
         raise ImageError(f"{options.data}: has no {', '.join(SUFFIXES)} scan")
     threads, failed = options.omp_nthreads or available_cpus(), 0
+    torch.set_num_threads(threads)
     for scan in scans:
         out = options.output / scan.parent.relative_to(options.data) / segmentation_name(scan)
         if out.exists():

@@ -8,11 +8,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, File
 from nipype.interfaces.base.support import Bunch
 
 from moesr_bids.interfaces.base import RecordedInterface, RecordedOutputSpec
 from moesr_bids.interfaces.processes import in_own_process
+from moesr_bids.preproc.images import like, voxel_ml
 from moesr_bids.resources import measured
 
 
@@ -21,7 +22,6 @@ class _SegmentInputSpec(BaseInterfaceInputSpec):
     mask_file = File(exists=True, mandatory=True, desc="its brain mask")
     scan_file = File(exists=True, mandatory=True, desc="bias-corrected scan")
     scan_mask_file = File(exists=True, mandatory=True, desc="its brain mask")
-    omp_nthreads = traits.Range(low=1, value=1, usedefault=True, nohash=True, desc="CPU threads of the network")
 
 
 class _SegmentOutputSpec(RecordedOutputSpec):
@@ -38,7 +38,6 @@ class Segment(RecordedInterface):
     output_spec = _SegmentOutputSpec
 
     def _run_recorded(self, runtime: Bunch) -> dict[str, Any]:
-        image = nib.load(self.inputs.in_file)
         inputs = self.inputs
         labels, after, before, peak_memory_gb = in_own_process(
             _segment,
@@ -46,14 +45,10 @@ class Segment(RecordedInterface):
             inputs.mask_file,
             inputs.scan_file,
             inputs.scan_mask_file,
-            inputs.omp_nthreads,
             what="the segmentation of the output",
         )
-        header = image.header.copy()
-        header.set_data_dtype(np.uint8)
-        header.set_slope_inter(1, 0)
         out_file = Path(runtime.cwd) / "dseg.nii.gz"
-        nib.Nifti1Image(labels, image.affine, header).to_filename(out_file)
+        like(labels, nib.load(inputs.in_file), np.uint8).to_filename(out_file)
         self._results["out_file"] = str(out_file)
         volumes = {
             name: {
@@ -66,13 +61,11 @@ class Segment(RecordedInterface):
         return {"Volumes": volumes, "PeakMemoryGB": peak_memory_gb}
 
 
-def _segment(
-    path: str, mask: str, scan: str, scan_mask: str, threads: int
-) -> tuple[Any, dict[str, float], dict[str, float], float]:
-    """Return labels and volumes (mL) of an image, volumes of its scan, and the peak memory (GiB)."""
+def _segment(path: str, mask: str, scan: str, scan_mask: str) -> tuple[Any, dict[str, float], dict[str, float], float]:
+    """Return labels and volumes (mL) of an image, volumes of its scan, and the peak memory (GiB); one thread."""
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     with measured() as used:
         labels, after = _labels(path, mask)
         _, before = _labels(scan, scan_mask)
@@ -87,4 +80,4 @@ def _labels(path: str, mask: str) -> tuple[Any, dict[str, float]]:
     image = nib.load(path)
     inside = np.asanyarray(nib.load(mask).dataobj) > 0
     labels = label(image, packaged_segmenter()[0], inside)
-    return labels, dict(volumes_ml(labels, abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000))
+    return labels, dict(volumes_ml(labels, voxel_ml(image.affine)))

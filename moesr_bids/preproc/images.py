@@ -129,6 +129,11 @@ def from_ants(image: ANTsImage, affine: NDArray[np.float64]) -> FloatArray:
     return data
 
 
+def voxel_ml(affine: NDArray[np.float64]) -> float:
+    """Return the volume of a voxel in mL, of a 4 x 4 affine to world mm."""
+    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+
+
 def like(data: NDArray[np.generic], image: Nifti1Image, dtype: type[np.generic]) -> Nifti1Image:
     """Return a NIfTI image of `dtype` on the grid of `image`, with its sform and qform codes.
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import attrs
 
+from moesr_bids.bids.derivatives import main_sidecars
 from moesr_bids.bids.names import entities_of, image_key, suffix_of
 from moesr_bids.bids.record import Record, read_record
 from moesr_bids.bids.schema import RecordError, inside
 from moesr_bids.bids.status import NO_PATH, ImageStatus, read_status
-from moesr_bids.config import SUFFIXES
 
 
 @attrs.frozen
@@ -122,13 +122,8 @@ def find_images(out_dir: Path, participant: str | None = None) -> list[ImageReco
         Sorted by key: every image with a main output or a status file.
 
     """
-    folder = participant or "sub-*"
     records: dict[str, ImageRecord] = {}
-    sidecars = [f"anat/*_desc-moesr_{suffix}.json" for suffix in SUFFIXES]
-    patterns = [f"{folder}/{session}{sidecar}" for session in ("", "ses-*/") for sidecar in sidecars]
-    found = sorted(path for pattern in patterns for path in out_dir.glob(pattern))
-    # Copies in the space of a template are no images of their own.
-    for path in [path for path in found if "_space-" not in path.name]:
+    for path in main_sidecars(out_dir, participant or "sub-*"):
         key = image_key(path.name)
         try:
             records[key] = ImageRecord(key, moesr=read_record(path), sidecar=path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from matplotlib.figure import Figure
 
 from moesr_bids.preproc.images import resample_to
 from moesr_bids.reports.drawing import (
@@ -24,7 +27,7 @@ from moesr_bids.reports.drawing import (
     show_inside,
     slices_in_columns,
 )
-from moesr_bids.reports.planes import Volume, bounding_box, box_on, foreground, intensity_window, plane, whole
+from moesr_bids.reports.planes import Box, Volume, bounding_box, box_on, foreground, intensity_window, plane, whole
 from moesr_bids.segmentation.structures import STRUCTURES
 
 _MASK_COLUMNS = 6
@@ -73,14 +76,23 @@ def plot_mask(image_path: Path, mask_path: Path, out_file: Path) -> Path:
     field_of_view = bounding_box(foreground(image), margin_mm=5)
     brain = bounding_box(mask)
     low, high = intensity_window(image, field_of_view, mask)
-    x, y, z = box_mm(image, field_of_view)
-    figure, panels = panel_grid([max(x, y)] * _MASK_COLUMNS, (z, z, y))
-    for axis in range(3):
-        for axes, index in zip(panels[axis], brain.positions(axis, _MASK_COLUMNS, inset=0.08), strict=True):
-            show(axes, image, axis, index, field_of_view, cmap="gray", vmin=low, vmax=high)
-            draw_outline(axes, mask, axis, index, field_of_view)
-            label_slice(axes, image, axis, index, field_of_view)
+    positions = [brain.positions(axis, _MASK_COLUMNS, inset=0.08) for axis in range(3)]
+    figure, _ = _three_planes(image, field_of_view, positions, partial(draw_outline, mask=mask), vmin=low, vmax=high)
     return save(figure, out_file)
+
+
+def _three_planes(
+    image: Volume, box: Box, positions: Sequence[Sequence[int]], draw: Callable[..., object], **grey: float
+) -> tuple[Figure, Any]:
+    """Draw a row of slices of an image for each plane, and something over each; return the figure and its panels."""
+    x, y, z = box_mm(image, box)
+    figure, panels = panel_grid([max(x, y)] * len(positions[0]), (z, z, y))
+    for axis in range(3):
+        for axes, index in zip(panels[axis], positions[axis], strict=True):
+            show(axes, image, axis, index, box, cmap="gray", **grey)
+            draw(axes, axis=axis, index=index, box=box)
+            label_slice(axes, image, axis, index, box)
+    return figure, panels
 
 
 def plot_structures(image_path: Path, labels_path: Path, out_file: Path) -> Path:
@@ -113,15 +125,11 @@ def plot_structures(image_path: Path, labels_path: Path, out_file: Path) -> Path
     require_same_grid(image, labels, names=(image_path, labels_path))
     box = bounding_box(labels, margin_mm=_MARGIN_MM)
     low, high = intensity_window(image, box, labels)
-    x, y, z = box_mm(image, box)
     colours = ListedColormap([_COLOURS.get(structure.tissue, "black") for structure in STRUCTURES])
-    style = {"cmap": colours, "vmin": -0.5, "vmax": len(STRUCTURES) - 0.5, "alpha": _STRENGTH}
-    figure, panels = panel_grid([max(x, y)] * _MASK_COLUMNS, (z, z, y))
-    for axis in range(3):
-        for axes, index in zip(panels[axis], box.positions(axis, _MASK_COLUMNS, inset=0.2), strict=True):
-            show(axes, image, axis, index, box, cmap="gray", vmin=low, vmax=high)
-            show_inside(axes, labels, labels, axis, index, box, **style)
-            label_slice(axes, image, axis, index, box)
+    style: dict[str, Any] = {"cmap": colours, "vmin": -0.5, "vmax": len(STRUCTURES) - 0.5, "alpha": _STRENGTH}
+    positions = [box.positions(axis, _MASK_COLUMNS, inset=0.2) for axis in range(3)]
+    paint = partial(show_inside, volume=labels, mask=labels, **style)
+    figure, panels = _three_planes(image, box, positions, paint, vmin=low, vmax=high)
     names = [Patch(color=colour, label="CSF" if name == "csf" else name) for name, colour in _COLOURS.items()]
     panels[2][0].legend(handles=names, loc="lower left", fontsize=6, framealpha=0.7)
     return save(figure, out_file)

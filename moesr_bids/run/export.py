@@ -18,12 +18,12 @@ import numpy as np
 
 from moesr_bids import __version__, atomic
 from moesr_bids.bids.dataset import BIDS_VERSION, other_dataset
+from moesr_bids.bids.derivatives import main_sidecars
 from moesr_bids.bids.names import anat_folder, entities_of, file_name, suffix_of
 from moesr_bids.bids.record import Record, record_of
 from moesr_bids.bids.schema import RecordError, inside, read_object
 from moesr_bids.bids.sidecars import read_metadata, read_sidecar
 from moesr_bids.bids.source import raw_folder
-from moesr_bids.config import SUFFIXES
 from moesr_bids.console import counted, say
 from moesr_bids.errors import ImageError
 from moesr_bids.nifti import open_image
@@ -32,7 +32,6 @@ from moesr_bids.sr.storage import stored_part
 LARGEST_MM = 256.0
 """Largest field of view that FreeSurfer and FastSurfer take without further options."""
 _DESCRIPTION = "dataset_description.json"
-_MAIN = [f"*_desc-moesr_{suffix}.json" for suffix in SUFFIXES]
 _RAW = "bids:raw:"
 _LABEL = "moesr"
 _EVERYTHING = (slice(None), slice(None), slice(None))
@@ -94,11 +93,9 @@ def export_raw(
 
     """
     folders = [f"sub-{label}" for label in participants] or ["sub-*"]
-    patterns = [f"{folder}/{session}anat/{name}" for folder in folders for session in ("", "ses-*/") for name in _MAIN]
-    found = sorted(path for pattern in patterns for path in output_dir.glob(pattern) if "_space-" not in path.name)
     _write_root(output_dir, target)
     images = []
-    for sidecar in found:
+    for sidecar in sorted(path for folder in folders for path in main_sidecars(output_dir, folder)):
         try:
             images.append(_export(sidecar, output_dir, target, extension))
         except (RecordError, ImageError) as error:

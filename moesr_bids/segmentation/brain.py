@@ -16,7 +16,7 @@ from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ..preproc.images import image_data, like, resample_to
+from ..preproc.images import image_data, like, resample_to, voxel_ml
 from ..preproc.template import load_template
 from .inference import Look, NoBrainError, Shares, look, look_within
 from .landmarks import Landmarks
@@ -133,7 +133,6 @@ def find_brain(
     given: Nifti1Image | None = None,
     segmenter: tuple[Segmenter, Landmarks] | None = None,
     sure: BrainLimits = SURE,
-    head: BrainLimits = HEAD,
 ) -> Brain:
     """Find the brain in a structural image of any contrast.
 
@@ -145,8 +144,8 @@ def find_brain(
         Brain mask of the user, on any grid in the image's world space. Whatever lies inside is taken for a brain.
     segmenter : tuple of Segmenter and Landmarks, optional
         Network, and what it finds in the embedded template; the packaged one by default.
-    sure, head : BrainLimits
-        Limits of a mask without doubt, and of anything that is a head.
+    sure : BrainLimits
+        Limits of a mask without doubt.
 
     Raises
     ------
@@ -165,13 +164,13 @@ def find_brain(
         tissues=Nifti1Image(found.shares.tissues, found.shares.affine),
         to_template=to_template,
         stripped=found.stripped,
-        volume_ml=float(found.brain.sum()) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000,
+        volume_ml=float(found.brain.sum()) * voxel_ml(image.affine),
         certainty=found.shares.certainty,
         misfit_mm=misfit,
         in_view=template.in_view(np.linalg.inv(to_template @ image.affine), image.shape),
         given=given is not None,
     )
-    if given is None and (problems := head.problems(brain)):
+    if given is None and (problems := HEAD.problems(brain)):
         raise NoBrainError(f"no head with a brain was found in the image ({', '.join(problems)})")
     return attrs.evolve(brain, doubts=tuple(sure.problems(brain)))
 

@@ -209,10 +209,14 @@ def look_within(image: Nifti1Image, network: Segmenter, brain: BoolArray) -> Sha
         If the mask is empty.
 
     """
-    if not brain.any():
+    upright = _Upright.of(image)
+    return _shares_within(upright, upright.turned(brain), network)
+
+
+def _shares_within(upright: _Upright, mask: BoolArray, network: Segmenter) -> Shares:
+    if not mask.any():
         raise NoBrainError("the brain mask is empty")
-    upright, zoom = _Upright.of(image), network.shape.zoom
-    mask = upright.turned(brain)
+    zoom = network.shape.zoom
     box = bounding_box(mask, math.ceil(2 * zoom / float(voxel_sizes(upright.affine).min())))
     corner = _moved(upright.affine, [part.start for part in box])
     coarse, coarse_affine = resample_isotropic(np.where(mask[box], upright.data[box], np.float32(0)), corner, zoom)
@@ -255,9 +259,9 @@ def label(image: Nifti1Image, network: Segmenter, brain: BoolArray) -> NDArray[n
         If the mask is empty.
 
     """
-    shares = look_within(image, network, brain)
     upright = _Upright.of(image)
     mask = upright.turned(brain)
+    shares = _shares_within(upright, mask, network)
     prior = TissuePrior(shares.tissues, shares.affine)
     model = fit_tissues(upright.data, upright.affine, mask, prior)
     labels = np.full(mask.shape, CSF, dtype=np.uint8)

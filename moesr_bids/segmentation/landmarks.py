@@ -11,6 +11,7 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from ..preproc.images import voxel_ml
 from .inference import Shares, look_within
 from .network import Segmenter
 from .structures import CSF, STRUCTURES
@@ -46,8 +47,7 @@ class Landmarks:
         for axis in range(3):
             line = shares.sum(axis=tuple(a for a in (1, 2, 3) if a != axis + 1), dtype=np.float64)
             places[:, axis] = line @ np.arange(line.shape[1]) / np.maximum(masses, 1e-9)
-        voxel_ml = abs(float(np.linalg.det(found.affine[:3, :3]))) / 1000
-        return cls(apply_affine(found.affine, places), masses * voxel_ml)
+        return cls(apply_affine(found.affine, places), masses * voxel_ml(found.affine))
 
     @classmethod
     def of_template(cls, network: Segmenter) -> Landmarks:

@@ -55,7 +55,6 @@ def _structures() -> tuple[Structure, ...]:
 STRUCTURES = _structures()
 BACKGROUND, EXTRACEREBRAL, CSF = 0, 1, 2
 BRAIN = tuple(structure.index for structure in STRUCTURES if structure.index > EXTRACEREBRAL)
-TISSUE_NAMES = tuple(tissue for tissue, _ in _TISSUES)
 INDEX = {structure.name: structure.index for structure in STRUCTURES}
 MIRRORED = tuple(INDEX[f"{RIGHT if s.side == LEFT else LEFT} {s.tissue}"] if s.side else s.index for s in STRUCTURES)
 """Index of the same structure on the other side, by index."""

@@ -7,7 +7,6 @@ other tissue are cut, and sulci are filled.
 
 from __future__ import annotations
 
-import attrs
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -17,39 +16,16 @@ from ..preproc.tissues import TissueModel, complete_priors
 from .components import largest_component
 
 _WHITE, _GREY = 0, 1
-_SHADING_MM = 20.0  # full width of the smoothing of the bias field, as two standard deviations
+# Lengths are in mm, those of a blur standard deviations.
+_SHADING_BLUR = 10.0
+_PRIOR_BLUR = 3.0  # as much as the network's tissues may be wrong
+_OUTWARD, _INWARD = 5.0, 8.0  # largest move of the surface out of and into the network's brain
+_OPENING = 3.0  # radius of bridges that are cut (dura, optic nerves, veins)
+_CLOSING = 6.0  # radius of sulci that are filled
+_SURFACE_BLUR = 1.6
+_CSF_RIM = 1.5  # by which the mask reaches beyond the tissue
 _TURNS = 2
 _LARGEST_SHADING = 1.0  # natural logarithm, of a voxel
-
-
-@attrs.frozen
-class SurfaceSettings:
-    """Settings of the search for the surface; lengths are in mm.
-
-    Attributes
-    ----------
-    prior_blur : float
-        Standard deviation by which the network's tissues are blurred: as much as they may be wrong.
-    outward, inward : float
-        Largest distance by which the surface may move out of and into the network's brain.
-    opening : float
-        Radius of bridges that are cut (dura, optic nerves, veins).
-    closing : float
-        Radius of sulci that are filled.
-    final_blur : float
-        Standard deviation of the smoothing of the surface.
-    margin : float
-        Distance by which the mask reaches beyond the tissue, into the thin layer of CSF at the surface.
-
-    """
-
-    prior_blur: float = 3.0
-    outward: float = 5.0
-    inward: float = 8.0
-    opening: float = 3.0
-    closing: float = 6.0
-    final_blur: float = 1.6
-    margin: float = 1.5
 
 
 def without_shading(data: NDArray[np.float32], tissues: NDArray[np.float32], zoom: float) -> NDArray[np.float32]:
@@ -69,7 +45,7 @@ def without_shading(data: NDArray[np.float32], tissues: NDArray[np.float32], zoo
 
     """
     inside = tissues.sum(axis=0)
-    sigma = _SHADING_MM / 2 / zoom
+    sigma = _SHADING_BLUR / zoom
     weight = np.maximum(ndimage.gaussian_filter(inside, sigma), 1e-3)
     least = max(1e-3 * float(data.max()), 1e-9)
     field = np.zeros_like(data)
@@ -88,7 +64,6 @@ def brain_surface(
     tissues: NDArray[np.float32],
     zoom: float,
     allowed: NDArray[np.bool_],
-    settings: SurfaceSettings | None = None,
 ) -> NDArray[np.float32]:
     """Move the network's surface of the brain to that of the image.
 
@@ -102,7 +77,6 @@ def brain_surface(
         Voxel size, mm.
     allowed : ndarray of bool
         Where brain can be.
-    settings : SurfaceSettings, optional
 
     Returns
     -------
@@ -110,28 +84,27 @@ def brain_surface(
         Soft mask from 0 to 1, with the surface at 0.5; below 0.5 outside of `allowed`.
 
     """
-    settings = settings or SurfaceSettings()
     prior = tissues.sum(axis=0) >= 0.5
     outside, inside = _distance(~prior, zoom), _distance(prior, zoom)
-    outer, core = outside <= settings.outward, inside > settings.inward
-    band = (outside <= settings.outward + 6) & allowed
-    priors = np.stack([ndimage.gaussian_filter(tissue, settings.prior_blur / zoom)[band] for tissue in tissues])
+    outer, core = outside <= _OUTWARD, inside > _INWARD
+    band = (outside <= _OUTWARD + 6) & allowed
+    priors = np.stack([ndimage.gaussian_filter(tissue, _PRIOR_BLUR / zoom)[band] for tissue in tissues])
     values = data[band].astype(np.float64)
     complete = complete_priors(priors)
     classes = TissueModel.fit(values, complete).posterior(values, complete)
     posterior = np.zeros(data.shape, dtype=np.float32)
     posterior[band] = classes[_WHITE] + classes[_GREY]
     tissue = (posterior > 0.5) & outer & allowed
-    opened = isotropic_opening(tissue | core, settings.opening, spacing=zoom)
+    opened = isotropic_opening(tissue | core, _OPENING, spacing=zoom)
     connected = largest_component(opened | core)
     # The opening also took voxels off the surface of the kept part: they come back, the bridges do not.
     kept = (_distance(~connected, zoom) <= zoom * 1.01) & (tissue | core)
-    pad = int(np.ceil(settings.closing / zoom)) + 1
-    closed = isotropic_closing(np.pad(kept | connected, pad), settings.closing, spacing=zoom)
+    pad = int(np.ceil(_CLOSING / zoom)) + 1
+    closed = isotropic_closing(np.pad(kept | connected, pad), _CLOSING, spacing=zoom)
     filled = ndimage.binary_fill_holes(closed[pad:-pad, pad:-pad, pad:-pad]) & outer & allowed
-    smooth = ndimage.gaussian_filter(filled.astype(np.float32), settings.final_blur / zoom) >= 0.5
+    smooth = ndimage.gaussian_filter(filled.astype(np.float32), _SURFACE_BLUR / zoom) >= 0.5
     # Clipped signed distance to the surface: it can be interpolated to other grids without steps.
-    signed = np.where(smooth, _distance(smooth, zoom) - zoom / 2, zoom / 2 - _distance(~smooth, zoom)) + settings.margin
+    signed = np.where(smooth, _distance(smooth, zoom) - zoom / 2, zoom / 2 - _distance(~smooth, zoom)) + _CSF_RIM
     soft = ndimage.gaussian_filter(np.clip(0.5 + signed / (4 * zoom), 0, 1), 0.7)
     return np.asarray(np.where(allowed, soft, np.minimum(soft, 0.49)), dtype=np.float32)
 

@@ -27,7 +27,8 @@ from .objectives import Objective, Terms
 from .recipe import Recipe
 
 _TISSUES = ("cortex", "white matter", "lateral ventricle", "deep grey matter", "cerebellum", "brainstem")
-_STILL = RandomHead(size=(1.0, 1.0), stretch=0.0, tilt=0.0, turned=0.0, displacement=(1e-3, 2e-3), shift=0.0)
+STILL = RandomHead(size=(1.0, 1.0), stretch=0.0, tilt=0.0, turned=0.0, displacement=(1e-3, 2e-3), shift=0.0)
+"""A head as its map has it."""
 _PLAIN = RandomImage(
     lesions=0.0,
     cavity=0.0,
@@ -126,7 +127,7 @@ class SegmentationObjective(Objective):
 
     def _draw(self, head: HeadMap) -> list[_Case]:
         cases, zoom, processor = [], self.shape.zoom, torch.device("cpu")
-        drawn = _STILL.draw(head, self.patch, zoom, np.random.default_rng(0), processor)
+        drawn = STILL.draw(head, self.patch, zoom, np.random.default_rng(0), processor)
         wanted = {"scan": _PLAIN} if head.image is not None else CASES
         for number, (name, images) in enumerate(wanted.items()):
             rng = np.random.default_rng([number, len(head.name), int(head.classes.sum()) % 9973])
